@@ -1,0 +1,44 @@
+"""The library: no command line, no process control; usable from a notebook.
+
+What most callers need is here; each name is imported when it is first used, so that `import imaging` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imaging.checkpoint import find_checkpoint, open_checkpoint
+    from imaging.dicom import load_series, read_series, scan
+    from imaging.nifti import read_nifti
+    from imaging.predict import Predictor
+    from imaging.volume import Volume
+
+_HOME = {
+    "Predictor": "imaging.predict",
+    "Volume": "imaging.volume",
+    "find_checkpoint": "imaging.checkpoint",
+    "load_series": "imaging.dicom",
+    "open_checkpoint": "imaging.checkpoint",
+    "read_nifti": "imaging.nifti",
+    "read_series": "imaging.dicom",
+    "scan": "imaging.dicom",
+}
+
+__all__ = [
+    "Predictor",
+    "Volume",
+    "find_checkpoint",
+    "load_series",
+    "open_checkpoint",
+    "read_nifti",
+    "read_series",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'imaging' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,269 @@
+"""A config says everything about one task: data, preprocessing, network, training, prediction, and what the labels mean.
+
+Invariant: there is no code in a config and no key without a meaning. An unknown key is refused with the nearest known
+one; networks and augmentations are names from a registry. The same file trains a checkpoint, lies in it, and serves it,
+so that training and serving cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from imaging.errors import ConfigInvalid, UnknownKey
+
+Vector3 = tuple[float, float, float]
+Size3 = tuple[int, int, int]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Code(_Section):
+    """A coded concept: scheme designator, value and meaning (DICOM PS3.16 section 8; SCT is SNOMED CT)."""
+
+    scheme: Literal["SCT", "DCM", "RADLEX"] = "SCT"
+    value: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class Label(_Section):
+    """One structure: its value in the mask, its name in files, its codes in reports."""
+
+    id: Annotated[int, Field(ge=1, le=255)]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    category: Code
+    code: Code
+    modifier: Code | None = None
+    colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
+
+
+class AppliesTo(_Section):
+    """Which series a checkpoint takes.
+
+    `modality`, `extent_mm` and `spacing_mm` are limits of what the network has learnt: a series beyond them is refused
+    even when the checkpoint is named explicitly (a modality that the file does not tell, as in NIfTI, is not held against
+    it). `description` only chooses: it is asked when no checkpoint is named.
+    """
+
+    modality: tuple[str, ...]
+    description: str | None = None
+    extent_min_mm: Vector3
+    extent_max_mm: Vector3
+    spacing_max_mm: float = Field(gt=0)
+
+
+class Data(_Section):
+    """Where the cases lie and how they are split, always by patient."""
+
+    root: str | None = None
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    folds: Annotated[int, Field(ge=2)] = 6
+    fold: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Data:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: folds are 0 to {self.folds - 1}")
+        return self
+
+
+class Preprocess(_Section):
+    """Volume -> network input, the same in training and serving."""
+
+    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
+    spacing_mm: Vector3
+    normalise: Literal["zscore"] = "zscore"
+
+
+class Network(_Section):
+    """A network's registered name and its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Augmentation(_Section):
+    """A random transform's registered name and its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Train(_Section):
+    """How the weights are found."""
+
+    seed: int = 0
+    patch: Size3
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    gradient_clip: Annotated[float, Field(gt=0)] = 12.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    augment: tuple[Augmentation, ...] = ()
+
+
+class Predict(_Section):
+    """How the weights are used."""
+
+    patch: Size3
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["32", "bf16"] = "bf16"
+    flip_axes: tuple[Literal[0, 1, 2], ...] = ()
+
+
+class Card(_Section):
+    """What the model card says that no number says."""
+
+    data: str
+    licence: str
+    intended_use: str
+    limits: str
+    command: str
+
+
+class Config(_Section):
+    """One task, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=16)]
+    title: str
+    task: Literal["segment"]
+    applies_to: AppliesTo
+    labels: tuple[Label, ...]
+    data: Data = Data()
+    preprocess: Preprocess
+    network: Network
+    train: Train
+    predict: Predict
+    card: Card
+
+    @model_validator(mode="after")
+    def _labels_are_dense(self) -> Config:
+        if [label.id for label in self.labels] != list(range(1, len(self.labels) + 1)):
+            raise ValueError("labels must have the ids 1, 2, 3, ... in this order")
+        if len({label.name for label in self.labels}) != len(self.labels):
+            raise ValueError("two labels have the same name")
+        return self
+
+    def without_paths(self) -> Config:
+        """The config as it may be published: `data.root` is a path of the machine that trained, so it is left out."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"root": None})})
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def digest(self) -> str:
+        """SHA-256 of the config's content (not of its layout, nor of `data.root`)."""
+        content = json.dumps(self.without_paths().model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate a config.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+    overrides
+        ``KEY=VALUE`` with dots for sections (``train.epochs=3``); VALUE is read as YAML. An element of a list is named
+        by its number (``labels.0.title=Head``).
+
+    Raises
+    ------
+    UnknownKey
+        If the file or an override has a key that configs do not have.
+    ConfigInvalid
+        If the file is not YAML, or a value is not what its key takes.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigInvalid(path, seen=f"cannot be read as YAML ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise ConfigInvalid(path, seen="the top level is not a mapping")
+    for override in overrides:
+        _set(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise _explain(path, error) from error
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigInvalid(f"override {override!r}", seen="no KEY=VALUE", remedy="Write it as KEY=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"override {override!r}", seen="VALUE is not YAML") from error
+    node: Any = content
+    *sections, last = key.split(".")
+    for section in sections:
+        if isinstance(node, list) and section.isdigit() and int(section) < len(node):
+            node = node[int(section)]
+        elif isinstance(node, dict):
+            node = node.setdefault(section, {})
+        else:
+            raise UnknownKey(f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UnknownKey(f"override {override!r}", seen=f"{last!r} leads nowhere", expected="a known key was expected")
+
+
+def _explain(path: Path, error: ValidationError) -> ConfigInvalid | UnknownKey:
+    """The first problem of a validation, in this project's words; an unknown key before all others."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *section, unknown = (str(part) for part in problem["loc"])
+        known = list(_section_at(section).model_fields)
+        nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        expected = f"did you mean {nearest[0]!r}?" if nearest else f"one of {', '.join(known)} was expected"
+        return UnknownKey(path, seen=f"unknown key {where!r}", expected=expected)
+    return ConfigInvalid(path, seen=f"{where or 'config'}: {problem['msg']}")
+
+
+def _section_at(location: Sequence[str]) -> type[BaseModel]:
+    """The section's model at a path of keys."""
+    model: type[BaseModel] = Config
+    for part in location:
+        if not part.isdigit():
+            model = _model_in(model.model_fields[part].annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    """The one model inside an annotation such as ``tuple[Label, ...]`` or ``Code | None``."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return annotation
+    models = [a for a in get_args(annotation) if a is not type(None) and a is not Ellipsis]
+    return _model_in(models[0])
+
+
+def as_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML lists as tuples where a library wants hashable options; one level deep."""
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+
+

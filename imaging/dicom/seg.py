@@ -1,0 +1,239 @@
+"""A mask -> DICOM Segmentation, read back and compared before anybody gets it.
+
+Invariant: what `write_seg` leaves on disk has, for every segment, the same number of voxels and the same centre in the
+patient as the mask it was made from; else nothing is left on disk. UIDs are functions of the content: the same mask of
+the same series by the same checkpoint has the same UIDs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from imaging import config as configs
+from imaging.errors import OutputMismatch
+from imaging.volume import Affine, Volume, lps_to_ras
+
+MANUFACTURER = "imgpipe"
+# Two centres this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
+CENTRE_TOLERANCE_MM = 0.01
+# Attributes that a SEG must take from its source and that highdicom wants present (type 2: may be empty).
+_MAY_BE_EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+                 "AccessionNumber", "ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """Who made the mask.
+
+    Attributes
+    ----------
+    name
+        Name of the checkpoint.
+    version
+        Its version.
+    weights_sha256
+        SHA-256 of its weights.
+    software_version
+        Version of imgpipe.
+    """
+
+    name: str
+    version: str
+    weights_sha256: str
+    software_version: str
+
+
+def write_seg(
+    path: Path, mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
+) -> None:
+    """Write a binary DICOM SEG (PS3.3 A.51) over the instances of a volume.
+
+    Parameters
+    ----------
+    path
+        Where it goes.
+    mask_XYZ
+        Label ids on the volume's own grid; at least one voxel is not 0.
+    volume
+        Read from DICOM: its `frames` name the source instances, one for each slice of Z.
+    labels
+        What the ids mean. A label without a voxel gets no segment, for an empty segment cannot be told from a lost one.
+    algorithm
+        Who made the mask.
+
+    Raises
+    ------
+    OutputMismatch
+        If the file, read back, does not hold the mask; the file is removed.
+    """
+    present = [label for label in labels if (mask_XYZ == label.id).any()]
+    segmentation = _build(mask_XYZ, volume, present, algorithm)
+    try:
+        segmentation.save_as(path)
+        check_seg(path, mask_XYZ, volume.affine, present)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _build(
+    mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
+) -> hd.seg.Segmentation:
+    sources = [_source(frame.path) for frame in volume.frames]
+    identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.software_version]
+    identity += [frame.sop_instance_uid for frame in volume.frames]
+    identity.append(hashlib.sha256(np.ascontiguousarray(mask_XYZ)).hexdigest())
+    frames_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
+    # Segments are numbered 1, 2, 3, ... without a hole (PS3.3 C.8.20.2), whichever labels were found.
+    numbers = np.zeros(256, dtype=np.uint8)
+    for number, label in enumerate(labels, start=1):
+        numbers[label.id] = number
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings quote header values
+        segmentation = hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=numbers[frames_ZYX],
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_describe(number, label, algorithm) for number, label in enumerate(labels, start=1)],
+            series_instance_uid=generate_uid(entropy_srcs=["series", *identity]),
+            series_number=9001,
+            sop_instance_uid=generate_uid(entropy_srcs=["instance", *identity]),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=algorithm.name,
+            software_versions=algorithm.software_version,
+            device_serial_number=algorithm.weights_sha256[:16],
+            content_label="SEGMENTATION",
+            content_description=f"{algorithm.name} {algorithm.version}, for research use"[:64],
+            series_description=f"{algorithm.name} (research)"[:64],
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+        )
+    segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = _same_everywhere(segmentation, identity)
+    return segmentation
+
+
+def _same_everywhere(segmentation: pydicom.Dataset, identity: Iterable[str]) -> str:
+    """Replace highdicom's random dimension organization UID by one from the content."""
+    uid = generate_uid(entropy_srcs=["dimensions", *identity])
+    for index in segmentation.DimensionIndexSequence:
+        index.DimensionOrganizationUID = uid
+    return uid
+
+
+def _describe(number: int, label: configs.Label, algorithm: Algorithm) -> hd.seg.SegmentDescription:
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=label.title[:64],
+        segmented_property_category=_code(label.category),
+        segmented_property_type=_code(label.code),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=algorithm.name,
+            version=algorithm.version,
+            family=Code("123110", "DCM", "Artificial Intelligence"),
+        ),
+        tracking_id=label.name,
+        tracking_uid=generate_uid(entropy_srcs=["tracking", algorithm.name, label.name]),
+        display_color=_cielab(label.colour),
+    )
+    if label.modifier is not None:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        # PS3.3 table C.8.20-4: the modifier refines the property type from inside its item.
+        kind.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(_code(label.modifier))]
+    return description
+
+
+def _code(code: configs.Code) -> Code:
+    return Code(code.value, code.scheme, code.meaning)
+
+
+def _cielab(colour: str) -> hd.color.CIELabColor:
+    return hd.color.CIELabColor.from_rgb(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)))
+
+
+def _source(path: Path) -> pydicom.Dataset:
+    """The source's header, with the type 2 attributes that some writers leave out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    return dataset
+
+
+def check_seg(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: Sequence[configs.Label]) -> None:
+    """Read a SEG back from its own bytes and compare each segment with the mask it should hold.
+
+    The way back shares nothing with the way out but pydicom: frames are placed by their own Plane Position, Plane
+    Orientation and Pixel Measures.
+
+    Parameters
+    ----------
+    path
+        The SEG.
+    mask_XYZ, affine
+        What was meant: label ids and voxel index to RAS+ mm.
+    labels
+        The label of each segment, in the order of the segment numbers.
+
+    Raises
+    ------
+    OutputMismatch
+        If a segment's voxel count differs, or its centre by more than `CENTRE_TOLERANCE_MM`.
+    """
+    found = _segments(pydicom.dcmread(path))
+    if set(found) != set(range(1, len(labels) + 1)):
+        raise OutputMismatch(path.name, seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
+    for number, label in enumerate(labels, start=1):
+        voxels = np.argwhere(mask_XYZ == label.id)
+        count, centre = found[number]
+        if count != len(voxels):
+            raise OutputMismatch(path.name, seen=f"{count} voxels of {label.name}", expected=f"{len(voxels)} were expected")
+        meant = affine[:3, :3] @ voxels.mean(axis=0) + affine[:3, 3]
+        apart = float(np.linalg.norm(centre - meant))
+        if apart > CENTRE_TOLERANCE_MM:
+            raise OutputMismatch(path.name, seen=f"the centre of {label.name} is {apart:.3f} mm off")
+
+
+def _segments(dataset: pydicom.Dataset) -> dict[int, tuple[int, NDArray[np.float64]]]:
+    """Voxel count and centre in RAS mm of each segment number."""
+    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    sums: dict[int, tuple[int, NDArray[np.float64]]] = {}
+    for pixels, group in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        to_ras = _frame_affine(shared, group)
+        rows, columns = np.nonzero(pixels)
+        points = to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]
+        count, total = sums.get(number, (0, np.zeros(3)))
+        sums[number] = (count + len(rows), total + points.sum(axis=1))
+    return {number: (count, total / max(count, 1)) for number, (count, total) in sums.items()}
+
+
+def _frame_affine(shared: pydicom.Dataset, group: pydicom.Dataset) -> Affine:
+    """(column, row, 0, 1) of one frame to RAS mm (PS3.3 C.7.6.2.1.1, equation 1)."""
+    orientation = _macro(shared, group, "PlaneOrientationSequence").ImageOrientationPatient
+    spacing = _macro(shared, group, "PixelMeasuresSequence").PixelSpacing
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(orientation[:3], dtype=float) * float(spacing[1])
+    affine[:3, 1] = np.array(orientation[3:], dtype=float) * float(spacing[0])
+    affine[:3, 3] = [float(value) for value in _macro(shared, group, "PlanePositionSequence").ImagePositionPatient]
+    return lps_to_ras(affine)
+
+
+def _macro(shared: pydicom.Dataset, group: pydicom.Dataset, keyword: str) -> pydicom.Dataset:
+    """A functional group macro's item, from the frame or, where all frames share it, from the shared groups."""
+    item: pydicom.Dataset = (group if keyword in group else shared)[keyword].value[0]
+    return item

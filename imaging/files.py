@@ -1,0 +1,115 @@
+"""Bytes to disk, whole or not at all: temporary name, fsync, rename.
+
+Invariant: whoever lists a folder sees either the old file or the whole new one, never a part. A temporary name begins
+with a dot and ends with `.partial`, so that what a killed process leaves can be told and swept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imaging.errors import OutputNotWritable
+
+PARTIAL = ".partial"
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file atomically.
+
+    Parameters
+    ----------
+    path
+        Where it goes; its folder exists.
+    content
+        Bytes, or text that is written as UTF-8.
+
+    Raises
+    ------
+    OutputNotWritable
+        If the folder cannot be written or the disk is full; the old file, if any, is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OutputNotWritable(path, seen=error.strerror or "write failed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` whose files appear in `target` when the block ends well.
+
+    A new target appears whole, by one rename. Into an existing one the files are moved one by one, in the order of
+    their names, each whole; files that are already there under other names are left alone, since they may be the user's.
+
+    Parameters
+    ----------
+    target
+        The folder that should hold the files; its parents are made.
+
+    Yields
+    ------
+    Path
+        The folder to write into. If the block raises, Ctrl-C included, it is removed and `target` is as before.
+
+    Raises
+    ------
+    OutputNotWritable
+        If the folder cannot be made or written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=PARTIAL, dir=target.parent))
+    except OSError as error:
+        raise OutputNotWritable(target, seen=error.strerror or "cannot be made") from error
+    try:
+        yield stage
+        try:
+            _move_into(stage, target)
+        except OSError as error:
+            raise OutputNotWritable(target, seen=error.strerror or "cannot be replaced") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_into(stage: Path, target: Path) -> None:
+    # mkdtemp makes the folder private; the result is as open as the user's umask wants it.
+    umask = os.umask(0)
+    os.umask(umask)
+    stage.chmod(0o777 & ~umask)
+    if not target.exists():
+        stage.rename(target)
+    else:
+        for file in sorted(stage.iterdir()):
+            file.replace(target / file.name)
+        sync_folder(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable (fsync of the directory itself)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""A config's network name -> a MONAI network.
+
+Invariant: a name that is not in the registry is refused with the known ones; the options are MONAI's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.networks import nets
+
+from imaging.config import Network
+from imaging.errors import ConfigInvalid, UnknownName
+
+_SEGMENTERS: dict[str, type[torch.nn.Module]] = {
+    "BasicUNet": nets.BasicUNet,
+    "DynUNet": nets.DynUNet,
+    "SegResNet": nets.SegResNet,
+    "SwinUNETR": nets.SwinUNETR,
+    "UNETR": nets.UNETR,
+    "UNet": nets.UNet,
+}
+
+
+def known_networks() -> tuple[str, ...]:
+    """The names that a config may use."""
+    return tuple(_SEGMENTERS)
+
+
+def build_network(config: Network, *, in_channels: int, out_channels: int) -> torch.nn.Module:
+    """Make the network a config names, with fresh weights.
+
+    Parameters
+    ----------
+    config
+        Name and options; the options go to MONAI's class as they are.
+    in_channels, out_channels
+        Channels of the image, and classes with the background.
+
+    Raises
+    ------
+    UnknownName
+        If the name is not registered.
+    ConfigInvalid
+        If MONAI does not take the options.
+    """
+    if config.name not in _SEGMENTERS:
+        raise UnknownName("network.name", seen=repr(config.name), expected=f"known: {', '.join(_SEGMENTERS)}")
+    options: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
+    try:
+        return _SEGMENTERS[config.name](**options, **config.options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigInvalid("network.options", seen=f"{config.name} does not take them: {error}") from error
+
+
+def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The network's parameters and buffers, each once.
+
+    MONAI's DynUNet registers its blocks under two names; a state dictionary would hold every weight twice.
+    """
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights into a network.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a name is missing or too many, or a shape differs; the network is then unchanged.
+    """
+    own = weights_of(network)
+    if own.keys() != weights.keys():
+        raise KeyError(f"{len(own.keys() ^ weights.keys())} names differ, {min(own.keys() ^ weights.keys())!r} among them")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise ValueError(f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])

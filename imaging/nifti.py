@@ -1,0 +1,133 @@
+"""NIfTI -> the same Volume as from DICOM, and masks back to NIfTI on the grid they came from.
+
+Invariant: the voxel grid is never turned or resampled here; only the affine says where it lies. An image whose place
+cannot be known (no qform, no sform) is refused rather than put at the origin.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.errors import InvalidGeometry, NotFinite, UnreadableNifti, UnsupportedNifti
+from imaging.files import PARTIAL
+from imaging.volume import Affine, Defect, SeriesFacts, Volume
+
+# NIfTI-1 header field xyzt_units, bits 0-2 (nifti1.h): factor to millimetres; 0 is unknown and by custom mm.
+_MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
+_LARGEST_VOXELS = 4_000_000_000
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name is one that NIfTI files have (`.nii` or `.nii.gz`)."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def case_name(path: Path) -> str:
+    """A NIfTI file's name without its ending."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read one 3D image.
+
+    Parameters
+    ----------
+    path
+        A `.nii` or `.nii.gz` file; scl_slope and scl_inter are applied.
+
+    Returns
+    -------
+    Volume
+        (1, X, Y, Z) on the file's own grid; `facts.description` is the file's name without its ending.
+
+    Raises
+    ------
+    UnreadableNifti
+        If it is not NIfTI, or shorter than its header says.
+    UnsupportedNifti
+        If it is not one volume of real numbers in a known place.
+    InvalidGeometry
+        If the affine is not finite or not invertible.
+    NotFinite
+        If a voxel is NaN or infinite.
+    """
+    image = _open(path)
+    affine, defects = _affine(image, path)
+    shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
+    if len(shape) != 3 or min(shape) < 1 or int(np.prod(shape, dtype=np.int64)) > _LARGEST_VOXELS:
+        raise UnsupportedNifti(path, seen=f"the shape {tuple(image.shape)}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise UnsupportedNifti(path, seen=f"the data type {image.get_data_dtype()}")
+    try:
+        array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+    except (OSError, EOFError, ValueError, MemoryError) as error:
+        raise UnreadableNifti(path, seen=f"the voxels cannot be read ({type(error).__name__})") from error
+    if not np.isfinite(array).all():
+        raise NotFinite(path, seen=f"{int((~np.isfinite(array)).sum())} NaN or infinite voxels")
+    return Volume(array[np.newaxis], affine, SeriesFacts(description=case_name(path)), defects=defects)
+
+
+def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
+    """Write label ids as uint8 NIfTI, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where it goes (`.nii.gz`).
+    mask_XYZ
+        Label ids on the grid of `affine`.
+    affine
+        Voxel index to RAS+ mm.
+    """
+    image = nib.Nifti1Image(mask_XYZ, affine)
+    image.header.set_xyzt_units("mm")
+    # nibabel chooses the format by the ending, so the temporary name keeps it.
+    temporary = path.with_name(f".{os.getpid()}{PARTIAL}.{path.name}")
+    try:
+        nib.save(image, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> Any:
+    try:
+        image = nib.load(path)
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+        raise UnreadableNifti(path, seen=f"cannot be opened ({type(error).__name__})") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise UnreadableNifti(path, seen=f"is {type(image).__name__}")
+    return image
+
+
+def _affine(image: Any, path: Path) -> tuple[Affine, tuple[Defect, ...]]:
+    """The affine in RAS+ mm; the sform where there is one, else the qform (nifti1.h, methods 3 and 2)."""
+    try:
+        q_affine, q_code = image.get_qform(coded=True)
+        s_affine, s_code = image.get_sform(coded=True)
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise InvalidGeometry(path, seen="the qform cannot be computed") from error
+    if not q_code and not s_code:
+        raise UnsupportedNifti(path, seen="neither qform nor sform says where the voxels lie")
+    factor = _MILLIMETRES[image.header.get_xyzt_units()[0]]
+    scale = np.diag([factor, factor, factor, 1.0])
+    affine = scale @ np.asarray(s_affine if s_code else q_affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InvalidGeometry(path, seen="an affine that is not finite or not invertible")
+    if not (q_code and s_code):
+        return affine, ()
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
+        *(np.array(image.shape[:3]) - 1),
+        1,
+    ]
+    apart = float(np.linalg.norm((corners @ (affine - scale @ q_affine).T)[:, :3], axis=1).max())
+    if apart < 0.01:
+        return affine, ()
+    detail = f"qform and sform put the corners up to {apart:.3f} mm apart; the sform is used"
+    return affine, (Defect("qform_differs", "noted", detail, error_mm=apart),)

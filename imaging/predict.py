@@ -1,0 +1,161 @@
+"""One Volume in, one Prediction out.
+
+Invariant: the checkpoint's own preprocessing goes in front of the network and nothing else; what comes out lies on the
+series' own grid, voxel for voxel.
+
+Shapes: K classes with the background; ``probability_KXYZ`` on the network's grid, ``mask_XYZ`` on the series' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+
+from imaging.checkpoint import Checkpoint
+from imaging.config import AppliesTo
+from imaging.errors import CheckpointCorrupt, ImagingError, NotApplicable
+from imaging.networks import build_network, load_weights
+from imaging.transforms import IMAGE, affine_of, preprocessing, restore_labels
+from imaging.volume import Volume, extent_in_ras
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What one checkpoint said of one volume.
+
+    Attributes
+    ----------
+    checkpoint
+        Who said it.
+    volume
+        Of what.
+    mask_XYZ
+        uint8 label ids on the volume's own grid.
+    mean_probability
+        For each label id that was found, the mean of its probability over its voxels on the network's grid.
+    """
+
+    checkpoint: Checkpoint
+    volume: Volume
+    mask_XYZ: NDArray[np.uint8]
+    mean_probability: dict[int, float]
+
+
+class Predictor:
+    """A checkpoint with its network in memory; call it with a Volume.
+
+    Parameters
+    ----------
+    checkpoint
+        A verified checkpoint.
+    device
+        ``cuda`` where there is one, else ``cpu``.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        If the weights do not fit the config's network.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None) -> None:
+        config = checkpoint.config
+        self.checkpoint = checkpoint
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._prepare = preprocessing(config.preprocess, with_label=False)
+        network = build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
+        try:
+            load_weights(network, checkpoint.load_weights())
+        except (KeyError, ValueError) as error:
+            raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
+        self._network = network.eval().to(self._device)
+
+    def __call__(self, volume: Volume) -> Prediction:
+        """Segment a volume.
+
+        Raises
+        ------
+        NotApplicable
+            If the volume is beyond the checkpoint's limits.
+        ConstantImage
+            If all voxels are equal.
+        """
+        config = self.checkpoint.config
+        check_limits(volume, config.applies_to)
+        image = self._prepared(volume)
+        probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
+        labels_XYZ = probability_KXYZ.argmax(0).to(torch.uint8).cpu().numpy()
+        certainty_KXYZ = probability_KXYZ.float().cpu().numpy()
+        mean_probability = {
+            label.id: float(certainty_KXYZ[label.id][labels_XYZ == label.id].mean())
+            for label in config.labels
+            if (labels_XYZ == label.id).any()
+        }
+        mask = restore_labels(labels_XYZ, affine_of(image), shape=volume.shape, to_affine=volume.affine)
+        return Prediction(self.checkpoint, volume, mask, mean_probability)
+
+    def _prepared(self, volume: Volume) -> MetaTensor:
+        try:
+            image = self._prepare({IMAGE: volume.as_metatensor()})[IMAGE]
+        except RuntimeError as error:
+            # MONAI wraps what a transform raises; the named refusal inside says more.
+            if isinstance(error.__cause__, ImagingError):
+                raise error.__cause__ from error
+            raise
+        assert isinstance(image, MetaTensor)
+        return image
+
+    @torch.inference_mode()
+    def _probabilities(self, image_1CXYZ: torch.Tensor) -> torch.Tensor:
+        """Softmax averaged over the flips that the config asks for."""
+        settings = self.checkpoint.config.predict
+        flips: list[tuple[int, ...]] = [()]
+        for axis in settings.flip_axes:
+            flips += [(*flip, axis + 2) for flip in flips]
+        total: torch.Tensor | None = None
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            for flip in flips:
+                logits = sliding_window_inference(
+                    image_1CXYZ.flip(flip) if flip else image_1CXYZ,
+                    settings.patch,
+                    settings.batch_size,
+                    self._network,
+                    overlap=settings.overlap,
+                    mode="gaussian",
+                )
+                assert isinstance(logits, torch.Tensor)
+                probability = logits.float().softmax(1)
+                probability = probability.flip(flip) if flip else probability
+                total = probability if total is None else total + probability
+        assert total is not None
+        return total[0] / len(flips)
+
+
+def check_limits(volume: Volume, rule: AppliesTo) -> None:
+    """Refuse a volume that lies beyond what a checkpoint has learnt.
+
+    Raises
+    ------
+    NotApplicable
+        Naming the first limit that is broken. A modality that the file does not tell is not held against it.
+    """
+    subject = f"series {volume.facts.series_uid}" if volume.facts.series_uid else volume.facts.description
+    modality = volume.facts.modality
+    if modality and modality not in rule.modality:
+        raise NotApplicable(subject, seen=f"modality {modality}", expected=f"{' or '.join(rule.modality)} was expected")
+    extent = extent_in_ras(volume.shape, volume.affine)
+    for size, low, high, axis in zip(extent, rule.extent_min_mm, rule.extent_max_mm, ("R-L", "A-P", "S-I"), strict=True):
+        if not low <= size <= high:
+            raise NotApplicable(
+                subject, seen=f"{size:.0f} mm along {axis}", expected=f"{low:g} to {high:g} mm was expected"
+            )
+    if max(volume.spacing) > rule.spacing_max_mm:
+        raise NotApplicable(
+            subject,
+            seen=f"a spacing of {max(volume.spacing):.2f} mm",
+            expected=f"at most {rule.spacing_max_mm:g} mm was expected",
+        )

@@ -1,0 +1,182 @@
+"""Volume -> network input, and a mask back to the series' own grid.
+
+Invariant: the way in is made of MONAI's transforms and the same in training and serving; the way back is computed from
+the two affines alone, so that no bookkeeping of inverse transforms can shift a mask by half a voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai import transforms as monai_transforms
+from monai.data import MetaTensor
+from monai.transforms import Compose, MapTransform, Transform
+from numpy.typing import NDArray
+
+from imaging.config import Augmentation, Preprocess, Size3, as_mapping
+from imaging.errors import ConfigInvalid, ConstantImage, InvalidGeometry, UnknownName
+from imaging.volume import Affine
+
+IMAGE, LABEL = "image", "label"
+
+# Random transforms that may change the image only, and those that move voxels and so must move the label alike.
+_INTENSITY = ("RandAdjustContrast", "RandGaussianNoise", "RandGaussianSmooth", "RandScaleIntensity", "RandShiftIntensity",
+              "RandSimulateLowResolution", "RandBiasField")  # fmt: skip
+_SPATIAL = ("RandAffine", "RandFlip", "RandRotate90", "Rand3DElastic")
+
+
+def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
+    """The deterministic transforms of a config.
+
+    Parameters
+    ----------
+    config
+        Orientation, spacing and normalisation of the network's grid.
+    with_label
+        Whether the dictionaries hold a mask under ``label``, which goes to the same grid by nearest neighbour.
+
+    Returns
+    -------
+    Compose
+        Takes ``{"image": MetaTensor (C, X, Y, Z)[, "label": ...]}`` and gives the same keys on the network's grid, with
+        the affine updated.
+    """
+    keys = (IMAGE, LABEL) if with_label else (IMAGE,)
+    modes = ("bilinear", "nearest")[: len(keys)]
+    return Compose(
+        [
+            monai_transforms.Orientationd(keys, axcodes=config.orientation, labels=None),
+            monai_transforms.Spacingd(keys, pixdim=config.spacing_mm, mode=modes, padding_mode="border"),
+            _NORMALISE[config.normalise](IMAGE),
+        ]
+    )
+
+
+class ZScored(MapTransform):
+    """Subtract the volume's mean and divide by its standard deviation, each channel by its own.
+
+    MR has no unit: the same tissue has another value on another scanner. Raises `ConstantImage` where the deviation is
+    zero, instead of handing on NaN.
+    """
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Normalise each of the keys."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            deviation = image.std(dim=(1, 2, 3), keepdim=True, correction=0)
+            if not bool((deviation > 0).all()):
+                raise ConstantImage("network input", seen="all voxels are equal")
+            result[key] = (image - image.mean(dim=(1, 2, 3), keepdim=True)) / deviation
+        return result
+
+
+_NORMALISE: dict[str, type[MapTransform]] = {"zscore": ZScored}
+
+
+def augmentation(chosen: Sequence[Augmentation], *, patch: Size3) -> Compose:
+    """The random transforms of a config, ending in a patch of the given size.
+
+    Parameters
+    ----------
+    chosen
+        Names of MONAI's random transforms without the ``d``, with their options; a spatial one moves image and label
+        together (the label by nearest neighbour), the others touch the image only.
+    patch
+        Size of the patch in voxels of the network's grid; smaller volumes are padded with 0, which is their mean.
+
+    Raises
+    ------
+    UnknownName
+        If a name is not registered.
+    ConfigInvalid
+        If MONAI does not take the options.
+    """
+    both = (IMAGE, LABEL)
+    return Compose(
+        [
+            monai_transforms.SpatialPadd(both, spatial_size=patch),
+            *(_random_transform(item) for item in chosen),
+            monai_transforms.RandSpatialCropd(both, roi_size=patch, random_size=False),
+        ]
+    )
+
+
+def _random_transform(item: Augmentation) -> Transform:
+    options = as_mapping(item.options)
+    if item.name in _SPATIAL:
+        keys: tuple[str, ...] = (IMAGE, LABEL)
+        if item.name not in ("RandFlip", "RandRotate90"):
+            options = {"mode": ("bilinear", "nearest"), "padding_mode": "border"} | options
+    elif item.name in _INTENSITY:
+        keys = (IMAGE,)
+    else:
+        known = ", ".join(sorted(_SPATIAL + _INTENSITY))
+        raise UnknownName("train.augment", seen=repr(item.name), expected=f"known: {known}")
+    try:
+        transform: Transform = getattr(monai_transforms, f"{item.name}d")(keys, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigInvalid("train.augment", seen=f"{item.name} does not take its options: {error}") from error
+    return transform
+
+
+def restore_labels(
+    labels_XYZ: NDArray[np.uint8], affine: Affine, *, shape: Size3, to_affine: Affine
+) -> NDArray[np.uint8]:
+    """Bring label ids from the network's grid back to the series' own by nearest neighbour.
+
+    Parameters
+    ----------
+    labels_XYZ
+        Label ids on the network's grid.
+    affine
+        Of the network's grid, voxel index to RAS+ mm.
+    shape, to_affine
+        Of the series' own grid. Its axes must run along those of the network's grid, in any order and direction, which
+        `preprocessing` guarantees.
+
+    Returns
+    -------
+    ndarray of uint8
+        Of `shape`. Every voxel takes the label whose centre is nearest to its own centre, in millimetres; where
+        the network's grid ends, the label is 0 beyond half a voxel.
+
+    Raises
+    ------
+    InvalidGeometry
+        If the two grids' axes are not parallel.
+    """
+    into = np.linalg.inv(affine) @ to_affine
+    axis_for = np.abs(into[:3, :3]).argmax(axis=0)  # which network axis each series axis runs along
+    steps = into[axis_for, range(3)]
+    aligned = np.zeros((3, 3))
+    aligned[axis_for, range(3)] = steps
+    # How far, in network voxels, the far corner would be misplaced if the axes were taken as parallel.
+    drift = np.abs(into[:3, :3] - aligned) @ (np.array(shape) - 1)
+    if len(set(axis_for.tolist())) != 3 or drift.max() > 0.01:
+        raise InvalidGeometry("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
+    turned = labels_XYZ.transpose(axis_for)
+    indices, inside = [], []
+    for axis in range(3):
+        position = into[axis_for[axis], 3] + steps[axis] * np.arange(shape[axis])
+        nearest = np.floor(position + 0.5).astype(np.int64)
+        inside.append((nearest >= 0) & (nearest < turned.shape[axis]))
+        indices.append(np.clip(nearest, 0, turned.shape[axis] - 1))
+    restored = turned[np.ix_(*indices)]
+    restored[~(inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :])] = 0
+    return restored
+
+
+def affine_of(image: MetaTensor) -> Affine:
+    """The affine of a MetaTensor as float64 (4, 4)."""
+    return np.asarray(image.affine.numpy(), dtype=np.float64)
+
+
+def as_label_tensor(mask_XYZ: NDArray[Any], affine: Affine) -> MetaTensor:
+    """A mask as the (1, X, Y, Z) MetaTensor that `preprocessing` takes under ``label``."""
+    return MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(mask_XYZ, dtype=np.float32))[None], affine=torch.from_numpy(affine)
+    )

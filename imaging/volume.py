@@ -1,0 +1,179 @@
+"""What a volume is: voxels, where they lie in the patient, where each slice came from, and what was wrong with it.
+
+Invariant: `affine` is the truth. It maps voxel indices to RAS+ millimetres (NIfTI's convention); DICOM's LPS+ is turned
+into RAS+ once, at the reader, by `lps_to_ras`. Nothing downstream knows of LPS until a result is written as DICOM.
+
+Shapes: ``array`` is (C, X, Y, Z); X runs along a DICOM row (the column index), Y down its columns, Z from slice to slice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+Affine = NDArray[np.float64]
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A named thing that is wrong with a series, and what was done about it.
+
+    Attributes
+    ----------
+    code
+        Name of the defect, for example ``uneven_positions``.
+    action
+        *noted*: the volume is as sent; *repaired*: the volume was changed, see `detail`; *refused*: there is none.
+    detail
+        What was seen, and how it was repaired.
+    error_mm
+        The largest distance in mm by which a voxel may lie elsewhere than the affine says.
+    """
+
+    code: str
+    action: Literal["noted", "repaired", "refused"]
+    detail: str
+    error_mm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where one slice came from: the frame of a DICOM instance.
+
+    Attributes
+    ----------
+    sop_instance_uid
+        SOPInstanceUID (0008,0018).
+    number
+        Frame number in the instance, from 1.
+    path
+        The file it was read from.
+    """
+
+    sop_instance_uid: str
+    number: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesFacts:
+    """What a series says of itself; empty where it does not say. No patient data.
+
+    Attributes
+    ----------
+    study_uid, series_uid, frame_of_reference_uid
+        DICOM UIDs; empty for NIfTI.
+    modality
+        Modality (0008,0060), such as ``MR``; empty when unknown.
+    description
+        SeriesDescription (0008,103E), or the file name of a NIfTI.
+    body_part
+        BodyPartExamined (0018,0015).
+    """
+
+    study_uid: str = ""
+    series_uid: str = ""
+    frame_of_reference_uid: str = ""
+    modality: str = ""
+    description: str = ""
+    body_part: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """One series as an array with geometry.
+
+    Attributes
+    ----------
+    array
+        float32 (C, X, Y, Z), real-world values (HU for CT), in the series' own grid.
+    affine
+        float64 (4, 4), voxel index (x, y, z) to RAS+ mm.
+    facts
+        What the series says of itself.
+    frames
+        For every slice along Z the frame it came from; empty for NIfTI.
+    defects
+        What is wrong with the series and what was done.
+    unit
+        Unit of the values (``HU``), empty when they have none.
+    """
+
+    array: NDArray[np.float32]
+    affine: Affine
+    facts: SeriesFacts = SeriesFacts()
+    frames: tuple[Frame, ...] = ()
+    defects: tuple[Defect, ...] = ()
+    unit: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y and Z."""
+        _, x, y, z = self.array.shape
+        return x, y, z
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along X, Y and Z in mm."""
+        return spacing_of(self.affine)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in mm3: the affine's determinant, right for any orientation."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def orientation(self) -> str:
+        """The patient direction each axis runs towards, for example ``LPS``."""
+        return orientation_of(self.affine)
+
+    def as_metatensor(self) -> MetaTensor:
+        """The same memory as a MONAI MetaTensor (C, X, Y, Z), with the affine; nothing is copied."""
+        import torch
+        from monai.data import MetaTensor
+
+        return MetaTensor(torch.from_numpy(self.array), affine=torch.from_numpy(self.affine))
+
+
+def lps_to_ras(affine: Affine) -> Affine:
+    """Turn an affine to LPS+ mm (DICOM, PS3.3 C.7.6.2.1.1) into one to RAS+ mm (NIfTI), or back: it is its own inverse."""
+    return _LPS_TO_RAS @ affine
+
+
+def spacing_of(affine: Affine) -> tuple[float, float, float]:
+    """Length in mm of a step along each voxel axis."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(x), float(y), float(z)
+
+
+def extent_in_ras(shape: tuple[int, int, int], affine: Affine) -> tuple[float, float, float]:
+    """Size in mm of the grid along its axes, ordered by the patient axis (R-L, A-P, S-I) that each is closest to."""
+    sizes = np.array(shape) * np.array(spacing_of(affine))
+    order = [axis for axis, _ in _closest_axes(affine)]
+    return tuple(float(sizes[order.index(patient)]) for patient in range(3))  # type: ignore[return-value]
+
+
+def orientation_of(affine: Affine) -> str:
+    """The patient direction that each voxel axis is closest to, for example ``RAS`` or ``LPS``."""
+    return "".join("LPI"[axis] if sign < 0 else "RAS"[axis] for axis, sign in _closest_axes(affine))
+
+
+def _closest_axes(affine: Affine) -> list[tuple[int, float]]:
+    """For each voxel axis the patient axis it is closest to (each taken once) and the sign along it."""
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    closest: dict[int, tuple[int, float]] = {}
+    # The clearest pair is settled first, so that an oblique grid never gives one patient axis to two voxel axes.
+    for flat in np.argsort(-np.abs(cosines), axis=None, kind="stable"):
+        patient, voxel = divmod(int(flat), 3)
+        if voxel not in closest and patient not in {axis for axis, _ in closest.values()}:
+            closest[voxel] = (patient, float(cosines[patient, voxel]))
+    return [closest[voxel] for voxel in range(3)]

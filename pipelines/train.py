@@ -1,0 +1,289 @@
+"""Train a checkpoint from a config: split, fit, evaluate on held-out cases, publish.
+
+Invariant: the run folder explains itself (resolved config, split, versions, log, metrics) and a run can be continued
+from it. What is published was measured by the code that serves it, on cases that the weights were not fitted on.
+
+The run folder::
+
+    config.yaml  split.json  versions.json   written before the first step
+    log/metrics.csv                          one row an epoch
+    state/last.ckpt  state/best.ckpt         Lightning's state; best by the validation Dice
+    checkpoint/                              the published Checkpoint
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
+from imaging.config import Config, load_config
+from imaging.data import Case, SegmentationData, Split, cases_of, load_case, read_manifest, split_by_patient
+from imaging.errors import (
+    ConfigInvalid,
+    NothingToResume,
+    OutputNotWritable,
+    ResumeMismatch,
+    RunExists,
+)
+from imaging.files import write_whole
+from imaging.metrics import bootstrap_intervals, conformal_ratio, dice
+from imaging.networks import weights_of
+from imaging.predict import Predictor
+from imaging.tasks.segment import SegmentTask
+
+VOLUME_COVERAGE = 0.9
+_PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a training left behind.
+
+    Attributes
+    ----------
+    folder
+        The run folder.
+    checkpoint
+        The published checkpoint in it.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+
+
+def train(
+    *,
+    config: Path,
+    overrides: Sequence[str] = (),
+    fold: int | None = None,
+    resume: bool = False,
+    devices: int = 1,
+    precision: str | None = None,
+    out: Path | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train the config's network and publish the best weights on validation as a checkpoint.
+
+    Parameters
+    ----------
+    config
+        A config file.
+    overrides
+        ``KEY=VALUE`` on top of it; ``data.root`` names the data set.
+    fold
+        Which fold validates; overrides ``data.fold``.
+    resume
+        Continue the run in `out` from its last state.
+    devices
+        Number of devices (processes on a CPU).
+    precision
+        Overrides ``train.precision``.
+    out
+        The run folder; by default ``runs/<name>_fold<fold>``.
+    progress
+        Whether a progress bar is drawn.
+
+    Raises
+    ------
+    WrongUsage
+        If the config, the manifest or the run folder cannot be used.
+    TrainingDiverged
+        If the loss stops being a number.
+    """
+    extra = [f"data.fold={fold}"] if fold is not None else []
+    extra += [f"train.precision={precision!r}"] if precision else []
+    resolved = load_config(config, [*overrides, *extra])
+    if resolved.data.root is None:
+        raise ConfigInvalid("data.root", seen="not given", expected="the data set's folder or CSV was expected",
+                            remedy="Add data.root=PATH to the command")  # fmt: skip
+    folder = out or Path("runs") / f"{resolved.name}_fold{resolved.data.fold}"
+    cases = read_manifest(Path(resolved.data.root))
+    split = split_by_patient(
+        cases,
+        test_fraction=resolved.data.test_fraction,
+        folds=resolved.data.folds,
+        fold=resolved.data.fold,
+        seed=resolved.train.seed,
+    )
+    sides = cases_of(split, cases)
+    _open_run(folder, resolved, split, resume=resume)
+    fit(resolved, sides, folder, devices=devices, resume=resume, progress=progress)
+    return Run(folder, publish(resolved, sides, folder))
+
+
+def fit(
+    config: Config,
+    sides: dict[str, list[Case]],
+    folder: Path,
+    *,
+    devices: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+) -> None:
+    """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder."""
+    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    data = SegmentationData(config, sides["train"], sides["validation"])
+    task = SegmentTask(config, data.train_names)
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder / "state",
+            filename="best",
+            monitor="val_dice",
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if config.train.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=devices,
+        precision=config.train.precision,
+        max_epochs=config.train.epochs,
+        check_val_every_n_epoch=config.train.validate_every,
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.train.gradient_clip,
+        deterministic=True,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="log", version=""),
+        log_every_n_steps=1,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )
+    last = folder / "state" / "last.ckpt"
+    trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+
+
+def publish(config: Config, sides: dict[str, list[Case]], folder: Path) -> Checkpoint:
+    """Make the run's best weights a checkpoint, measured on validation and test by the code that serves it."""
+    state = torch.load(folder / "state" / "best.ckpt", map_location="cpu", weights_only=True)
+    task = SegmentTask(config, ())
+    task.load_state_dict(state["state_dict"])
+    weights = weights_of(task.network)
+    # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
+    unmeasured = save_checkpoint(folder / "checkpoint", config, weights, {})
+    metrics = evaluate(Predictor(unmeasured), {side: sides[side] for side in ("validation", "test") if sides[side]})
+    metrics["training"] = {
+        "cases": len(sides["train"]),
+        "best_epoch": int(state["epoch"]) + 1,
+        "epochs": config.train.epochs,
+        "config_sha256": config.digest(),
+        "versions": versions(),
+    }
+    checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics)
+    write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
+    return checkpoint
+
+
+def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, Any]:
+    """Dice and volumes on each side's cases, on each image's own grid.
+
+    Returns
+    -------
+    dict
+        For each side ``cases``, ``dice`` (mean and 95 % bootstrap interval for each label) and ``each`` (Dice of every
+        case); and ``volume_interval``, the conformal factors from the validation cases with their coverage on test.
+    """
+    labels = predictor.checkpoint.config.labels
+    metrics: dict[str, Any] = {}
+    volumes: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for side, cases in sides.items():
+        scores: dict[str, list[float]] = {}
+        volumes[side] = {label.name: ([], []) for label in labels}
+        for case in cases:
+            image, mask = load_case(case, labels=len(labels))
+            truth = mask.array[0]
+            found = predictor(image).mask_XYZ
+            scores[case.name] = [dice(found, truth, label.id) for label in labels]
+            for label in labels:
+                truths, founds = volumes[side][label.name]
+                truths.append(float((truth == label.id).sum()) * image.voxel_volume)
+                founds.append(float((found == label.id).sum()) * image.voxel_volume)
+        metrics[side] = {"cases": len(cases), "each": scores}
+        if len(cases) > 1:
+            intervals = bootstrap_intervals(np.array(list(scores.values())))
+            metrics[side]["dice"] = {
+                label.name: interval.as_dict() for label, interval in zip(labels, intervals, strict=True)
+            }
+    metrics["volume_interval"] = {label.name: _volume_interval(volumes, label.name) for label in labels}
+    return metrics
+
+
+def _volume_interval(volumes: dict[str, dict[str, tuple[list[float], list[float]]]], name: str) -> dict[str, Any] | None:
+    """The factors between which the true volume lies, from validation, and how often they held on test."""
+    factors = conformal_ratio(*volumes["validation"][name], coverage=VOLUME_COVERAGE) if "validation" in volumes else None
+    if factors is None:
+        return None
+    low, high = factors
+    interval: dict[str, Any] = {"coverage": VOLUME_COVERAGE, "low": round(low, 4), "high": round(high, 4)}
+    if "test" in volumes:
+        truths, founds = volumes["test"][name]
+        held = [low * found <= truth <= high * found for truth, found in zip(truths, founds, strict=True)]
+        interval["held_on_test"] = round(sum(held) / len(held), 3)
+    return interval
+
+
+def versions() -> dict[str, str]:
+    """Versions of the interpreter and of the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
+    """Write what explains the run, or check that a run to be resumed is the same one."""
+    if resume:
+        if not (folder / "state" / "last.ckpt").is_file():
+            raise NothingToResume(folder, seen="no state/last.ckpt")
+        started = load_config(folder / "config.yaml")
+        if started.digest() != config.digest():
+            differing = sorted(_differing_keys(started.model_dump(), config.model_dump()))
+            raise ResumeMismatch(folder, seen=f"other values for {', '.join(differing)}")
+        if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
+            raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise RunExists(folder, seen="the folder is not empty")
+    try:
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(folder, seen=error.strerror or "cannot be made") from error
+    write_whole(folder / "config.yaml", config.to_yaml())
+    write_whole(folder / "split.json", split.to_json())
+    write_whole(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+
+
+def _differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
+    differing: set[str] = set()
+    for key in a.keys() | b.keys():
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            differing |= _differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right and prefix + key != "data.root":
+            differing.add(prefix + key)
+    return differing
+
+
