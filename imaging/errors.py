@@ -391,12 +391,36 @@ class TrainingDiverged(InputRefused):
 # ------------------------------------------------------------------------------------------------------------- outputs
 
 
+class DuplicateName(WrongUsage):
+    """Two inputs of one call would be written to the same place."""
+
+    code = "duplicate_name"
+    expected = "inputs with different names were expected"
+    remedy = "Rename one, or run them apart with another --out"
+
+
 class OutputNotWritable(WrongUsage):
     """The output folder cannot be made or written."""
 
     code = "output_not_writable"
     expected = "a folder that can be written was expected"
     remedy = "Give another --out, or free space and permissions"
+
+
+class OutputNotBuilt(InternalFault):
+    """An output could not be made from a finding; the report goes without it and says so."""
+
+    code = "output_not_built"
+    expected = "the output was expected to be made"
+    remedy = "Report this to the maintainers with the series' DICOM attributes"
+
+
+class StudyFailed(InternalFault):
+    """A fault of imgpipe while it worked on a study; nothing of the study was written."""
+
+    code = "study_failed"
+    expected = "a report was expected"
+    remedy = "Run again with --verbose and report the traceback to the maintainers"
 
 
 class OutputMismatch(InternalFault):

@@ -10,8 +10,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from imaging.errors import OutputNotWritable
@@ -50,16 +51,20 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder beside `target` whose files appear in `target` when the block ends well.
 
-    A new target appears whole, by one rename. Into an existing one the files are moved one by one, in the order of
-    their names, each whole; files that are already there under other names are left alone, since they may be the user's.
+    A new target appears whole, by one rename. Into an existing one the files are moved one by one, each whole, in the
+    order in which they were written; files there that `replaces` does not match are left alone, for they may be the
+    user's.
 
     Parameters
     ----------
     target
         The folder that should hold the files; its parents are made.
+    replaces
+        Patterns (`fnmatch`) of the names that an earlier result may have left; what matches and is not written anew is
+        removed.
 
     Yields
     ------
@@ -79,14 +84,17 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         yield stage
         try:
-            _move_into(stage, target)
+            _move_into(stage, target, replaces)
         except OSError as error:
             raise OutputNotWritable(target, seen=error.strerror or "cannot be replaced") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _move_into(stage: Path, target: Path) -> None:
+def _move_into(stage: Path, target: Path, replaces: Sequence[str]) -> None:
+    files = sorted(stage.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    for file in files:
+        _sync(file, os.O_RDWR)
     # mkdtemp makes the folder private; the result is as open as the user's umask wants it.
     umask = os.umask(0)
     os.umask(umask)
@@ -94,15 +102,22 @@ def _move_into(stage: Path, target: Path) -> None:
     if not target.exists():
         stage.rename(target)
     else:
-        for file in sorted(stage.iterdir()):
+        stale = {old for old in target.iterdir() if any(fnmatch(old.name, pattern) for pattern in replaces)}
+        for file in files:
             file.replace(target / file.name)
+        for old in stale - {target / file.name for file in files}:
+            old.unlink()
         sync_folder(target)
     sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable (fsync of the directory itself)."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames in a folder durable."""
+    _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

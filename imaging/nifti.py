@@ -7,6 +7,8 @@ cannot be known (no qform, no sform) is refused rather than put at the origin.
 from __future__ import annotations
 
 import os
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from imaging.volume import Affine, Defect, SeriesFacts, Volume
 
 # NIfTI-1 header field xyzt_units, bits 0-2 (nifti1.h): factor to millimetres; 0 is unknown and by custom mm.
 _MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
-_LARGEST_VOXELS = 4_000_000_000
+# Bounds what a lying header can make us allocate: 4 GiB of float32.
+_LARGEST_VOXELS = 2**30
 
 
 def is_nifti(path: Path) -> bool:
@@ -31,6 +34,20 @@ def is_nifti(path: Path) -> bool:
 def case_name(path: Path) -> str:
     """A NIfTI file's name without its ending."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Geometry:
+    """Where the voxels of a NIfTI file lie: shape, affine to RAS+ mm, and what is wrong with it."""
+
+    shape: tuple[int, int, int]
+    affine: Affine
+    defects: tuple[Defect, ...]
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read the header of one 3D image; see `read_nifti` for what is raised."""
+    return _geometry(_open(path), path)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -44,7 +61,7 @@ def read_nifti(path: Path) -> Volume:
     Returns
     -------
     Volume
-        (1, X, Y, Z) on the file's own grid; `facts.description` is the file's name without its ending.
+        (1, X, Y, Z) on the file's own grid; `facts.description` is the file's name.
 
     Raises
     ------
@@ -58,19 +75,14 @@ def read_nifti(path: Path) -> Volume:
         If a voxel is NaN or infinite.
     """
     image = _open(path)
-    affine, defects = _affine(image, path)
-    shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
-    if len(shape) != 3 or min(shape) < 1 or int(np.prod(shape, dtype=np.int64)) > _LARGEST_VOXELS:
-        raise UnsupportedNifti(path, seen=f"the shape {tuple(image.shape)}")
-    if image.get_data_dtype().kind not in "iuf":
-        raise UnsupportedNifti(path, seen=f"the data type {image.get_data_dtype()}")
+    geometry = _geometry(image, path)
     try:
-        array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    except (OSError, EOFError, ValueError, MemoryError) as error:
+        array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape)
+    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
         raise UnreadableNifti(path, seen=f"the voxels cannot be read ({type(error).__name__})") from error
     if not np.isfinite(array).all():
         raise NotFinite(path, seen=f"{int((~np.isfinite(array)).sum())} NaN or infinite voxels")
-    return Volume(array[np.newaxis], affine, SeriesFacts(description=case_name(path)), defects=defects)
+    return Volume(array[np.newaxis], geometry.affine, SeriesFacts(description=path.name), defects=geometry.defects)
 
 
 def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
@@ -104,6 +116,16 @@ def _open(path: Path) -> Any:
     if not isinstance(image, nib.Nifti1Image):
         raise UnreadableNifti(path, seen=f"is {type(image).__name__}")
     return image
+
+
+def _geometry(image: Any, path: Path) -> Geometry:
+    affine, defects = _affine(image, path)
+    shape = tuple(int(size) for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
+    if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=np.float64) > _LARGEST_VOXELS:
+        raise UnsupportedNifti(path, seen=f"the shape {tuple(image.shape)}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise UnsupportedNifti(path, seen=f"the data type {image.get_data_dtype()}")
+    return Geometry(shape, affine, defects)
 
 
 def _affine(image: Any, path: Path) -> tuple[Affine, tuple[Defect, ...]]:

@@ -17,11 +17,11 @@ from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
-from imaging.config import AppliesTo
-from imaging.errors import CheckpointCorrupt, ImagingError, NotApplicable
+from imaging.errors import CheckpointCorrupt, ImagingError
 from imaging.networks import build_network, load_weights
+from imaging.selection import check_limits
 from imaging.transforms import IMAGE, affine_of, preprocessing, restore_labels
-from imaging.volume import Volume, extent_in_ras
+from imaging.volume import Volume
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +85,7 @@ class Predictor:
             If all voxels are equal.
         """
         config = self.checkpoint.config
-        check_limits(volume, config.applies_to)
+        check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         image = self._prepared(volume)
         probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
         labels_XYZ = probability_KXYZ.argmax(0).to(torch.uint8).cpu().numpy()
@@ -133,29 +133,3 @@ class Predictor:
                 total = probability if total is None else total + probability
         assert total is not None
         return total[0] / len(flips)
-
-
-def check_limits(volume: Volume, rule: AppliesTo) -> None:
-    """Refuse a volume that lies beyond what a checkpoint has learnt.
-
-    Raises
-    ------
-    NotApplicable
-        Naming the first limit that is broken. A modality that the file does not tell is not held against it.
-    """
-    subject = f"series {volume.facts.series_uid}" if volume.facts.series_uid else volume.facts.description
-    modality = volume.facts.modality
-    if modality and modality not in rule.modality:
-        raise NotApplicable(subject, seen=f"modality {modality}", expected=f"{' or '.join(rule.modality)} was expected")
-    extent = extent_in_ras(volume.shape, volume.affine)
-    for size, low, high, axis in zip(extent, rule.extent_min_mm, rule.extent_max_mm, ("R-L", "A-P", "S-I"), strict=True):
-        if not low <= size <= high:
-            raise NotApplicable(
-                subject, seen=f"{size:.0f} mm along {axis}", expected=f"{low:g} to {high:g} mm was expected"
-            )
-    if max(volume.spacing) > rule.spacing_max_mm:
-        raise NotApplicable(
-            subject,
-            seen=f"a spacing of {max(volume.spacing):.2f} mm",
-            expected=f"at most {rule.spacing_max_mm:g} mm was expected",
-        )

@@ -26,7 +26,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
@@ -151,6 +151,8 @@ def fit(
             enable_version_counter=False,
         ),
     ]
+    if progress:
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
     if config.train.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
     trainer = lightning.Trainer(

@@ -65,6 +65,11 @@ class Stack:
     affine: Affine
     defects: tuple[Defect, ...]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X (columns), Y (rows) and Z (slices)."""
+        return self.instances[0].columns, self.instances[0].rows, len(self.instances)
+
 
 def stack(series: Series) -> Stack:
     """Order a series' slices and compute its affine.

@@ -143,13 +143,13 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     Raises
     ------
     NothingFound
-        If a path does not exist, or there is no file at all.
+        If a path does not exist or is an empty folder.
     """
     roots = [paths] if isinstance(paths, Path) else list(paths)
     refused: list[ImagingError] = []
     strays: list[Path] = []
     read: list[_Read] = []
-    for path in _files([paths] if isinstance(paths, Path) else paths):
+    for path in files_under([paths] if isinstance(paths, Path) else paths):
         try:
             if _is_stray(path):
                 strays.append(path)
@@ -161,7 +161,14 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     return Scan(studies, (*refused, *conflicts), tuple(strays))
 
 
-def _files(roots: Iterable[Path]) -> list[Path]:
+def files_under(roots: Iterable[Path]) -> list[Path]:
+    """All files under some folders or files, sorted within each, each once.
+
+    Raises
+    ------
+    NothingFound
+        If one does not exist or is an empty folder.
+    """
     files: dict[Path, None] = {}  # ordered, each once, also where the roots overlap
     for root in roots:
         if not root.exists():

@@ -21,7 +21,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from imaging import config as configs
-from imaging.errors import OutputMismatch
+from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
+from imaging.selection import subject_of
 from imaging.volume import Affine, Volume, lps_to_ras
 
 MANUFACTURER = "imgpipe"
@@ -74,11 +75,20 @@ def write_seg(
 
     Raises
     ------
+    MissingAttribute
+        If the series has no frame of reference.
+    OutputNotBuilt
+        If highdicom cannot derive a SEG from the source instances.
     OutputMismatch
         If the file, read back, does not hold the mask; the file is removed.
     """
     present = [label for label in labels if (mask_XYZ == label.id).any()]
-    segmentation = _build(mask_XYZ, volume, present, algorithm)
+    if not volume.facts.frame_of_reference_uid:
+        raise MissingAttribute(subject_of(volume.facts), seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
+    try:
+        segmentation = _build(mask_XYZ, volume, present, algorithm)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom raises for sources it cannot take
+        raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
     try:
         segmentation.save_as(path)
         check_seg(path, mask_XYZ, volume.affine, present)

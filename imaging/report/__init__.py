@@ -1,0 +1,1 @@
+"""Predictions -> Findings -> Report -> files: one result object, many renderings."""

@@ -1,0 +1,285 @@
+"""The one result object: what was found in a study, how sure that is, and where it came from.
+
+Invariant: every number leads back to its inputs. A finding names its checkpoint and, slice by slice, the instances it
+was measured on, so that its volume can be added up again by hand; and nothing that was sent goes unmentioned: each
+series is either measured or listed with the reason why it was not.
+
+`SCHEMA_VERSION` grows in its first part when a reader of the old `report.json` would misread the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from imaging.config import Code, Label
+from imaging.errors import ImagingError
+from imaging.predict import Prediction
+from imaging.volume import Volume
+
+SCHEMA_VERSION = "1.0"
+DISCLAIMER = "For research use, not for diagnosis."
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Refusal(_Part):
+    """A named refusal, as `ImagingError.as_dict` gives it."""
+
+    code: str
+    subject: str
+    seen: str
+    expected: str
+    remedy: str
+
+
+class VolumeInterval(_Part):
+    """Where the true volume lies, by how the checkpoint did on held-out cases.
+
+    `low_mm3` and `high_mm3` bound it with probability `coverage` for cases like those of the checkpoint's validation
+    data; `held_on_test` is the share of its test cases for which the bounds held.
+    """
+
+    low_mm3: float
+    high_mm3: float
+    coverage: float
+    held_on_test: float | None = None
+
+
+class SliceEvidence(_Part):
+    """How much of a structure lies on one slice: index along Z from 0, source instance and frame, voxels and area."""
+
+    index: int
+    sop_instance_uid: str
+    frame: int
+    voxels: int
+    area_mm2: float
+
+
+class Finding(_Part):
+    """One structure, measured.
+
+    `assessment` is `indeterminate` with its reason wherever no rule says normal or abnormal; a bare volume is not
+    judged. `mean_probability` is the network's own, over the structure's voxels, and not calibrated. `centre_ras_mm` is
+    in the patient's frame (RAS+).
+    """
+
+    name: str
+    title: str
+    category: Code
+    code: Code
+    modifier: Code | None
+    colour: str
+    assessment: Literal["normal", "abnormal", "indeterminate"]
+    assessment_reason: str
+    voxels: int
+    volume_mm3: float
+    volume_ml: float
+    volume_interval: VolumeInterval | None
+    mean_probability: float | None
+    centre_ras_mm: tuple[float, float, float] | None
+    model: str
+    series_uid: str
+    evidence: tuple[SliceEvidence, ...]
+
+
+class DefectEntry(_Part):
+    """A defect of a series, as `imaging.volume.Defect`."""
+
+    code: str
+    action: Literal["noted", "repaired", "refused"]
+    detail: str
+    error_mm: float
+
+
+class SeriesEntry(_Part):
+    """One series of the study and what became of it.
+
+    `shape` is voxels along X, Y, Z; `spacing_mm` likewise; `orientation` the patient direction each axis runs towards.
+    """
+
+    uid: str
+    description: str
+    modality: str
+    instances: int
+    models: tuple[str, ...] = ()
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    orientation: str | None = None
+    frame_of_reference_uid: str = ""
+    defects: tuple[DefectEntry, ...] = ()
+    source_sop_instance_uids: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class ModelEntry(_Part):
+    """A checkpoint that took part: its version, hashes, and its Dice on held-out test cases for each structure."""
+
+    name: str
+    version: str
+    title: str
+    weights_sha256: str
+    config_sha256: str
+    dice_on_test: dict[str, str] = {}
+
+
+class StudyEntry(_Part):
+    """Whose study it is; empty fields are not told by the source. A NIfTI file has only `name`."""
+
+    name: str
+    uid: str = ""
+    description: str = ""
+    patient_id: str = ""
+    date: str = ""
+    accession: str = ""
+
+
+class OutputEntry(_Part):
+    """A file beside the report, with the SHA-256 of its bytes."""
+
+    file: str
+    sha256: str
+
+
+class Report(_Part):
+    """The findings of one study with their provenance."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    disclaimer: str = DISCLAIMER
+    created: str
+    software: str
+    software_version: str
+    study: StudyEntry
+    findings: tuple[Finding, ...]
+    series: tuple[SeriesEntry, ...]
+    refused: tuple[Refusal, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
+    outputs: tuple[OutputEntry, ...] = ()
+
+    def to_json(self) -> str:
+        """As `report.json` holds it."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def findings_of(prediction: Prediction) -> tuple[Finding, ...]:
+    """Measure each structure of a prediction; one that was not found is a finding with volume 0."""
+    labels = prediction.checkpoint.config.labels
+    return tuple(_finding(prediction, label) for label in labels)
+
+
+def _finding(prediction: Prediction, label: Label) -> Finding:
+    volume, found_XYZ = prediction.volume, prediction.mask_XYZ == label.id
+    voxels = int(found_XYZ.sum())
+    amount = voxels * volume.voxel_volume
+    reason = (
+        "Volume only: the checkpoint knows no reference range, so it does not say normal or abnormal."
+        if voxels
+        else "Not found by the network; this does not mean that the structure is absent."
+    )
+    return Finding(
+        name=label.name,
+        title=label.title,
+        category=label.category,
+        code=label.code,
+        modifier=label.modifier,
+        colour=label.colour,
+        assessment="indeterminate",
+        assessment_reason=reason,
+        voxels=voxels,
+        volume_mm3=round(amount, 3),
+        volume_ml=round(amount / 1000, 6),
+        volume_interval=_interval(prediction, label, amount),
+        mean_probability=_rounded(prediction.mean_probability.get(label.id)),
+        centre_ras_mm=_centre(volume, found_XYZ) if voxels else None,
+        model=prediction.checkpoint.name,
+        series_uid=volume.facts.series_uid,
+        evidence=_evidence(volume, found_XYZ),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _interval(prediction: Prediction, label: Label, amount: float) -> VolumeInterval | None:
+    factors = (prediction.checkpoint.metrics.get("volume_interval") or {}).get(label.name)
+    if not factors or not amount:
+        return None
+    return VolumeInterval(
+        low_mm3=round(amount * factors["low"], 3),
+        high_mm3=round(amount * factors["high"], 3),
+        coverage=factors["coverage"],
+        held_on_test=factors.get("held_on_test"),
+    )
+
+
+def _centre(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[float, float, float]:
+    x, y, z = volume.affine[:3, :3] @ np.argwhere(found_XYZ).mean(axis=0) + volume.affine[:3, 3]
+    return round(float(x), 3), round(float(y), 3), round(float(z), 3)
+
+
+def _evidence(
+    volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+) -> tuple[SliceEvidence, ...]:
+    area = volume.voxel_volume / volume.spacing[2]
+    counts = found_XYZ.sum(axis=(0, 1))
+    evidence = []
+    for index in np.flatnonzero(counts).tolist():
+        frame = volume.frames[index] if volume.frames else None
+        evidence.append(
+            SliceEvidence(
+                index=index,
+                sop_instance_uid=frame.sop_instance_uid if frame else "",
+                frame=frame.number if frame else 0,
+                voxels=int(counts[index]),
+                area_mm2=round(float(counts[index]) * area, 3),
+            )
+        )
+    return tuple(evidence)
+
+
+def series_entry(volume: Volume, *, models: Sequence[str], refusals: Sequence[ImagingError] = ()) -> SeriesEntry:
+    """The entry of a series that was read."""
+    return SeriesEntry(
+        uid=volume.facts.series_uid,
+        description=volume.facts.description,
+        modality=volume.facts.modality,
+        instances=len({frame.sop_instance_uid for frame in volume.frames}) or 1,
+        models=tuple(models),
+        shape=volume.shape,
+        spacing_mm=tuple(round(value, 6) for value in volume.spacing),  # type: ignore[arg-type]
+        orientation=volume.orientation,
+        frame_of_reference_uid=volume.facts.frame_of_reference_uid,
+        defects=tuple(
+            DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=round(d.error_mm, 4))
+            for d in volume.defects
+        ),
+        source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in volume.frames),
+        refusals=refusals_of(refusals),
+    )
+
+
+def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
+    """Errors as parts of a report."""
+    return tuple(Refusal(**error.as_dict()) for error in errors)
+
+
+def model_entry(prediction: Prediction) -> ModelEntry:
+    """The entry of the checkpoint that made a prediction."""
+    checkpoint = prediction.checkpoint
+    measured = checkpoint.metrics.get("test", {}).get("dice", {})
+    return ModelEntry(
+        name=checkpoint.name,
+        version=checkpoint.config.version,
+        title=checkpoint.config.title,
+        weights_sha256=checkpoint.weights_sha256,
+        config_sha256=checkpoint.config.digest(),
+        dice_on_test={
+            name: f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" for name, value in measured.items()
+        },
+    )

@@ -1,0 +1,26 @@
+"""A Report as one HTML file that needs nothing beside it and reads well on paper.
+
+Invariant: everything from outside is escaped, nothing is fetched, and no script runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from imaging.report.findings import Report
+from imaging.report.pictures import Picture
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("imaging.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render_html(report: Report, pictures: Sequence[Picture]) -> str:
+    """The page of a report with its key slices."""
+    return _TEMPLATES.get_template("report.html.j2").render(report=report, pictures=pictures)

@@ -1,0 +1,165 @@
+"""Key slices as pictures: the slice as a grey PNG, the masks as outlines drawn along the pixels' edges.
+
+Invariant: a picture shows one slice of the series' own grid, unresampled, in true proportions and in the radiological
+convention (the patient's right on the viewer's left), with the directions written on its edges. The outline is computed
+from the same mask that is measured.
+
+Shapes: ``image_YX`` is a displayed slice, rows downwards.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imaging.config import Label
+from imaging.predict import Prediction
+from imaging.volume import orientation_of
+
+_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A structure's border on one slice, as an SVG path in pixels."""
+
+    title: str
+    colour: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One key slice.
+
+    Attributes
+    ----------
+    index
+        Along Z, from 0.
+    of
+        Number of slices.
+    sop_instance_uid
+        Where it comes from; empty for NIfTI.
+    png
+        The grey slice as a data URI.
+    columns, rows
+        Its size in pixels.
+    width_mm, height_mm
+        Its size in the patient.
+    left, right, top, bottom
+        The patient directions at its edges.
+    outlines
+        One for each structure on it.
+    """
+
+    index: int
+    of: int
+    sop_instance_uid: str
+    png: str
+    columns: int
+    rows: int
+    width_mm: float
+    height_mm: float
+    left: str
+    right: str
+    top: str
+    bottom: str
+    outlines: tuple[Outline, ...]
+
+
+def key_pictures(prediction: Prediction, *, most: int = 6) -> tuple[Picture, ...]:
+    """The slices that show a prediction best.
+
+    For each structure the slice where it is largest, then slices spread evenly over all that was found; without any
+    finding, the middle slice.
+
+    Parameters
+    ----------
+    prediction
+        Mask and volume.
+    most
+        How many pictures at the most.
+    """
+    volume = prediction.volume
+    values = volume.array[0]
+    low, high = np.percentile(values, [0.5, 99.5])
+    labels = prediction.checkpoint.config.labels
+    indices = _key_slices(prediction.mask_XYZ, [label.id for label in labels], most)
+    return tuple(_picture(prediction, index, float(low), float(high), labels) for index in indices)
+
+
+def _key_slices(mask_XYZ: NDArray[np.uint8], ids: Sequence[int], most: int) -> list[int]:
+    found = np.flatnonzero((mask_XYZ > 0).any(axis=(0, 1)))
+    if not len(found):
+        return [mask_XYZ.shape[2] // 2]
+    largest = [int((mask_XYZ == id_).sum(axis=(0, 1)).argmax()) for id_ in ids if (mask_XYZ == id_).any()]
+    spread = np.linspace(found[0], found[-1], most + 2)[1:-1].round().astype(int).tolist()
+    return sorted(list(dict.fromkeys([*largest, *spread]))[:most])
+
+
+def _picture(prediction: Prediction, index: int, low: float, high: float, labels: Sequence[Label]) -> Picture:
+    volume = prediction.volume
+    towards = orientation_of(volume.affine)
+    flips = tuple(direction in "RAS" for direction in towards[:2])
+    image_YX = _displayed(volume.array[0, :, :, index], flips)
+    mask_YX = _displayed(prediction.mask_XYZ[:, :, index], flips)
+    grey = np.clip((image_YX - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
+    right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards[:2], flips, strict=True))
+    rows, columns = grey.shape
+    return Picture(
+        index=index,
+        of=volume.shape[2],
+        sop_instance_uid=volume.frames[index].sop_instance_uid if volume.frames else "",
+        png=_png(grey),
+        columns=columns,
+        rows=rows,
+        width_mm=columns * volume.spacing[0],
+        height_mm=rows * volume.spacing[1],
+        left=_OPPOSITE[right],
+        right=right,
+        top=_OPPOSITE[bottom],
+        bottom=bottom,
+        outlines=tuple(
+            Outline(label.title, label.colour, outline_path(mask_YX == label.id))
+            for label in labels
+            if (mask_YX == label.id).any()
+        ),
+    )
+
+
+def _displayed(slice_XY: NDArray[Any], flips: tuple[bool, ...]) -> NDArray[Any]:
+    """(X, Y) -> rows downwards towards P or I, columns rightwards towards L or P."""
+    flip_x, flip_y = flips
+    return slice_XY[:: -1 if flip_x else 1, :: -1 if flip_y else 1].T
+
+
+def _png(grey: NDArray[np.uint8]) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def outline_path(mask_YX: NDArray[np.bool_]) -> str:
+    """The edges between a mask's pixels and the rest, as an SVG path; a pixel (row, column) is the unit square there."""
+    padded = np.pad(mask_YX, 1).astype(np.int8)
+    parts = []
+    # A horizontal edge lies above row r where the mask changes from row r-1 to r; each run of edges is one stroke.
+    for row, start, length in _runs(np.diff(padded, axis=0)[:, 1:-1] != 0):
+        parts.append(f"M{start} {row}h{length}")
+    for column, start, length in _runs((np.diff(padded, axis=1)[1:-1, :] != 0).T):
+        parts.append(f"M{column} {start}v{length}")
+    return "".join(parts)
+
+
+def _runs(edges: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """(line, start, length) of each run of True along the lines of an array."""
+    changes = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    starts, ends = np.argwhere(changes == 1), np.argwhere(changes == -1)
+    return [(int(line), int(start), int(end - start)) for (line, start), (_, end) in zip(starts, ends, strict=True)]

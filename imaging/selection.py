@@ -1,0 +1,81 @@
+"""Which checkpoint takes which series, by the rule in the checkpoint's own config.
+
+Invariant: a series beyond what a checkpoint has learnt (modality, size, spacing) is never given to it, not even when the
+checkpoint was named explicitly; the reason is always told. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+
+from imaging.config import AppliesTo, Size3
+from imaging.errors import NotApplicable
+from imaging.volume import Affine, SeriesFacts, extent_in_ras, spacing_of
+
+
+def check_choice(rule: AppliesTo, facts: SeriesFacts, *, named: bool) -> None:
+    """Refuse a series by what it says of itself.
+
+    Parameters
+    ----------
+    rule
+        The checkpoint's `applies_to`.
+    facts
+        What the series says.
+    named
+        Whether the user named the checkpoint. Then the description is not asked, and a modality that the file does not
+        tell (NIfTI) is not held against it.
+
+    Raises
+    ------
+    NotApplicable
+        With the first part of the rule that does not hold.
+    """
+    subject = subject_of(facts)
+    wanted = " or ".join(rule.modality)
+    if not facts.modality and not named:
+        raise NotApplicable(subject, seen="the file does not tell its modality",
+                            expected=f"{wanted} was expected", remedy="Name the checkpoint with --model")  # fmt: skip
+    if facts.modality and facts.modality not in rule.modality:
+        raise NotApplicable(subject, seen=f"modality {facts.modality}", expected=f"{wanted} was expected")
+    if not named and rule.description and not re.search(rule.description, facts.description[:256]):
+        raise NotApplicable(
+            subject, seen="another series description", expected=f"one that matches {rule.description!r} was expected"
+        )
+
+
+def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:
+    """Refuse a grid that lies beyond what the checkpoint has learnt.
+
+    Parameters
+    ----------
+    rule
+        The checkpoint's `applies_to`.
+    facts
+        For the message.
+    shape, affine
+        The series' own grid: voxels along X, Y, Z and voxel index to RAS+ mm.
+
+    Raises
+    ------
+    NotApplicable
+        With the first limit that is broken.
+    """
+    subject = subject_of(facts)
+    extent = extent_in_ras(shape, affine)
+    limits = zip(extent, rule.extent_min_mm, rule.extent_max_mm, ("R-L", "A-P", "S-I"), strict=True)
+    for size, low, high, axis in limits:
+        if not low <= size <= high:
+            raise NotApplicable(
+                subject, seen=f"{size:.0f} mm along {axis}", expected=f"{low:g} to {high:g} mm was expected"
+            )
+    largest = max(spacing_of(affine))
+    if largest > rule.spacing_max_mm:
+        raise NotApplicable(
+            subject, seen=f"a spacing of {largest:.2f} mm", expected=f"at most {rule.spacing_max_mm:g} mm was expected"
+        )
+
+
+def subject_of(facts: SeriesFacts) -> str:
+    """How an error names a series: by its UID, or by the file name of a NIfTI."""
+    return f"series {facts.series_uid}" if facts.series_uid else facts.description

@@ -1,0 +1,289 @@
+"""The command line: `imgpipe VERB`, each verb a keyword-only Python function of the same name in a file of its own.
+
+Invariant: stdout carries the result only (with `--json` one JSON document), stderr carries logs and progress; the exit
+status is 0 all done, 1 a fault of ours, 2 wrong usage or config, 3 some input was refused. Nothing heavy is imported
+before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from imaging.errors import ImagingError
+    from pipelines.infer import Inferred
+
+PATH = click.Path(path_type=Path)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--verbose", "-v", is_flag=True, help="Log more, with tracebacks of our own faults.")
+@click.version_option(package_name="imgpipe")
+def main(verbose: bool) -> None:
+    """From a folder of DICOM or NIfTI to a report that can be checked line by line.
+
+    For research use, not for diagnosis.
+
+    Exit status: 0 all done, 1 a fault of imgpipe, 2 wrong usage or config, 3 some input was refused (and told which, and
+    why).
+    """
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("matplotlib", "PIL", "monai", "fsspec", "pydicom", "highdicom"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _verb(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn our errors and the returned status into the exit status, and with `--json` into the document."""
+
+    @wraps(function)
+    def run(**options: Any) -> None:
+        from imaging.errors import ImagingError
+
+        try:
+            status = function(**options)
+        except ImagingError as error:
+            click.echo(f"imgpipe: {error}", err=True)
+            if options.get("as_json"):
+                _print_json({"error": error.as_dict(), "exit_status": _status([error])})
+            status = _status([error])
+        sys.exit(status or 0)
+
+    return run
+
+
+def _status(problems: Sequence[ImagingError]) -> int:
+    """Whose turn it is: ours before the user's before the data's."""
+    from imaging.errors import InternalFault, WrongUsage
+
+    if any(isinstance(problem, InternalFault) for problem in problems):
+        return 1
+    if any(isinstance(problem, WrongUsage) for problem in problems):
+        return 2
+    return 3 if problems else 0
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=1))
+
+
+# --------------------------------------------------------------------------------------------------------------- infer
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
+@click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
+@click.option("--formats", metavar="LIST", help="Some of json,html,seg,nifti; by default what fits the input.")
+@as_json
+@_verb
+def infer(paths: tuple[Path, ...], models: tuple[str, ...], out: Path, formats: str | None, as_json: bool) -> int:
+    """Report on every study under PATHS (folders of DICOM, or NIfTI files).
+
+    Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI file
+    OUT/<file name>/ with the mask as NIfTI. Without --model each shipped checkpoint takes the series it was made for.
+    """
+    chosen = tuple(formats.split(",")) if formats else None
+    with _progress("Starting") as tell:
+        from pipelines import infer as verb
+
+        def on_study(name: str, number: int, total: int) -> None:
+            tell(f"Study {number + 1} of {total}: {name}")
+
+        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, on_study=on_study)
+    problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
+    status = _status(problems)
+    if as_json:
+        _print_json(_inferred_as_dict(inferred, status))
+    else:
+        _print_inferred(inferred)
+    return status
+
+
+def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
+    return {
+        "studies": [
+            {
+                "name": study.name,
+                "folder": str(study.folder) if study.folder else None,
+                "report": study.report.model_dump(mode="json") if study.report else None,
+                "problems": [problem.as_dict() for problem in study.problems],
+            }
+            for study in inferred.studies
+        ],
+        "refused": [error.as_dict() for error in inferred.refused],
+        "exit_status": status,
+    }
+
+
+def _print_inferred(inferred: Inferred) -> None:
+    told = set()
+    for study in inferred.studies:
+        click.echo(f"Study {study.name}")
+        for finding in study.report.findings if study.report else ():
+            interval = finding.volume_interval
+            likely = f" (true volume likely {interval.low_mm3 / 1000:.3f} to {interval.high_mm3 / 1000:.3f})" if interval else ""
+            sure = f", mean probability {finding.mean_probability:.3f}" if finding.mean_probability is not None else ""
+            click.echo(f"  {finding.title}: {finding.volume_ml:.3f} mL{likely}{sure}")
+        if study.report and not study.report.findings:
+            click.echo("  nothing was measured")
+        for problem in study.problems:
+            told.add(str(problem))
+            click.echo(f"  {problem}")
+        if study.folder:
+            click.echo(f"  written to {study.folder}")
+            if (study.folder / "report.html").exists():
+                click.echo(f"  report: {(study.folder / 'report.html').resolve()}")
+    for error in inferred.refused:
+        if str(error) not in told:
+            click.echo(str(error))
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+@main.command()
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--fold", type=int, help="Which fold validates; overrides data.fold.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of devices.")
+@click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), help="Overrides train.precision.")
+@click.option("--out", type=PATH, help="The run folder; by default runs/<name>_fold<fold>.")
+@as_json
+@_verb
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    fold: int | None,
+    resume: bool,
+    devices: int,
+    precision: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Train the network of CONFIG and publish a checkpoint.
+
+    CONFIG is a YAML file; KEY=VALUE overrides one of its keys, as in data.root=PATH or train.epochs=20. The run folder
+    holds the resolved config, the split, versions, log, states and the checkpoint with its metrics.
+    """
+    from pipelines import train as verb
+
+    run = verb.train(
+        config=config,
+        overrides=overrides,
+        fold=fold,
+        resume=resume,
+        devices=devices,
+        precision=precision,
+        out=out,
+        progress=sys.stderr.isatty(),
+    )
+    metrics = run.checkpoint.metrics
+    if as_json:
+        _print_json({"run": str(run.folder), "checkpoint": str(run.checkpoint.folder), "metrics": metrics})
+        return 0
+    for side in ("validation", "test"):
+        for name, value in metrics.get(side, {}).get("dice", {}).items():
+            click.echo(
+                f"{side} Dice of {name}: {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+                f" over {metrics[side]['cases']} cases"
+            )
+    click.echo(f"checkpoint: {run.checkpoint.folder}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------- inspect
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Ask this checkpoint only. Repeatable.")
+@as_json
+@_verb
+def inspect(paths: tuple[Path, ...], models: tuple[str, ...], as_json: bool) -> int:
+    """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series."""
+    from pipelines import inspect as verb
+
+    found = verb.inspect(paths=paths, models=models)
+    series = [item for study in found["studies"] for item in study["series"]] + found["nifti"]
+    status = 3 if found["refused"] or any(item["refusal"] for item in series) else 0
+    if as_json:
+        _print_json({**found, "exit_status": status})
+    else:
+        from pipelines.tables import print_inspection
+
+        print_inspection(found)
+    return status
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+@main.command()
+@as_json
+@_verb
+def models(as_json: bool) -> int:
+    """List the checkpoints that come with imgpipe, what each takes and how well it does."""
+    from pipelines import models as verb
+
+    found = verb.models()
+    status = 3 if found["refused"] else 0
+    if as_json:
+        _print_json({**found, "exit_status": status})
+        return status
+    for model in found["models"]:
+        rule = model["applies_to"]
+        click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
+        described = f", description like {rule['description']!r}" if rule["description"] else ""
+        click.echo(f"  takes {' or '.join(rule['modality'])}{described}, {_range(rule)}, at most {rule['spacing_max_mm']:g} mm spacing")
+        for name, value in (model["dice_on_test"] or {}).items():
+            click.echo(f"  test Dice of {name}: {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+        click.echo(f"  {model['licence']}")
+        click.echo(f"  {model['folder']}")
+    for refusal in found["refused"]:
+        click.echo(f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}. {refusal['remedy']}")
+    return status
+
+
+def _range(rule: dict[str, Any]) -> str:
+    low = " x ".join(f"{value:g}" for value in rule["extent_min_mm"])
+    high = " x ".join(f"{value:g}" for value in rule["extent_max_mm"])
+    return f"{low} to {high} mm (R-L x A-P x S-I)"
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+class _progress:  # noqa: N801 - used like a function
+    """A spinner with a changing text on stderr, where that is a terminal; elsewhere nothing."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._status: Any = None
+
+    def __enter__(self) -> Callable[[str], None]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status(self._text)
+            self._status.start()
+        return self._tell
+
+    def _tell(self, text: str) -> None:
+        if self._status is not None:
+            self._status.update(text)
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()

@@ -1,0 +1,45 @@
+"""The checkpoints that come with imgpipe: what each takes, and how well it does.
+
+Invariant: a checkpoint is listed as usable only after its checksums held. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imaging.checkpoint import open_checkpoint, shipped_checkpoints
+from imaging.errors import ImagingError
+
+
+def models() -> dict[str, Any]:
+    """Describe the shipped checkpoints.
+
+    Returns
+    -------
+    dict
+        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice on test, folder) and
+        ``refused`` (checkpoints that differ from their checksums).
+    """
+    listed, refused = [], []
+    for folder in shipped_checkpoints():
+        try:
+            checkpoint = open_checkpoint(folder)
+        except ImagingError as error:
+            refused.append(error.as_dict())
+            continue
+        config = checkpoint.config
+        listed.append(
+            {
+                "name": config.name,
+                "version": config.version,
+                "title": config.title,
+                "task": config.task,
+                "applies_to": config.applies_to.model_dump(mode="json"),
+                "labels": {label.id: label.name for label in config.labels},
+                "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
+                "licence": config.card.licence,
+                "weights_sha256": checkpoint.weights_sha256,
+                "folder": str(folder),
+            }
+        )
+    return {"models": listed, "refused": refused}
