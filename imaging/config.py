@@ -1,4 +1,4 @@
-"""A config says everything about one task: data, preprocessing, network, training, prediction, and what the labels mean.
+"""A config says everything about one task: data, preprocessing, network, training, prediction, what the labels mean.
 
 Invariant: there is no code in a config and no key without a meaning. An unknown key is refused with the nearest known
 one; networks and augmentations are names from a registry. The same file trains a checkpoint, lies in it, and serves it,
@@ -51,8 +51,8 @@ class AppliesTo(_Section):
     """Which series a checkpoint takes.
 
     `modality`, `extent_mm` and `spacing_mm` are limits of what the network has learnt: a series beyond them is refused
-    even when the checkpoint is named explicitly (a modality that the file does not tell, as in NIfTI, is not held against
-    it). `description` only chooses: it is asked when no checkpoint is named.
+    even when the checkpoint is named explicitly (a modality that the file does not tell, as in NIfTI, is not held
+    against it). `description` only chooses: it is asked when no checkpoint is named.
     """
 
     modality: tuple[str, ...]
@@ -222,7 +222,9 @@ def _set(content: dict[str, Any], override: str) -> None:
         elif isinstance(node, dict):
             node = node.setdefault(section, {})
         else:
-            raise UnknownKey(f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected")
+            raise UnknownKey(
+                f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected"
+            )
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
@@ -265,5 +267,3 @@ def _model_in(annotation: Any) -> type[BaseModel]:
 def as_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
     """YAML lists as tuples where a library wants hashable options; one level deep."""
     return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-
-

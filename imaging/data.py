@@ -114,9 +114,7 @@ def _read_decathlon(manifest: Path) -> list[Case]:
     return cases
 
 
-def split_by_patient(
-    cases: Sequence[Case], *, test_fraction: float, folds: int, fold: int, seed: int
-) -> Split:
+def split_by_patient(cases: Sequence[Case], *, test_fraction: float, folds: int, fold: int, seed: int) -> Split:
     """Divide the cases into train, validation and test, all cases of a patient on one side.
 
     The test part is drawn first and is the same in every fold; the rest is dealt into `folds`, of which number `fold`
@@ -188,7 +186,9 @@ def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
     values = np.unique(mask.array)
     wrong = [value for value in values.tolist() if value not in range(labels + 1)]
     if wrong:
-        raise LabelMismatch(case.label, seen=f"the value {wrong[0]:g}", expected=f"whole numbers 0 to {labels} were expected")
+        raise LabelMismatch(
+            case.label, seen=f"the value {wrong[0]:g}", expected=f"whole numbers 0 to {labels} were expected"
+        )
     return image, mask
 
 
@@ -210,9 +210,7 @@ class CachedCases(Dataset[Sample]):
     def _prepare(case: Case, prepare: Compose, labels: int) -> Sample:
         image, mask = load_case(case, labels=labels)
         try:
-            sample: Sample = prepare(
-                {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], mask.affine)}
-            )
+            sample: Sample = prepare({IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], mask.affine)})
         except RuntimeError as error:
             # MONAI wraps what a transform raises; the named refusal inside says more.
             if isinstance(error.__cause__, ImagingError):
@@ -286,4 +284,4 @@ class SegmentationData(lightning.LightningDataModule):
     def _loader(self, cases: CachedCases, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:
         sampler = EpochSampler(len(cases), seed=self._config.train.seed, shuffle=shuffle)
         drop_last = shuffle and len(cases) > batch_size
-        return DataLoader(cases, batch_size=batch_size, sampler=sampler, drop_last=drop_last)  # type: ignore[arg-type]
+        return DataLoader(cases, batch_size=batch_size, sampler=sampler, drop_last=drop_last)

@@ -31,7 +31,9 @@ class ImagingError(Exception):
     expected: str = ""
     remedy: str = ""
 
-    def __init__(self, subject: object, *, seen: object, expected: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self, subject: object, *, seen: object, expected: str | None = None, remedy: str | None = None
+    ) -> None:
         self.subject = str(subject)
         self.seen = str(seen)
         self.expected = self.expected if expected is None else expected
@@ -385,7 +387,7 @@ class TrainingDiverged(InputRefused):
 
     code = "training_diverged"
     expected = "a finite loss was expected"
-    remedy = "Look at the cases named, lower train.learning_rate, or train with --precision 32; the last good checkpoint stays"
+    remedy = "Look at the cases named, lower train.learning_rate or use --precision 32; the last good checkpoint stays"
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs
@@ -429,4 +431,3 @@ class OutputMismatch(InternalFault):
     code = "output_mismatch"
     expected = "the same content after reading back was expected"
     remedy = "Report this to the maintainers; the output was withheld"
-

@@ -92,7 +92,9 @@ def bootstrap_intervals(
     return tuple(intervals)
 
 
-def conformal_ratio(truth: Sequence[float], predicted: Sequence[float], *, coverage: float) -> tuple[float, float] | None:
+def conformal_ratio(
+    truth: Sequence[float], predicted: Sequence[float], *, coverage: float
+) -> tuple[float, float] | None:
     """Factors on a predicted amount between which the true one lies, for new cases like the given ones.
 
     Split conformal prediction with the ratio truth / predicted as the score, each tail on its own: with n exchangeable

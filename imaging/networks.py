@@ -73,7 +73,9 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) 
     """
     own = weights_of(network)
     if own.keys() != weights.keys():
-        raise KeyError(f"{len(own.keys() ^ weights.keys())} names differ, {min(own.keys() ^ weights.keys())!r} among them")
+        raise KeyError(
+            f"{len(own.keys() ^ weights.keys())} names differ, {min(own.keys() ^ weights.keys())!r} among them"
+        )
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:
             raise ValueError(f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}")

@@ -111,7 +111,13 @@ def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
 def _open(path: Path) -> Any:
     try:
         image = nib.load(path)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+    ) as error:
         raise UnreadableNifti(path, seen=f"cannot be opened ({type(error).__name__})") from error
     if not isinstance(image, nib.Nifti1Image):
         raise UnreadableNifti(path, seen=f"is {type(image).__name__}")

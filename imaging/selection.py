@@ -1,7 +1,7 @@
 """Which checkpoint takes which series, by the rule in the checkpoint's own config.
 
-Invariant: a series beyond what a checkpoint has learnt (modality, size, spacing) is never given to it, not even when the
-checkpoint was named explicitly; the reason is always told. Imports no torch.
+Invariant: a series beyond what a checkpoint has learnt (modality, size, spacing) is never given to it, not even when
+the checkpoint was named explicitly; the reason is always told. Imports no torch.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from imaging.volume import Affine
 IMAGE, LABEL = "image", "label"
 
 # Random transforms that may change the image only, and those that move voxels and so must move the label alike.
-_INTENSITY = ("RandAdjustContrast", "RandGaussianNoise", "RandGaussianSmooth", "RandScaleIntensity", "RandShiftIntensity",
-              "RandSimulateLowResolution", "RandBiasField")  # fmt: skip
+_INTENSITY = ("RandAdjustContrast", "RandBiasField", "RandGaussianNoise", "RandGaussianSmooth", "RandScaleIntensity",
+              "RandShiftIntensity", "RandSimulateLowResolution")  # fmt: skip
 _SPATIAL = ("RandAffine", "RandFlip", "RandRotate90", "Rand3DElastic")
 
 
@@ -65,7 +65,7 @@ class ZScored(MapTransform):
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Normalise each of the keys."""
         result = dict(data)
-        for key in self.key_iterator(result):
+        for key in map(str, self.keys):
             image = result[key]
             deviation = image.std(dim=(1, 2, 3), keepdim=True, correction=0)
             if not bool((deviation > 0).all()):

@@ -3,7 +3,8 @@
 Invariant: `affine` is the truth. It maps voxel indices to RAS+ millimetres (NIfTI's convention); DICOM's LPS+ is turned
 into RAS+ once, at the reader, by `lps_to_ras`. Nothing downstream knows of LPS until a result is written as DICOM.
 
-Shapes: ``array`` is (C, X, Y, Z); X runs along a DICOM row (the column index), Y down its columns, Z from slice to slice.
+Shapes: ``array`` is (C, X, Y, Z); X runs along a DICOM row (the column index), Y down its columns, Z from slice to
+slice.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Volume:
 
 
 def lps_to_ras(affine: Affine) -> Affine:
-    """Turn an affine to LPS+ mm (DICOM, PS3.3 C.7.6.2.1.1) into one to RAS+ mm (NIfTI), or back: it is its own inverse."""
+    """Turn an affine to LPS+ mm (DICOM, PS3.3 C.7.6.2.1.1) into one to RAS+ mm (NIfTI); its own inverse."""
     return _LPS_TO_RAS @ affine
 
 

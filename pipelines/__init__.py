@@ -1,0 +1,1 @@
+"""What a user runs: each file one workflow, wiring only."""

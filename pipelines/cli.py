@@ -34,8 +34,8 @@ def main(verbose: bool) -> None:
 
     For research use, not for diagnosis.
 
-    Exit status: 0 all done, 1 a fault of imgpipe, 2 wrong usage or config, 3 some input was refused (and told which, and
-    why).
+    Exit status: 0 all done, 1 a fault of imgpipe, 2 wrong usage or config, 3 some input was refused (it says
+    which, and why).
     """
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
@@ -132,7 +132,11 @@ def _print_inferred(inferred: Inferred) -> None:
         click.echo(f"Study {study.name}")
         for finding in study.report.findings if study.report else ():
             interval = finding.volume_interval
-            likely = f" (true volume likely {interval.low_mm3 / 1000:.3f} to {interval.high_mm3 / 1000:.3f})" if interval else ""
+            likely = (
+                f" (true volume likely {interval.low_mm3 / 1000:.3f} to {interval.high_mm3 / 1000:.3f})"
+                if interval
+                else ""
+            )
             sure = f", mean probability {finding.mean_probability:.3f}" if finding.mean_probability is not None else ""
             click.echo(f"  {finding.title}: {finding.volume_ml:.3f} mL{likely}{sure}")
         if study.report and not study.report.findings:
@@ -246,7 +250,7 @@ def models(as_json: bool) -> int:
         rule = model["applies_to"]
         click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
         described = f", description like {rule['description']!r}" if rule["description"] else ""
-        click.echo(f"  takes {' or '.join(rule['modality'])}{described}, {_range(rule)}, at most {rule['spacing_max_mm']:g} mm spacing")
+        click.echo(f"  takes {' or '.join(rule['modality'])}{described}, {_range(rule)}")
         for name, value in (model["dice_on_test"] or {}).items():
             click.echo(f"  test Dice of {name}: {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
         click.echo(f"  {model['licence']}")
@@ -259,13 +263,13 @@ def models(as_json: bool) -> int:
 def _range(rule: dict[str, Any]) -> str:
     low = " x ".join(f"{value:g}" for value in rule["extent_min_mm"])
     high = " x ".join(f"{value:g}" for value in rule["extent_max_mm"])
-    return f"{low} to {high} mm (R-L x A-P x S-I)"
+    return f"{low} to {high} mm (R-L x A-P x S-I), at most {rule['spacing_max_mm']:g} mm spacing"
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
 
 
-class _progress:  # noqa: N801 - used like a function
+class _progress:
     """A spinner with a changing text on stderr, where that is a terminal; elsewhere nothing."""
 
     def __init__(self, text: str) -> None:

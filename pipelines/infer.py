@@ -19,7 +19,15 @@ from imaging.checkpoint import Checkpoint
 from imaging.dicom import read_series
 from imaging.dicom.scan import Study
 from imaging.dicom.seg import Algorithm, write_seg
-from imaging.errors import DuplicateName, ImagingError, InputRefused, NotApplicable, OutputNotWritable, StudyFailed, UnknownName
+from imaging.errors import (
+    DuplicateName,
+    ImagingError,
+    InputRefused,
+    NotApplicable,
+    OutputNotWritable,
+    StudyFailed,
+    UnknownName,
+)
 from imaging.files import sha256_of, staged_folder, write_whole
 from imaging.nifti import case_name, read_nifti, write_mask
 from imaging.predict import Prediction, Predictor
@@ -194,7 +202,7 @@ def _report_on(
         return StudyResult(name, folder, report, tuple(problems))
     except ImagingError as error:
         problems.append(error)
-    except Exception as error:  # noqa: BLE001 - a fault of ours in one study must not take the others with it
+    except Exception as error:
         log.debug("traceback", exc_info=True)
         problems.append(StudyFailed(f"study {name}", seen=type(error).__name__))
     log.error("%s", problems[-1])
@@ -208,7 +216,9 @@ def _predict(
     entries: list[SeriesEntry] = []
     predictions: list[Prediction] = []
     for view, read in source.series:
-        reasons = [view.refusal] if view.refusal is not None else [reason for _, reason in view.declined_by]
+        reasons: list[ImagingError] = (
+            [view.refusal] if view.refusal is not None else [reason for _, reason in view.declined_by]
+        )
         if view.refusal is None and view.taken_by:
             try:
                 volume = read()
@@ -277,10 +287,13 @@ def _write_masks(stage: Path, prediction: Prediction, formats: Sequence[str] | N
     wanted = set(formats) if formats is not None else {"seg" if from_dicom else "nifti"}
     faults: list[ImagingError] = []
     if "nifti" in wanted:
-        write_mask(_free(stage, f"mask_{prediction.checkpoint.name}", ".nii.gz"), prediction.mask_XYZ, prediction.volume.affine)
+        write_mask(
+            _free(stage, f"mask_{prediction.checkpoint.name}", ".nii.gz"), prediction.mask_XYZ, prediction.volume.affine
+        )
     if "seg" in wanted and not from_dicom:
-        faults.append(NotApplicable(subject_of(prediction.volume.facts), seen="a NIfTI file has no instances to refer to",
-                                    expected="a DICOM series was expected for seg", remedy="Ask for nifti"))  # fmt: skip
+        subject = subject_of(prediction.volume.facts)
+        seen, expected = "a NIfTI file has no instances to refer to", "a DICOM series was expected for seg"
+        faults.append(NotApplicable(subject, seen=seen, expected=expected, remedy="Ask for nifti"))
     if "seg" in wanted and from_dicom and prediction.mask_XYZ.any():
         path = _free(stage, f"seg_{prediction.checkpoint.name}", ".dcm")
         algorithm = Algorithm(

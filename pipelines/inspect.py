@@ -161,8 +161,8 @@ def inspect(*, paths: Sequence[Path], models: Sequence[str] = ()) -> dict[str, A
     Returns
     -------
     dict
-        JSON-serialisable: ``studies`` (each with its ``series``), ``nifti``, ``refused`` and ``strays``. Patient data is
-        left out.
+        JSON-serialisable: ``studies`` (each with its ``series``), ``nifti``, ``refused`` and ``strays``. Patient data
+        is left out.
     """
     inputs, checkpoints = gather(paths), open_models(models)
     named = bool(models)
@@ -175,9 +175,7 @@ def inspect(*, paths: Sequence[Path], models: Sequence[str] = ()) -> dict[str, A
             }
             for study in inputs.scan.studies
         ],
-        "nifti": [
-            {"path": str(path), **view_nifti(path, checkpoints, named=named).as_dict()} for path in inputs.nifti
-        ],
+        "nifti": [{"path": str(path), **view_nifti(path, checkpoints, named=named).as_dict()} for path in inputs.nifti],
         "refused": [error.as_dict() for error in inputs.scan.refused],
         "strays": [str(path) for path in inputs.scan.strays],
     }

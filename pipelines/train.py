@@ -230,9 +230,13 @@ def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, An
     return metrics
 
 
-def _volume_interval(volumes: dict[str, dict[str, tuple[list[float], list[float]]]], name: str) -> dict[str, Any] | None:
+def _volume_interval(
+    volumes: dict[str, dict[str, tuple[list[float], list[float]]]], name: str
+) -> dict[str, Any] | None:
     """The factors between which the true volume lies, from validation, and how often they held on test."""
-    factors = conformal_ratio(*volumes["validation"][name], coverage=VOLUME_COVERAGE) if "validation" in volumes else None
+    factors = (
+        conformal_ratio(*volumes["validation"][name], coverage=VOLUME_COVERAGE) if "validation" in volumes else None
+    )
     if factors is None:
         return None
     low, high = factors
@@ -287,5 +291,3 @@ def _differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> s
         elif left != right and prefix + key != "data.root":
             differing.add(prefix + key)
     return differing
-
-

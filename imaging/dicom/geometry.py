@@ -137,7 +137,7 @@ _ONCE: dict[str, Callable[[Instance], object]] = {
 
 
 def _check_same(series: Series) -> None:
-    """Refuse a series whose slices differ in what a volume has once; orientation and spacing are compared as numbers."""
+    """Refuse a series whose slices differ in what a volume has once; cosines and spacings are compared as numbers."""
     for name, value in _ONCE.items():
         values = {value(instance) for instance in series.instances}
         if len(values) > 1:
@@ -146,7 +146,9 @@ def _check_same(series: Series) -> None:
         found = [getattr(instance, keyword) for instance in series.instances]
         if None in found:
             attribute = "ImageOrientationPatient" if keyword == "orientation" else "PixelSpacing"
-            raise MissingAttribute(series.label, seen=f"{attribute} is missing or malformed in {found.count(None)} slices")
+            raise MissingAttribute(
+                series.label, seen=f"{attribute} is missing or malformed in {found.count(None)} slices"
+            )
         spread = float(np.ptp(np.array(found), axis=0).max())
         if not spread <= COSINE_TOLERANCE:
             raise MixedSlices(series.label, seen=f"{keyword} that differs by up to {spread:.4g}")
@@ -154,7 +156,7 @@ def _check_same(series: Series) -> None:
 
 def _directions(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Unit vectors in LPS along a row, down a column, and their normal."""
-    cosines = np.mean([instance.orientation for instance in series.instances], axis=0)
+    cosines = np.array([instance.orientation for instance in series.instances], dtype=np.float64).mean(axis=0)
     row, column = cosines[:3], cosines[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.isfinite(cosines).all() or max(abs(length - 1) for length in lengths) > COSINE_TOLERANCE:
@@ -177,8 +179,8 @@ def _position(series: Series, instance: Instance) -> tuple[float, ...]:
 
 
 def _spacing(series: Series) -> tuple[float, float]:
-    rows, columns = np.mean([instance.spacing for instance in series.instances], axis=0)
-    if not (np.isfinite(rows) and np.isfinite(columns) and 0 < min(rows, columns) and max(rows, columns) < 1e3):
+    rows, columns = np.array([instance.spacing for instance in series.instances], dtype=np.float64).mean(axis=0)
+    if not (np.isfinite(rows) and np.isfinite(columns) and min(rows, columns) > 0 and max(rows, columns) < 1e3):
         raise InvalidGeometry(series.label, seen=f"a pixel spacing of {rows:g} x {columns:g} mm")
     return float(rows), float(columns)
 
@@ -211,7 +213,9 @@ def _check_regular(
     spacing = height / (len(along) - 1)
     if float(np.linalg.norm(sideways, axis=1).max()) > max(JITTER_SHARE * spacing, ROUNDING_MM):
         angle = np.degrees(np.arctan2(shear, height))
-        raise GantryTilt(series.label, seen=f"the last slice lies {shear:.2f} mm beside the first ({angle:.1f} degrees)")
+        raise GantryTilt(
+            series.label, seen=f"the last slice lies {shear:.2f} mm beside the first ({angle:.1f} degrees)"
+        )
     error = float(np.hypot(np.abs(along - even), np.linalg.norm(sideways, axis=1)).max())
     if error <= ROUNDING_MM:
         return ()

@@ -79,14 +79,16 @@ def _decode(instance: Instance) -> NDArray[np.float64]:
             warnings.simplefilter("error")  # pydicom warns of missing and of excess bytes, and goes on
             stored = dataset.pixel_array
     except (NotImplementedError, RuntimeError) as error:
-        raise UnsupportedTransferSyntax(instance.path, seen=f"{instance.transfer_syntax_uid} cannot be decoded") from error
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever they meet; all of it means one thing here
+        raise UnsupportedTransferSyntax(
+            instance.path, seen=f"{instance.transfer_syntax_uid} cannot be decoded"
+        ) from error
+    except Exception as error:
         raise TruncatedPixels(instance.path, seen=f"the pixels cannot be decoded ({type(error).__name__})") from error
     if stored.shape != (instance.rows, instance.columns):
         raise TruncatedPixels(instance.path, seen=f"pixels of shape {stored.shape}")
     try:
         values: NDArray[np.float64] = apply_modality_lut(stored, dataset).astype(np.float64)
-    except Exception as error:  # noqa: BLE001 - malformed slope, intercept or table
+    except Exception as error:
         raise UnreadableDicom(instance.path, seen=f"the Modality LUT is malformed ({type(error).__name__})") from error
     return values
 
@@ -96,5 +98,5 @@ def _dataset(path: Path, *, stop_before_pixels: bool = False) -> pydicom.Dataset
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values
             return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-    except Exception as error:  # noqa: BLE001 - pydicom raises whatever its parser meets
+    except Exception as error:
         raise UnreadableDicom(path, seen=f"cannot be parsed ({type(error).__name__})") from error

@@ -1,7 +1,7 @@
 """A folder or files -> studies and series, from headers alone.
 
-Invariant: one bad file never stops the scan, and no file disappears: each one is an instance of a series or is named with
-the reason why it is not. Studies of different patients are never joined. Imports no torch.
+Invariant: one bad file never stops the scan, and no file disappears: each one is an instance of a series or is named
+with the reason why it is not. Studies of different patients are never joined. Imports no torch.
 """
 
 from __future__ import annotations
@@ -145,7 +145,6 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     NothingFound
         If a path does not exist or is an empty folder.
     """
-    roots = [paths] if isinstance(paths, Path) else list(paths)
     refused: list[ImagingError] = []
     strays: list[Path] = []
     read: list[_Read] = []
@@ -233,7 +232,13 @@ def _read(path: Path) -> _Read:
     )
     patient = (text("PatientID"), text("IssuerOfPatientID"))
     return _Read(
-        instance, facts, text("SeriesNumber"), patient, text("StudyDescription"), text("StudyDate"), text("AccessionNumber")
+        instance,
+        facts,
+        text("SeriesNumber"),
+        patient,
+        text("StudyDescription"),
+        text("StudyDate"),
+        text("AccessionNumber"),
     )
 
 
@@ -255,7 +260,7 @@ def _header(path: Path) -> pydicom.Dataset:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
             for element in header:  # values are parsed when they are looked at; look now, inside this try
                 _ = element.value
-    except Exception as error:  # noqa: BLE001 - pydicom raises whatever its parser meets; all of it means one thing here
+    except Exception as error:
         raise UnreadableDicom(path, seen=f"the header cannot be parsed ({type(error).__name__})") from error
     return header
 
@@ -273,7 +278,7 @@ def _kind(head: bytes) -> str:
 
 
 def _from_meta(header: pydicom.Dataset, keyword: str) -> str:
-    """The same UID from the meta header, which must repeat it (PS3.10 table 7.1-1); some writers leave only that one."""
+    """The same UID from the meta header, which must repeat it (PS3.10 table 7.1-1); some writers leave only it."""
     return str(header.file_meta.get(f"MediaStorage{keyword}") or "").strip()
 
 
@@ -314,7 +319,8 @@ def _group(read: Iterable[_Read]) -> tuple[tuple[Study, ...], list[ImagingError]
     by_study: dict[str, list[_Read]] = {}
     for item in read:
         by_study.setdefault(item.instance.study_uid, []).append(item)
-    studies, refused = [], []
+    studies: list[Study] = []
+    refused: list[ImagingError] = []
     for uid in sorted(by_study):
         members = by_study[uid]
         patients = {item.patient for item in members}

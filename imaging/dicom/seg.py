@@ -84,10 +84,17 @@ def write_seg(
     """
     present = [label for label in labels if (mask_XYZ == label.id).any()]
     if not volume.facts.frame_of_reference_uid:
-        raise MissingAttribute(subject_of(volume.facts), seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
+        raise MissingAttribute(
+            subject_of(volume.facts), seen="FrameOfReferenceUID is missing, so no SEG can refer to it"
+        )
     try:
         segmentation = _build(mask_XYZ, volume, present, algorithm)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom raises for sources it cannot take
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # what highdicom raises for sources it cannot take
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
     try:
         segmentation.save_as(path)
@@ -103,7 +110,7 @@ def _build(
     sources = [_source(frame.path) for frame in volume.frames]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.software_version]
     identity += [frame.sop_instance_uid for frame in volume.frames]
-    identity.append(hashlib.sha256(np.ascontiguousarray(mask_XYZ)).hexdigest())
+    identity.append(hashlib.sha256(mask_XYZ.tobytes()).hexdigest())
     frames_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
     # Segments are numbered 1, 2, 3, ... without a hole (PS3.3 C.8.20.2), whichever labels were found.
     numbers = np.zeros(256, dtype=np.uint8)
@@ -210,7 +217,9 @@ def check_seg(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: S
         voxels = np.argwhere(mask_XYZ == label.id)
         count, centre = found[number]
         if count != len(voxels):
-            raise OutputMismatch(path.name, seen=f"{count} voxels of {label.name}", expected=f"{len(voxels)} were expected")
+            raise OutputMismatch(
+                path.name, seen=f"{count} voxels of {label.name}", expected=f"{len(voxels)} were expected"
+            )
         meant = affine[:3, :3] @ voxels.mean(axis=0) + affine[:3, 3]
         apart = float(np.linalg.norm(centre - meant))
         if apart > CENTRE_TOLERANCE_MM:

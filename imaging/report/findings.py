@@ -223,9 +223,7 @@ def _centre(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.b
     return round(float(x), 3), round(float(y), 3), round(float(z), 3)
 
 
-def _evidence(
-    volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-) -> tuple[SliceEvidence, ...]:
+def _evidence(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[SliceEvidence, ...]:
     area = volume.voxel_volume / volume.spacing[2]
     counts = found_XYZ.sum(axis=(0, 1))
     evidence = []
@@ -252,7 +250,7 @@ def series_entry(volume: Volume, *, models: Sequence[str], refusals: Sequence[Im
         instances=len({frame.sop_instance_uid for frame in volume.frames}) or 1,
         models=tuple(models),
         shape=volume.shape,
-        spacing_mm=tuple(round(value, 6) for value in volume.spacing),  # type: ignore[arg-type]
+        spacing_mm=tuple(round(value, 6) for value in volume.spacing),
         orientation=volume.orientation,
         frame_of_reference_uid=volume.facts.frame_of_reference_uid,
         defects=tuple(

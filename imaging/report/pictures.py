@@ -147,7 +147,7 @@ def _png(grey: NDArray[np.uint8]) -> str:
 
 
 def outline_path(mask_YX: NDArray[np.bool_]) -> str:
-    """The edges between a mask's pixels and the rest, as an SVG path; a pixel (row, column) is the unit square there."""
+    """The edges between a mask's pixels and the rest as an SVG path; pixel (row, column) is the unit square there."""
     padded = np.pad(mask_YX, 1).astype(np.int8)
     parts = []
     # A horizontal edge lies above row r where the mask changes from row r-1 to r; each run of edges is one stroke.
