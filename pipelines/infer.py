@@ -234,7 +234,7 @@ def _predict(
 
 def _unread_entry(view: SeriesView, reasons: Sequence[ImagingError]) -> SeriesEntry:
     for reason in reasons:
-        log.warning("%s", reason)
+        log.info("%s", reason)
     return SeriesEntry(
         uid=view.facts.series_uid,
         description=view.facts.description,
