@@ -358,6 +358,14 @@ class TooFewCases(WrongUsage):
     remedy = "Add cases, or change data.folds and data.test_fraction"
 
 
+class DevicesUnsupported(WrongUsage):
+    """More devices than this version trains on; their batches would overlap unnoticed."""
+
+    code = "devices_unsupported"
+    expected = "one device was expected"
+    remedy = "Train with --devices 1"
+
+
 class RunExists(WrongUsage):
     """The run folder already holds a run."""
 

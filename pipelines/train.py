@@ -34,6 +34,7 @@ from imaging.config import Config, load_config
 from imaging.data import Case, SegmentationData, Split, cases_of, load_case, read_manifest, split_by_patient
 from imaging.errors import (
     ConfigInvalid,
+    DevicesUnsupported,
     NothingToResume,
     OutputNotWritable,
     ResumeMismatch,
@@ -91,7 +92,7 @@ def train(
     resume
         Continue the run in `out` from its last state.
     devices
-        Number of devices (processes on a CPU).
+        Number of devices; this version takes one.
     precision
         Overrides ``train.precision``.
     out
@@ -106,6 +107,8 @@ def train(
     TrainingDiverged
         If the loss stops being a number.
     """
+    if devices != 1:
+        raise DevicesUnsupported("--devices", seen=str(devices))
     extra = [f"data.fold={fold}"] if fold is not None else []
     extra += [f"train.precision={precision!r}"] if precision else []
     resolved = load_config(config, [*overrides, *extra])

@@ -1,0 +1,45 @@
+"""The documents keep up with the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from imaging import errors
+
+ROOT = Path(__file__).parent.parent
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+
+
+def codes() -> set[str]:
+    classes = [item for item in vars(errors).values() if isinstance(item, type)]
+    own = {vars(item).get("code") for item in classes if issubclass(item, errors.ImagingError)}
+    return {code for code in own if isinstance(code, str)} - {"imaging_error", "series_refused"}
+
+
+def test_every_error_code_is_documented_and_no_other() -> None:
+    documented = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/errors.md").read_text(), flags=re.MULTILINE))
+    assert documented == codes()
+
+
+def test_every_code_the_readme_names_exists() -> None:
+    table = (ROOT / "README.md").read_text().split("## What it refuses")[1].split("## A tour")[0]
+    named = set(re.findall(r"`([a-z]+[a-z0-9_]*)`", table))
+    assert named
+    assert named <= codes()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in LINK.findall((ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_readme_names_every_dependency() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    block = project.split("dependencies = [")[1].split("]")[0]
+    names = set(re.findall(r'"([a-z0-9]+)>=', block))
+    table = (ROOT / "README.md").read_text().split("## What each dependency is for")[1]
+    assert names == set(re.findall(r"^\| ([a-z0-9]+) \|", table, flags=re.MULTILINE)) - {"package"}
