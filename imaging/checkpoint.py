@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imaging.card import model_card
 from imaging.config import Config, load_config
-from imaging.errors import CheckpointCorrupt, UnknownCheckpoint
-from imaging.files import sha256_of, staged_folder, write_whole
+from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint
+from imaging.files import sha256_of, shipped, staged_folder, write_whole
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS, METRICS, CARD, SUMS = "config.yaml", "weights.safetensors", "metrics.json", "README.md", "SHA256SUMS"
 _SUMMED = (CONFIG, WEIGHTS, METRICS, CARD)
-
-_HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +68,6 @@ class Checkpoint:
         return load(content)
 
 
-def shipped(kind: str) -> Path:
-    """The folder `configs` or `checkpoints` that comes with imgpipe, in a checkout and in an installed wheel alike."""
-    installed = _HERE / "shipped" / kind
-    return installed if installed.is_dir() else _HERE.parent / kind
-
-
 def shipped_checkpoints() -> list[Path]:
     """The folders of the checkpoints that come with imgpipe, by name."""
     return sorted(path.parent for path in shipped("checkpoints").glob(f"*/{CONFIG}"))
@@ -113,17 +106,54 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointCorrupt(folder / SUMS, seen="cannot be read") from error
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in _SUMMED:
-        if name not in sums:
-            raise CheckpointCorrupt(folder / SUMS, seen=f"does not list {name}")
+    absent = set(_SUMMED) - set(sums)
+    if absent:
+        raise CheckpointCorrupt(folder / SUMS, seen=f"does not list {min(absent)}")
+    for name, digest in sums.items():
+        if Path(name).name != name:
+            raise CheckpointCorrupt(folder / SUMS, seen=f"lists {name!r}, which is not a file name")
         try:
             found = sha256_of(folder / name)
         except OSError as error:
             raise CheckpointCorrupt(folder / name, seen="cannot be read") from error
-        if found != sums[name]:
+        if found != digest:
             raise CheckpointCorrupt(folder / name, seen="differs from its checksum")
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     return Checkpoint(folder, load_config(folder / CONFIG), metrics, sums[WEIGHTS])
+
+
+def open_checkpoints(names: Sequence[str]) -> tuple[list[Checkpoint], list[CheckpointCorrupt]]:
+    """The named checkpoints, or all that ship.
+
+    Returns
+    -------
+    checkpoints
+        Verified.
+    unusable
+        Where none was named, the shipped ones that are not what their checksums say.
+
+    Raises
+    ------
+    UnknownCheckpoint, CheckpointCorrupt
+        If a named one is not there, or not what its checksums say.
+    DuplicateName
+        If two of them have one name: their outputs could not be told apart.
+    """
+    if not names:
+        checkpoints, unusable = [], []
+        for folder in shipped_checkpoints():
+            try:
+                checkpoints.append(open_checkpoint(folder))
+            except CheckpointCorrupt as error:
+                unusable.append(error)
+        return checkpoints, unusable
+    folders = dict.fromkeys(find_checkpoint(name).resolve() for name in names)
+    checkpoints = [open_checkpoint(folder) for folder in folders]
+    called = [checkpoint.name for checkpoint in checkpoints]
+    twice = {name for name in called if called.count(name) > 1}
+    if twice:
+        raise DuplicateName(min(twice), seen="two checkpoints have this name")
+    return checkpoints, []
 
 
 def save_checkpoint(
@@ -156,42 +186,3 @@ def save_checkpoint(
             write_whole(stage / name, data)
         write_whole(stage / SUMS, "".join(f"{sha256_of(stage / name)}  {name}\n" for name in _SUMMED))
     return open_checkpoint(folder)
-
-
-def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
-    """The README of a checkpoint: what it is for, on what it was trained, how well it does, and where it ends."""
-    card = config.card
-    lines = [
-        f"# {config.title}",
-        "",
-        f"`{config.name}` version {config.version}. For research use, not for diagnosis.",
-        "",
-        f"**Intended use.** {card.intended_use}",
-        "",
-        f"**Limits.** {card.limits}",
-        "",
-        f"**Data and licence.** {card.data} {card.licence}",
-        "",
-        "**How it was trained.**",
-        "",
-        f"    {card.command}",
-        "",
-        "## Measured",
-        "",
-        "Dice of the masks on each image's own grid, restored by the same code that serves; mean over cases with the",
-        "95 % bootstrap interval over cases.",
-        "",
-        "| cases | n | " + " | ".join(label.title for label in config.labels) + " |",
-        "| --- | --- |" + " --- |" * len(config.labels),
-    ]
-    for side in ("validation", "test"):
-        if side in metrics:
-            part = metrics[side]
-            cells = [_cell(part["dice"][label.name]) for label in config.labels]
-            lines.append(f"| {side} | {part['cases']} | " + " | ".join(cells) + " |")
-    lines += ["", metrics.get("note", ""), ""]
-    return "\n".join(lines)
-
-
-def _cell(interval: Mapping[str, float]) -> str:
-    return f"{interval['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"

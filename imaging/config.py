@@ -10,17 +10,21 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from imaging.errors import ConfigInvalid, UnknownKey
+from imaging.files import shipped
 
-Vector3 = tuple[float, float, float]
-Size3 = tuple[int, int, int]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
+Vector3 = tuple[_Positive, _Positive, _Positive]
+Size3 = tuple[_Count, _Count, _Count]
 
 
 class _Section(BaseModel):
@@ -50,22 +54,37 @@ class Label(_Section):
 class AppliesTo(_Section):
     """Which series a checkpoint takes.
 
-    `modality`, `extent_mm` and `spacing_mm` are limits of what the network has learnt: a series beyond them is refused
-    even when the checkpoint is named explicitly (a modality that the file does not tell, as in NIfTI, is not held
-    against it). `description` only chooses: it is asked when no checkpoint is named.
+    All but `description` are limits of what the network has learnt: a series beyond them is refused even when the
+    checkpoint is named explicitly (a modality or body part that the file does not tell is then not held against it).
+    `description`, a regular expression for SeriesDescription, only chooses: it is asked when no checkpoint is named.
+    `extent_min_mm` and `extent_max_mm` bound the size along R-L, A-P and S-I, `spacing_max_mm` every voxel axis.
     """
 
     modality: tuple[str, ...]
+    body_part: tuple[str, ...] = ()
     description: str | None = None
     extent_min_mm: Vector3
     extent_max_mm: Vector3
-    spacing_max_mm: float = Field(gt=0)
+    spacing_max_mm: _Positive
+
+    @field_validator("description")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
 
 
 class Data(_Section):
-    """Where the cases lie and how they are split, always by patient."""
+    """Where the cases lie and how they are split, always by patient.
+
+    `test_fraction` of the patients is set apart first, the same whichever `fold` validates; `seed` decides who.
+    """
 
     root: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
     folds: Annotated[int, Field(ge=2)] = 6
     fold: Annotated[int, Field(ge=0)] = 0
@@ -78,7 +97,11 @@ class Data(_Section):
 
 
 class Preprocess(_Section):
-    """Volume -> network input, the same in training and serving."""
+    """Volume -> network input, the same in training and serving.
+
+    `orientation` names where the axes run towards, `spacing_mm` the voxels' size along them. `zscore` subtracts the
+    volume's mean and divides by its deviation.
+    """
 
     orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
     spacing_mm: Vector3
@@ -100,9 +123,14 @@ class Augmentation(_Section):
 
 
 class Train(_Section):
-    """How the weights are found."""
+    """How the weights are found.
 
-    seed: int = 0
+    `patch` is in voxels of the network's grid. The learning rate rises over `warmup_steps` and falls to zero by a
+    cosine. Gradients are clipped to the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights,
+    which is validated every `validate_every` epochs and published; 0 switches it off.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 0
     patch: Size3
     batch_size: Annotated[int, Field(ge=1)] = 2
     epochs: Annotated[int, Field(ge=1)]
@@ -117,7 +145,11 @@ class Train(_Section):
 
 
 class Predict(_Section):
-    """How the weights are used."""
+    """How the weights are used.
+
+    Tiles of `patch` voxels overlap by the share `overlap`; probabilities are averaged over flips of `flip_axes` (0 is
+    the first axis of `preprocess.orientation`).
+    """
 
     patch: Size3
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -172,6 +204,22 @@ class Config(_Section):
         """SHA-256 of the config's content (not of its layout, nor of `data.root`)."""
         content = json.dumps(self.without_paths().model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def find_config(name: str | Path) -> Path:
+    """A config file by its path, or a shipped one by its name.
+
+    Raises
+    ------
+    ConfigInvalid
+        If there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {path.stem: path for path in sorted(shipped("configs").glob("*.yaml"))}
+    if str(name) in known:
+        return known[str(name)]
+    raise ConfigInvalid(name, seen="no such file", expected=f"a config file, or one of {', '.join(known)} was expected")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -262,8 +310,3 @@ def _model_in(annotation: Any) -> type[BaseModel]:
         return annotation
     models = [a for a in get_args(annotation) if a is not type(None) and a is not Ellipsis]
     return _model_in(models[0])
-
-
-def as_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML lists as tuples where a library wants hashable options; one level deep."""
-    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}

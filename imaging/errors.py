@@ -10,6 +10,7 @@ The three branches say whose turn it is: `InputRefused` (the data), `WrongUsage`
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -19,7 +20,7 @@ class ImagingError(Exception):
     Parameters
     ----------
     subject
-        What it is about: a path, or an entity with its UID such as ``series 1.2.840...``.
+        What it is about: a path (then `path` holds it), or an entity with its UID such as ``series 1.2.840...``.
     seen
         What was met.
     expected, remedy
@@ -35,6 +36,7 @@ class ImagingError(Exception):
         self, subject: object, *, seen: object, expected: str | None = None, remedy: str | None = None
     ) -> None:
         self.subject = str(subject)
+        self.path = subject if isinstance(subject, Path) else None
         self.seen = str(seen)
         self.expected = self.expected if expected is None else expected
         self.remedy = self.remedy if remedy is None else remedy
@@ -94,12 +96,12 @@ class TruncatedPixels(InputRefused):
     """The pixel data is shorter or longer than rows x columns x frames says."""
 
     code = "truncated_pixels"
-    expected = "as many bytes of pixel data as the header declares were expected"
+    expected = "pixel data of the size that the header declares was expected"
     remedy = "Send the instance again from its source"
 
 
 class UnsupportedTransferSyntax(InputRefused):
-    """No decoder for the compression is installed."""
+    """The way the data set is compressed has no decoder here, or (deflated) no bound on what it unpacks to."""
 
     code = "unsupported_transfer_syntax"
     expected = "a transfer syntax with an installed decoder was expected"
@@ -402,11 +404,27 @@ class TrainingDiverged(InputRefused):
 
 
 class DuplicateName(WrongUsage):
-    """Two inputs of one call would be written to the same place."""
+    """Two inputs of one call would be written to the same place, or two checkpoints have one name."""
 
     code = "duplicate_name"
-    expected = "inputs with different names were expected"
+    expected = "different names were expected"
     remedy = "Rename one, or run them apart with another --out"
+
+
+class FormatNotApplicable(WrongUsage):
+    """An output that cannot be made from this kind of input."""
+
+    code = "format_not_applicable"
+    expected = "a DICOM series was expected for seg"
+    remedy = "Ask for nifti"
+
+
+class SeveralSeries(WrongUsage):
+    """Files of one series were asked for and several were found."""
+
+    code = "several_series"
+    expected = "the files of one series were expected"
+    remedy = "Choose one with imaging.scan and read it with imaging.read_series"
 
 
 class OutputNotWritable(WrongUsage):
@@ -425,12 +443,28 @@ class OutputNotBuilt(InternalFault):
     remedy = "Report this to the maintainers with the series' DICOM attributes"
 
 
+class UnexpectedFault(InternalFault):
+    """A fault of imgpipe that no other code names."""
+
+    code = "unexpected_fault"
+    expected = "the command was expected to end"
+    remedy = "Run `imgpipe --verbose ...` and report the traceback to the maintainers"
+
+
+class GridMismatch(InternalFault):
+    """The network's grid does not run along the series' own axes, so a mask cannot find its way back."""
+
+    code = "grid_mismatch"
+    expected = "parallel axes were expected"
+    remedy = "Report this to the maintainers; nothing was written"
+
+
 class StudyFailed(InternalFault):
     """A fault of imgpipe while it worked on a study; nothing of the study was written."""
 
     code = "study_failed"
     expected = "a report was expected"
-    remedy = "Run again with --verbose and report the traceback to the maintainers"
+    remedy = "Run `imgpipe --verbose infer ...` and report the traceback to the maintainers"
 
 
 class OutputMismatch(InternalFault):

@@ -19,6 +19,14 @@ from imaging.errors import OutputNotWritable
 
 PARTIAL = ".partial"
 
+_HERE = Path(__file__).resolve().parent
+
+
+def shipped(kind: str) -> Path:
+    """The folder `configs` or `checkpoints` that comes with imgpipe, in a checkout and in an installed wheel alike."""
+    installed = _HERE / "shipped" / kind
+    return _HERE.parent / kind if (_HERE.parent / "pyproject.toml").is_file() else installed
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file atomically.
@@ -51,12 +59,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def staged_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
+def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "") -> Iterator[Path]:
     """A temporary folder beside `target` whose files appear in `target` when the block ends well.
 
-    A new target appears whole, by one rename. Into an existing one the files are moved one by one, each whole, in the
-    order in which they were written; files there that `replaces` does not match are left alone, for they may be the
-    user's.
+    A new target appears whole, by one rename. In an existing one `last`, if it is there, goes first; then the files are
+    moved in one by one, each whole, and the new `last` comes last: whoever finds it finds all that it names.
+    Files there that `replaces` does not match are left alone, for they may be the user's.
 
     Parameters
     ----------
@@ -65,6 +73,8 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Pat
     replaces
         Patterns (`fnmatch`) of the names that an earlier result may have left; what matches and is not written anew is
         removed.
+    last
+        Name of the file that vouches for the others.
 
     Yields
     ------
@@ -84,15 +94,15 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Pat
     try:
         yield stage
         try:
-            _move_into(stage, target, replaces)
+            _move_into(stage, target, replaces, last)
         except OSError as error:
             raise OutputNotWritable(target, seen=error.strerror or "cannot be replaced") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _move_into(stage: Path, target: Path, replaces: Sequence[str]) -> None:
-    files = sorted(stage.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) -> None:
+    files = sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name))
     for file in files:
         _sync(file, os.O_RDWR)
     # mkdtemp makes the folder private; the result is as open as the user's umask wants it.
@@ -103,6 +113,9 @@ def _move_into(stage: Path, target: Path, replaces: Sequence[str]) -> None:
         stage.rename(target)
     else:
         stale = {old for old in target.iterdir() if any(fnmatch(old.name, pattern) for pattern in replaces)}
+        if last:
+            (target / last).unlink(missing_ok=True)
+            sync_folder(target)
         for file in files:
             file.replace(target / file.name)
         for old in stale - {target / file.name for file in files}:

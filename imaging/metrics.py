@@ -1,37 +1,36 @@
-"""How well a mask or a mean can be trusted: Dice of two masks, bootstrap intervals over patients.
+"""How well a mask fits the truth, and how far a mean over cases can be trusted.
 
-The unit that is resampled is the patient, never the voxel. Everything here is a pure function of its arguments and the
-seed.
+Invariant: pure functions of their arguments and the seed; a case without a structure does not count as a failure.
 
-Shapes: P patients, C classes. ``values_PC`` means float64 of shape (P, C); masks are integer (X, Y, Z).
+Shapes: N cases, K structures. ``scores_NK`` means float64 of shape (N, K); masks are integer (X, Y, Z).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.errors import TooFewCases
-
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value and the bounds of its interval, in the unit of the values."""
+    """A mean and the bounds of its interval, in the unit of the values; None is what cannot be known."""
 
-    mean: float
-    low: float
-    high: float
+    mean: float | None
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if self.mean is None:
+            return "not known"
+        bounds = f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None and self.high is not None else ""
+        return f"{self.mean:.3f}{bounds}"
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """For JSON, rounded to five digits after the point."""
-        return {key: round(value, 5) for key, value in asdict(self).items()}
+        return {key: None if value is None else round(value, 5) for key, value in asdict(self).items()}
 
 
 def dice(mask: NDArray[Any], truth: NDArray[Any], label: int) -> float:
@@ -44,83 +43,36 @@ def dice(mask: NDArray[Any], truth: NDArray[Any], label: int) -> float:
     return 2 * int((a & b).sum()) / total if total else float("nan")
 
 
-def bootstrap_intervals(
-    values_PC: NDArray[np.float64],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> tuple[Interval, ...]:
-    """Percentile bootstrap of each class's mean over patients.
+def bootstrap_means(scores_NK: NDArray[np.float64], *, resamples: int = 2_000, seed: int = 0) -> tuple[Interval, ...]:
+    """Mean of each structure's score over cases, with its 95 % percentile bootstrap interval.
 
     Parameters
     ----------
-    values_PC
-        One value per patient and class, such as Dice in [0, 1]. NaN marks a class that the patient does not have; it
-        is left out of that class, not counted as zero.
-    confidence
-        Coverage of the interval, in (0, 1).
+    scores_NK
+        A score a case and structure; NaN where the case does not have the structure.
     resamples
-        Number of resamples; 2,000 keeps the bounds' own error near 0.001 for values in [0, 1].
+        How often N cases are drawn with replacement.
     seed
-        Seed of the generator.
+        Of the generator.
 
     Returns
     -------
     tuple of Interval
-        One for each of the C classes, in their order.
-
-    Raises
-    ------
-    TooFewCases
-        If a class has fewer than two patients with a value.
+        For each structure. With fewer than two cases there is nothing to resample and the bounds are None; without any
+        case the mean is None too.
 
     Notes
     -----
     Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), section 13.3.
     """
     generator = np.random.default_rng(seed)
-    tail = (1 - confidence) / 2
     intervals = []
-    for column in values_PC.T:
-        values_P = column[~np.isnan(column)]
-        if len(values_P) < 2:
-            raise TooFewCases("bootstrap", seen=f"{len(values_P)} patients with a value")
-        means = generator.choice(values_P, size=(resamples, len(values_P))).mean(axis=1)
-        low, high = np.quantile(means, [tail, 1 - tail])
-        intervals.append(Interval(float(values_P.mean()), float(low), float(high)))
+    for column in scores_NK.T:
+        scores_N = column[~np.isnan(column)]
+        if len(scores_N) < 2:
+            intervals.append(Interval(float(scores_N.mean()) if len(scores_N) else None, None, None))
+            continue
+        drawn_RN = generator.integers(len(scores_N), size=(resamples, len(scores_N)))
+        low, high = np.percentile(scores_N[drawn_RN].mean(axis=1), [2.5, 97.5])
+        intervals.append(Interval(float(scores_N.mean()), float(low), float(high)))
     return tuple(intervals)
-
-
-def conformal_ratio(
-    truth: Sequence[float], predicted: Sequence[float], *, coverage: float
-) -> tuple[float, float] | None:
-    """Factors on a predicted amount between which the true one lies, for new cases like the given ones.
-
-    Split conformal prediction with the ratio truth / predicted as the score, each tail on its own: with n exchangeable
-    cases, the true amount of a new one lies in ``[low * predicted, high * predicted]`` with probability at least
-    `coverage`.
-
-    Parameters
-    ----------
-    truth, predicted
-        Amounts (here mm3) in cases that the model has not been fitted on; cases with a zero are left out.
-    coverage
-        In (0, 1).
-
-    Returns
-    -------
-    (low, high) or None
-        None where there are too few cases for this coverage: fewer than ``2 / (1 - coverage) - 1``.
-
-    Notes
-    -----
-    Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World* (2005), section 2.2; Romano, Patterson and
-    Candes, *Conformalized Quantile Regression* (2019), the asymmetric form.
-    """
-    ratios = np.sort([t / p for t, p in zip(truth, predicted, strict=True) if t > 0 and p > 0])
-    tail = (1 - coverage) / 2
-    rank = int(np.floor((len(ratios) + 1) * tail + 1e-9))
-    if rank < 1:
-        return None
-    return float(ratios[rank - 1]), float(ratios[-rank])

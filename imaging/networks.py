@@ -24,11 +24,6 @@ _SEGMENTERS: dict[str, type[torch.nn.Module]] = {
 }
 
 
-def known_networks() -> tuple[str, ...]:
-    """The names that a config may use."""
-    return tuple(_SEGMENTERS)
-
-
 def build_network(config: Network, *, in_channels: int, out_channels: int) -> torch.nn.Module:
     """Make the network a config names, with fresh weights.
 

@@ -6,7 +6,8 @@ cannot be known (no qform, no sform) is refused rather than put at the origin.
 
 from __future__ import annotations
 
-import os
+import gzip
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.errors import InvalidGeometry, NotFinite, UnreadableNifti, UnsupportedNifti
-from imaging.files import PARTIAL
+from imaging.errors import InvalidGeometry, NotFinite, OutputMismatch, UnreadableNifti, UnsupportedNifti
+from imaging.files import write_whole
 from imaging.volume import Affine, Defect, SeriesFacts, Volume
 
 # NIfTI-1 header field xyzt_units, bits 0-2 (nifti1.h): factor to millimetres; 0 is unknown and by custom mm.
 _MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
+_MISPLACED_MM = 0.01
 # Bounds what a lying header can make us allocate: 4 GiB of float32.
 _LARGEST_VOXELS = 2**30
 
@@ -33,7 +35,7 @@ def is_nifti(path: Path) -> bool:
 
 def case_name(path: Path) -> str:
     """A NIfTI file's name without its ending."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +88,7 @@ def read_nifti(path: Path) -> Volume:
 
 
 def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
-    """Write label ids as uint8 NIfTI, whole or not at all.
+    """Write label ids as uint8 NIfTI, read back and compared before they land, whole or not at all.
 
     Parameters
     ----------
@@ -95,17 +97,25 @@ def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
     mask_XYZ
         Label ids on the grid of `affine`.
     affine
-        Voxel index to RAS+ mm.
+        Voxel index to RAS+ mm; NIfTI keeps it in float32.
+
+    Raises
+    ------
+    OutputMismatch
+        If the bytes, read back, do not hold the mask in its place to within 0.01 mm; nothing is written.
+    OutputNotWritable
+        If it cannot be written.
     """
     image = nib.Nifti1Image(mask_XYZ, affine)
     image.header.set_xyzt_units("mm")
-    # nibabel chooses the format by the ending, so the temporary name keeps it.
-    temporary = path.with_name(f".{os.getpid()}{PARTIAL}.{path.name}")
-    try:
-        nib.save(image, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = image.to_bytes()
+    written = nib.Nifti1Image.from_bytes(content)
+    corner = [*mask_XYZ.shape, 1]
+    apart = float(np.linalg.norm((written.affine - affine) @ corner))
+    if apart > _MISPLACED_MM or not np.array_equal(np.asarray(written.dataobj), mask_XYZ):
+        raise OutputMismatch(path.name, seen=f"other labels, or a place {apart:.3f} mm off")
+    # Without a time stamp in the gzip header the same mask has the same bytes.
+    write_whole(path, gzip.compress(content, mtime=0))
 
 
 def _open(path: Path) -> Any:

@@ -17,10 +17,10 @@ from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
-from imaging.errors import CheckpointCorrupt, ImagingError
+from imaging.errors import CheckpointCorrupt
 from imaging.networks import build_network, load_weights
-from imaging.selection import check_limits
-from imaging.transforms import IMAGE, affine_of, preprocessing, restore_labels
+from imaging.selection import check_choice, check_limits
+from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
 from imaging.volume import Volume
 
 
@@ -80,16 +80,17 @@ class Predictor:
         Raises
         ------
         NotApplicable
-            If the volume is beyond the checkpoint's limits.
+            If the volume is of another modality, or beyond the checkpoint's limits.
         ConstantImage
             If all voxels are equal.
         """
         config = self.checkpoint.config
+        check_choice(config.applies_to, volume.facts, named=True)
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         image = self._prepared(volume)
         probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
         labels_XYZ = probability_KXYZ.argmax(0).to(torch.uint8).cpu().numpy()
-        certainty_KXYZ = probability_KXYZ.float().cpu().numpy()
+        certainty_KXYZ = probability_KXYZ.cpu().numpy()
         mean_probability = {
             label.id: float(certainty_KXYZ[label.id][labels_XYZ == label.id].mean())
             for label in config.labels
@@ -99,13 +100,7 @@ class Predictor:
         return Prediction(self.checkpoint, volume, mask, mean_probability)
 
     def _prepared(self, volume: Volume) -> MetaTensor:
-        try:
-            image = self._prepare({IMAGE: volume.as_metatensor()})[IMAGE]
-        except RuntimeError as error:
-            # MONAI wraps what a transform raises; the named refusal inside says more.
-            if isinstance(error.__cause__, ImagingError):
-                raise error.__cause__ from error
-            raise
+        image = apply(self._prepare, {IMAGE: volume.as_metatensor()})[IMAGE]
         assert isinstance(image, MetaTensor)
         return image
 

@@ -31,13 +31,17 @@ def check_choice(rule: AppliesTo, facts: SeriesFacts, *, named: bool) -> None:
     NotApplicable
         With the first part of the rule that does not hold.
     """
-    subject = subject_of(facts)
+    subject = facts.subject
     wanted = " or ".join(rule.modality)
     if not facts.modality and not named:
         raise NotApplicable(subject, seen="the file does not tell its modality",
                             expected=f"{wanted} was expected", remedy="Name the checkpoint with --model")  # fmt: skip
     if facts.modality and facts.modality not in rule.modality:
         raise NotApplicable(subject, seen=f"modality {facts.modality}", expected=f"{wanted} was expected")
+    if facts.body_part and rule.body_part and facts.body_part not in rule.body_part:
+        raise NotApplicable(
+            subject, seen=f"body part {facts.body_part}", expected=f"{' or '.join(rule.body_part)} was expected"
+        )
     if not named and rule.description and not re.search(rule.description, facts.description[:256]):
         raise NotApplicable(
             subject, seen="another series description", expected=f"one that matches {rule.description!r} was expected"
@@ -61,7 +65,7 @@ def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affi
     NotApplicable
         With the first limit that is broken.
     """
-    subject = subject_of(facts)
+    subject = facts.subject
     extent = extent_in_ras(shape, affine)
     limits = zip(extent, rule.extent_min_mm, rule.extent_max_mm, ("R-L", "A-P", "S-I"), strict=True)
     for size, low, high, axis in limits:
@@ -74,8 +78,3 @@ def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affi
         raise NotApplicable(
             subject, seen=f"a spacing of {largest:.2f} mm", expected=f"at most {rule.spacing_max_mm:g} mm was expected"
         )
-
-
-def subject_of(facts: SeriesFacts) -> str:
-    """How an error names a series: by its UID, or by the file name of a NIfTI."""
-    return f"series {facts.series_uid}" if facts.series_uid else facts.description

@@ -16,8 +16,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, Transform
 from numpy.typing import NDArray
 
-from imaging.config import Augmentation, Preprocess, Size3, as_mapping
-from imaging.errors import ConfigInvalid, ConstantImage, InvalidGeometry, UnknownName
+from imaging.config import Augmentation, Preprocess, Size3
+from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, ImagingError, UnknownName
 from imaging.volume import Affine
 
 IMAGE, LABEL = "image", "label"
@@ -53,6 +53,17 @@ def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
             _NORMALISE[config.normalise](IMAGE),
         ]
     )
+
+
+def apply(transform: Compose, sample: dict[str, Any]) -> dict[str, Any]:
+    """Run transforms; a named refusal inside comes out as itself, not as the RuntimeError that MONAI makes of it."""
+    try:
+        result: dict[str, Any] = transform(sample)
+    except RuntimeError as error:
+        if isinstance(error.__cause__, ImagingError):
+            raise error.__cause__ from error
+        raise
+    return result
 
 
 class ZScored(MapTransform):
@@ -106,7 +117,8 @@ def augmentation(chosen: Sequence[Augmentation], *, patch: Size3) -> Compose:
 
 
 def _random_transform(item: Augmentation) -> Transform:
-    options = as_mapping(item.options)
+    # YAML has lists where MONAI wants tuples.
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in item.options.items()}
     if item.name in _SPATIAL:
         keys: tuple[str, ...] = (IMAGE, LABEL)
         if item.name not in ("RandFlip", "RandRotate90"):
@@ -146,7 +158,7 @@ def restore_labels(
 
     Raises
     ------
-    InvalidGeometry
+    GridMismatch
         If the two grids' axes are not parallel.
     """
     into = np.linalg.inv(affine) @ to_affine
@@ -157,7 +169,7 @@ def restore_labels(
     # How far, in network voxels, the far corner would be misplaced if the axes were taken as parallel.
     drift = np.abs(into[:3, :3] - aligned) @ (np.array(shape) - 1)
     if len(set(axis_for.tolist())) != 3 or drift.max() > 0.01:
-        raise InvalidGeometry("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
+        raise GridMismatch("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
     turned = labels_XYZ.transpose(axis_for)
     indices, inside = [], []
     for axis in range(3):

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -88,6 +90,11 @@ class SeriesFacts:
     description: str = ""
     body_part: str = ""
 
+    @property
+    def subject(self) -> str:
+        """How an error names the series: by its UID, or by the file name of a NIfTI."""
+        return f"series {self.series_uid}" if self.series_uid else self.description
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
@@ -152,29 +159,18 @@ def lps_to_ras(affine: Affine) -> Affine:
 
 def spacing_of(affine: Affine) -> tuple[float, float, float]:
     """Length in mm of a step along each voxel axis."""
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
-    return float(x), float(y), float(z)
+    x, y, z = voxel_sizes(affine).tolist()
+    return x, y, z
 
 
 def extent_in_ras(shape: tuple[int, int, int], affine: Affine) -> tuple[float, float, float]:
     """Size in mm of the grid along its axes, ordered by the patient axis (R-L, A-P, S-I) that each is closest to."""
-    sizes = np.array(shape) * np.array(spacing_of(affine))
-    order = [axis for axis, _ in _closest_axes(affine)]
-    return tuple(float(sizes[order.index(patient)]) for patient in range(3))  # type: ignore[return-value]
+    sizes = np.array(shape) * voxel_sizes(affine)
+    patient_axes = nib.io_orientation(affine)[:, 0].astype(int)
+    right_left, front_back, up_down = sizes[np.argsort(patient_axes)].tolist()
+    return right_left, front_back, up_down
 
 
 def orientation_of(affine: Affine) -> str:
     """The patient direction that each voxel axis is closest to, for example ``RAS`` or ``LPS``."""
-    return "".join("LPI"[axis] if sign < 0 else "RAS"[axis] for axis, sign in _closest_axes(affine))
-
-
-def _closest_axes(affine: Affine) -> list[tuple[int, float]]:
-    """For each voxel axis the patient axis it is closest to (each taken once) and the sign along it."""
-    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    closest: dict[int, tuple[int, float]] = {}
-    # The clearest pair is settled first, so that an oblique grid never gives one patient axis to two voxel axes.
-    for flat in np.argsort(-np.abs(cosines), axis=None, kind="stable"):
-        patient, voxel = divmod(int(flat), 3)
-        if voxel not in closest and patient not in {axis for axis, _ in closest.values()}:
-            closest[voxel] = (patient, float(cosines[patient, voxel]))
-    return [closest[voxel] for voxel in range(3)]
+    return "".join(nib.aff2axcodes(affine))

@@ -39,7 +39,7 @@ def main(verbose: bool) -> None:
     """
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("matplotlib", "PIL", "monai", "fsspec", "pydicom", "highdicom"):
+    for noisy in ("PIL", "monai", "fsspec", "pydicom", "highdicom"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
@@ -48,18 +48,27 @@ def _verb(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(**options: Any) -> None:
-        from imaging.errors import ImagingError
+        from imaging.errors import ImagingError, UnexpectedFault
 
         try:
             status = function(**options)
         except ImagingError as error:
-            click.echo(f"imgpipe: {error}", err=True)
-            if options.get("as_json"):
-                _print_json({"error": error.as_dict(), "exit_status": _status([error])})
-            status = _status([error])
+            sys.exit(_fail(error, options))
+        except Exception as error:  # its text may quote header values, so only its kind is told
+            logging.getLogger(__name__).debug("traceback", exc_info=True)
+            sys.exit(_fail(UnexpectedFault(function.__name__, seen=type(error).__name__), options))
         sys.exit(status or 0)
 
     return run
+
+
+def _fail(error: ImagingError, options: dict[str, Any]) -> int:
+    """Tell an error that ended a verb; gives the exit status."""
+    status = _status([error])
+    click.echo(f"imgpipe: {error}", err=True)
+    if options.get("as_json"):
+        _print_json({"error": error.as_dict(), "exit_status": status})
+    return status
 
 
 def _status(problems: Sequence[ImagingError]) -> int:
@@ -93,7 +102,7 @@ def infer(paths: tuple[Path, ...], models: tuple[str, ...], out: Path, formats: 
     Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI file
     OUT/<file name>/ with the mask as NIfTI. Without --model each shipped checkpoint takes the series it was made for.
     """
-    chosen = tuple(formats.split(",")) if formats else None
+    chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
     with _progress("Starting") as tell:
         from pipelines import infer as verb
 
@@ -127,18 +136,13 @@ def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
 
 
 def _print_inferred(inferred: Inferred) -> None:
+    from pipelines.tables import finding_line
+
     told = set()
     for study in inferred.studies:
         click.echo(f"Study {study.name}")
         for finding in study.report.findings if study.report else ():
-            interval = finding.volume_interval
-            likely = (
-                f" (true volume likely {interval.low_mm3 / 1000:.3f} to {interval.high_mm3 / 1000:.3f})"
-                if interval
-                else ""
-            )
-            sure = f", mean probability {finding.mean_probability:.3f}" if finding.mean_probability is not None else ""
-            click.echo(f"  {finding.title}: {finding.volume_ml:.3f} mL{likely}{sure}")
+            click.echo(f"  {finding_line(finding)}")
         if study.report and not study.report.findings:
             click.echo("  nothing was measured")
         for problem in study.problems:
@@ -178,8 +182,9 @@ def train(
 ) -> int:
     """Train the network of CONFIG and publish a checkpoint.
 
-    CONFIG is a YAML file; KEY=VALUE overrides one of its keys, as in data.root=PATH or train.epochs=20. The run folder
-    holds the resolved config, the split, versions, log, states and the checkpoint with its metrics.
+    CONFIG is a YAML file or the name of a shipped one; KEY=VALUE overrides one of its keys, as in data.root=PATH or
+    train.epochs=20. The run folder holds the resolved config, the split, versions, log, states and the checkpoint with
+    its metrics.
     """
     from pipelines import train as verb
 
@@ -195,16 +200,20 @@ def train(
     )
     metrics = run.checkpoint.metrics
     if as_json:
-        _print_json({"run": str(run.folder), "checkpoint": str(run.checkpoint.folder), "metrics": metrics})
+        folders = {"run": str(run.folder), "checkpoint": str(run.checkpoint.folder)}
+        _print_json({**folders, "metrics": metrics, "exit_status": 0})
         return 0
     for side in ("validation", "test"):
         for name, value in metrics.get(side, {}).get("dice", {}).items():
-            click.echo(
-                f"{side} Dice of {name}: {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-                f" over {metrics[side]['cases']} cases"
-            )
+            click.echo(f"{side} Dice of {name}: {_interval(value)} over {metrics[side]['cases']} cases")
     click.echo(f"checkpoint: {run.checkpoint.folder}")
     return 0
+
+
+def _interval(value: dict[str, float | None]) -> str:
+    from imaging.metrics import Interval
+
+    return str(Interval(**value))
 
 
 # ------------------------------------------------------------------------------------------------------------- inspect
@@ -252,7 +261,7 @@ def models(as_json: bool) -> int:
         described = f", description like {rule['description']!r}" if rule["description"] else ""
         click.echo(f"  takes {' or '.join(rule['modality'])}{described}, {_range(rule)}")
         for name, value in (model["dice_on_test"] or {}).items():
-            click.echo(f"  test Dice of {name}: {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+            click.echo(f"  test Dice of {name}: {_interval(value)}")
         click.echo(f"  {model['licence']}")
         click.echo(f"  {model['folder']}")
     for refusal in found["refused"]:

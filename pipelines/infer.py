@@ -9,29 +9,32 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
-from imaging.checkpoint import Checkpoint
+from imaging.checkpoint import Checkpoint, open_checkpoints
 from imaging.dicom import read_series
 from imaging.dicom.scan import Study
 from imaging.dicom.seg import Algorithm, write_seg
 from imaging.errors import (
     DuplicateName,
+    FormatNotApplicable,
     ImagingError,
     InputRefused,
-    NotApplicable,
     OutputNotWritable,
     StudyFailed,
     UnknownName,
 )
 from imaging.files import sha256_of, staged_folder, write_whole
+from imaging.inputs import Inputs, SeriesView, gather, view_nifti, view_series
 from imaging.nifti import case_name, read_nifti, write_mask
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import (
+    DefectEntry,
     OutputEntry,
     Report,
     SeriesEntry,
@@ -39,19 +42,38 @@ from imaging.report.findings import (
     findings_of,
     model_entry,
     refusals_of,
-    series_entry,
 )
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
-from imaging.selection import subject_of
-from imaging.volume import Volume
-from pipelines.inspect import Inputs, SeriesView, gather, open_models, view_nifti, view_series
+from imaging.volume import Volume, orientation_of, spacing_of
 
 FORMATS = ("json", "html", "seg", "nifti")
+_REPORT = "report.json"
 # What a study's folder may hold from an earlier run, and is replaced.
-_OURS = ("report.json", "report.html", "seg_*.dcm", "mask_*.nii.gz")
+_OURS = (_REPORT, "report.html", "seg_*.dcm", "mask_*.nii.gz")
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One study before it is read.
+
+    Attributes
+    ----------
+    entry
+        Whose it is.
+    series
+        Each series as its header tells it, with the way to read it.
+    refused
+        Files beside its images that were refused, and so may belong to it.
+    """
+
+    entry: StudyEntry
+    series: tuple[tuple[SeriesView, Callable[[], Volume]], ...]
+    refused: tuple[ImagingError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +88,8 @@ class StudyResult:
         Where its outputs lie; None where nothing was written.
     report
         The report, where there is one.
-    error
-        Why there is none.
+    problems
+        What was refused in it, and what went wrong; the last one says why there is no report, if there is none.
     """
 
     name: str
@@ -78,19 +100,10 @@ class StudyResult:
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """What became of one call: a result for each study, and what was refused before it was known to be one."""
+    """What became of one call: a result for each study, and what was refused beside or before them."""
 
     studies: tuple[StudyResult, ...]
     refused: tuple[ImagingError, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """One study before it is read: whose it is, and each series as its header tells it with the way to read it."""
-
-    entry: StudyEntry
-    series: tuple[tuple[SeriesView, Callable[[], Volume]], ...]
-    refused: tuple[ImagingError, ...] = ()
 
 
 def infer(
@@ -122,16 +135,15 @@ def infer(
     WrongUsage
         If `out` cannot be written, a checkpoint is unknown, or a format is.
     CheckpointCorrupt
-        If a checkpoint differs from its checksums.
+        If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
     unknown = set(formats or ()) - set(FORMATS)
     if unknown:
-        raise UnknownName("formats", seen=min(unknown), expected=f"some of {', '.join(FORMATS)} were expected")
-    checkpoints = open_models(models)
+        raise UnknownName("formats", seen=repr(min(unknown)), expected=f"some of {', '.join(FORMATS)} were expected")
+    checkpoints, unusable = open_checkpoints(models)
     _check_writable(out)
     inputs = gather(paths)
-    sources = list(_sources(inputs, checkpoints, named=bool(models)))
-    _check_names([source.entry.name for source in sources])
+    sources, doubles = _sources(inputs, checkpoints, named=bool(models))
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
     @cache
@@ -142,8 +154,8 @@ def infer(
     for number, source in enumerate(sources):
         if on_study:
             on_study(source.entry.name, number, len(sources))
-        results.append(_report_on(source, predictor, out, formats))
-    return Inferred(tuple(results), inputs.scan.refused)
+        results.append(report_on(source, predictor, out, formats))
+    return Inferred(tuple(results), (*unusable, *inputs.scan.refused, *doubles))
 
 
 def _check_writable(out: Path) -> None:
@@ -156,103 +168,137 @@ def _check_writable(out: Path) -> None:
         raise OutputNotWritable(out, seen=error.strerror or "cannot be written") from error
 
 
-def _check_names(names: Sequence[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise DuplicateName(min(twice), seen="two inputs have this name")
-
-
-def _sources(inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool) -> Iterator[_Source]:
-    for study in inputs.scan.studies:
-        entry = StudyEntry(
-            name=study.uid,
-            uid=study.uid,
-            description=study.description,
-            patient_id=study.patient_id,
-            date=study.date,
-            accession=study.accession,
-        )
-        series = tuple(
-            (view_series(item, checkpoints, named=named), partial(read_series, item)) for item in study.series
-        )
-        yield _Source(entry, series, _refused_beside(study, inputs.scan.refused))
+def _sources(
+    inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool
+) -> tuple[list[Source], list[DuplicateName]]:
+    """The studies to report on; NIfTI files of one name cannot be told apart by their outputs, so all are left out."""
+    sources = [_dicom_source(study, inputs, checkpoints, named=named) for study in inputs.scan.studies]
+    files: dict[str, list[Path]] = {}
     for path in inputs.nifti:
         # The name becomes a folder: nothing but plain characters, and no leading dot.
         name = re.sub(r"[^A-Za-z0-9._-]", "_", case_name(path)).lstrip(".") or "unnamed"
-        view = view_nifti(path, checkpoints, named=named)
-        yield _Source(StudyEntry(name=name), ((view, partial(read_nifti, path)),))
+        files.setdefault(name, []).append(path)
+    doubles = []
+    for name, paths in files.items():
+        if len(paths) > 1:
+            doubles.append(DuplicateName(name, seen=f"{len(paths)} NIfTI files have this name"))
+            continue
+        view = view_nifti(paths[0], checkpoints, named=named)
+        sources.append(Source(StudyEntry(name=name), ((view, partial(read_nifti, paths[0])),)))
+    return sources, doubles
 
 
-def _refused_beside(study: Study, refused: Sequence[ImagingError]) -> tuple[ImagingError, ...]:
-    """The refused files that lie in a folder with images of the study, and so may belong to it."""
-    folders = {instance.path.parent for series in study.series for instance in series.instances}
-    return tuple(error for error in refused if Path(error.subject).parent in folders)
+def _dicom_source(study: Study, inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool) -> Source:
+    entry = StudyEntry(
+        name=study.uid,
+        uid=study.uid,
+        description=study.description,
+        patient_id=study.patient_id,
+        date=study.date,
+        accession=study.accession,
+    )
+    series = tuple((view_series(item, checkpoints, named=named), partial(read_series, item)) for item in study.series)
+    folders = {instance.path.parent for item in study.series for instance in item.instances}
+    beside = tuple(error for error in inputs.scan.refused if error.path is not None and error.path.parent in folders)
+    return Source(entry, series, beside)
 
 
-def _report_on(
-    source: _Source, predictor: Callable[[str], Predictor], out: Path, formats: Sequence[str] | None
+def report_on(
+    source: Source, predictor: Callable[[str], Predictor], out: Path, formats: Collection[str] | None = None
 ) -> StudyResult:
+    """Report on one study: everything, or nothing and the reason.
+
+    Parameters
+    ----------
+    source
+        The study.
+    predictor
+        Gives the predictor of a checkpoint by its name.
+    out
+        The study's folder is made in here.
+    formats
+        As `infer` takes them.
+
+    Returns
+    -------
+    StudyResult
+        Never raises for what the study holds; Ctrl-C passes through and leaves nothing.
+    """
     name = source.entry.name
     problems: list[ImagingError] = list(source.refused)
     try:
         entries, predictions = _predict(source, predictor, problems)
         folder = out / name
-        with staged_folder(folder, replaces=_OURS) as stage:
+        with staged_folder(folder, replaces=_OURS, last=_REPORT) as stage:
             report = _write(stage, source, entries, predictions, formats, problems)
         return StudyResult(name, folder, report, tuple(problems))
     except ImagingError as error:
         problems.append(error)
-    except Exception as error:
+    except Exception as error:  # a fault of ours in one study must not take the others with it
         log.debug("traceback", exc_info=True)
         problems.append(StudyFailed(f"study {name}", seen=type(error).__name__))
-    log.error("%s", problems[-1])
     return StudyResult(name, None, None, tuple(problems))
 
 
 def _predict(
-    source: _Source, predictor: Callable[[str], Predictor], problems: list[ImagingError]
+    source: Source, predictor: Callable[[str], Predictor], problems: list[ImagingError]
 ) -> tuple[list[SeriesEntry], list[Prediction]]:
     """Read each series that a checkpoint takes and ask the checkpoint; what is refused goes to `problems`."""
     entries: list[SeriesEntry] = []
     predictions: list[Prediction] = []
     for view, read in source.series:
-        reasons: list[ImagingError] = (
-            [view.refusal] if view.refusal is not None else [reason for _, reason in view.declined_by]
+        reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
+        if view.refusal is None and not view.taken_by:
+            reasons += [reason for _, reason in view.declined_by]
+        volume = _attempt(read, reasons) if view.taken_by else None
+        attempts = (
+            [_attempt(partial(predictor(m), volume), reasons) for m in view.taken_by] if volume is not None else []
         )
-        if view.refusal is None and view.taken_by:
-            try:
-                volume = read()
-                predictions += [predictor(model)(volume) for model in view.taken_by]
-                entries.append(series_entry(volume, models=view.taken_by))
-                continue
-            except InputRefused as error:
-                reasons = [error]
-        entries.append(_unread_entry(view, reasons))
+        found = [prediction for prediction in attempts if prediction is not None]
+        entries.append(_entry(view, volume, found, reasons))
+        predictions += found
         problems += reasons
     return entries, predictions
 
 
-def _unread_entry(view: SeriesView, reasons: Sequence[ImagingError]) -> SeriesEntry:
-    for reason in reasons:
-        log.info("%s", reason)
+def _attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:
+    """What a step gives, or None with the reason why the input was refused."""
+    try:
+        return step()
+    except InputRefused as error:
+        reasons.append(error)
+        return None
+
+
+def _entry(
+    view: SeriesView, volume: Volume | None, found: Sequence[Prediction], reasons: Sequence[ImagingError]
+) -> SeriesEntry:
+    defects = volume.defects if volume is not None else view.defects
     return SeriesEntry(
         uid=view.facts.series_uid,
         description=view.facts.description,
         modality=view.facts.modality,
         instances=view.instances,
+        models=tuple(prediction.checkpoint.name for prediction in found),
+        shape=view.shape,
+        spacing_mm=spacing_of(view.affine) if view.affine is not None else None,
+        orientation=orientation_of(view.affine) if view.affine is not None else None,
+        frame_of_reference_uid=view.facts.frame_of_reference_uid,
+        defects=tuple(DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=d.error_mm) for d in defects),
+        source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in volume.frames) if volume is not None else (),
         refusals=refusals_of(reasons),
     )
 
 
 def _write(
     stage: Path,
-    source: _Source,
+    source: Source,
     entries: Sequence[SeriesEntry],
     predictions: Sequence[Prediction],
-    formats: Sequence[str] | None,
+    formats: Collection[str] | None,
     problems: list[ImagingError],
 ) -> Report:
-    """Write a study's files into its stage, `report.json` last; an output that is withheld goes to `problems`."""
+    """Write a study's files into its stage; an output that is withheld goes to `problems`."""
     faults: list[ImagingError] = []
     for prediction in predictions:
         faults += _write_masks(stage, prediction, formats)
@@ -271,9 +317,9 @@ def _write(
     if formats is None or "html" in formats:
         pictures = [picture for prediction in predictions for picture in key_pictures(prediction)]
         write_whole(stage / "report.html", render_html(report, pictures))
-    report = report.model_copy(update={"outputs": _outputs(stage)})
+        report = report.model_copy(update={"outputs": _outputs(stage)})
     if formats is None or "json" in formats:
-        write_whole(stage / "report.json", report.to_json())
+        write_whole(stage / _REPORT, report.to_json())
     return report
 
 
@@ -281,32 +327,32 @@ def _outputs(stage: Path) -> tuple[OutputEntry, ...]:
     return tuple(OutputEntry(file=file.name, sha256=sha256_of(file)) for file in sorted(stage.iterdir()))
 
 
-def _write_masks(stage: Path, prediction: Prediction, formats: Sequence[str] | None) -> list[ImagingError]:
+def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:
     """Write the mask as the formats ask; an output that fails its check is withheld and told."""
-    from_dicom = bool(prediction.volume.frames)
-    wanted = set(formats) if formats is not None else {"seg" if from_dicom else "nifti"}
+    volume, config = prediction.volume, prediction.checkpoint.config
+    from_dicom = bool(volume.frames)
+    wanted = formats if formats is not None else {"seg" if from_dicom else "nifti"}
     faults: list[ImagingError] = []
-    if "nifti" in wanted:
-        write_mask(
-            _free(stage, f"mask_{prediction.checkpoint.name}", ".nii.gz"), prediction.mask_XYZ, prediction.volume.affine
-        )
-    if "seg" in wanted and not from_dicom:
-        subject = subject_of(prediction.volume.facts)
-        seen, expected = "a NIfTI file has no instances to refer to", "a DICOM series was expected for seg"
-        faults.append(NotApplicable(subject, seen=seen, expected=expected, remedy="Ask for nifti"))
-    if "seg" in wanted and from_dicom and prediction.mask_XYZ.any():
-        path = _free(stage, f"seg_{prediction.checkpoint.name}", ".dcm")
-        algorithm = Algorithm(
-            name=prediction.checkpoint.name,
-            version=prediction.checkpoint.config.version,
-            weights_sha256=prediction.checkpoint.weights_sha256,
-            software_version=importlib.metadata.version("imgpipe"),
-        )
-        try:
-            write_seg(path, prediction.mask_XYZ, prediction.volume, prediction.checkpoint.config.labels, algorithm)
-        except ImagingError as error:
-            log.error("%s", error)
-            faults.append(error)
+    try:
+        if "nifti" in wanted:
+            write_mask(_free(stage, f"mask_{config.name}", ".nii.gz"), prediction.mask_XYZ, volume.affine)
+        if "seg" in wanted and not from_dicom:
+            seen = "a NIfTI file has no instances to refer to"
+            faults.append(FormatNotApplicable(volume.facts.subject, seen=seen))
+        elif "seg" in wanted and prediction.mask_XYZ.any():
+            algorithm = Algorithm(
+                name=config.name,
+                version=config.version,
+                weights_sha256=prediction.checkpoint.weights_sha256,
+                config_sha256=config.digest(),
+                software_version=importlib.metadata.version("imgpipe"),
+            )
+            path = _free(stage, f"seg_{config.name}", ".dcm")
+            write_seg(path, prediction.mask_XYZ, volume, config.labels, algorithm)
+    except OutputNotWritable:
+        raise
+    except ImagingError as error:
+        faults.append(error)
     return faults
 
 

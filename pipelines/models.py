@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imaging.checkpoint import open_checkpoint, shipped_checkpoints
-from imaging.errors import ImagingError
+from imaging.checkpoint import open_checkpoints
 
 
 def models() -> dict[str, Any]:
@@ -20,13 +19,9 @@ def models() -> dict[str, Any]:
         JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice on test, folder) and
         ``refused`` (checkpoints that differ from their checksums).
     """
-    listed, refused = [], []
-    for folder in shipped_checkpoints():
-        try:
-            checkpoint = open_checkpoint(folder)
-        except ImagingError as error:
-            refused.append(error.as_dict())
-            continue
+    checkpoints, unusable = open_checkpoints(())
+    listed = []
+    for checkpoint in checkpoints:
         config = checkpoint.config
         listed.append(
             {
@@ -39,7 +34,7 @@ def models() -> dict[str, Any]:
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
                 "licence": config.card.licence,
                 "weights_sha256": checkpoint.weights_sha256,
-                "folder": str(folder),
+                "folder": str(checkpoint.folder),
             }
         )
-    return {"models": listed, "refused": refused}
+    return {"models": listed, "refused": [error.as_dict() for error in unusable]}

@@ -1,12 +1,29 @@
-"""What `inspect` found, as a table that a person reads."""
+"""What was found, as lines and tables that a person reads on a terminal."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from imaging.report.findings import Finding
+
+
+def finding_line(finding: Finding) -> str:
+    """One finding in one line."""
+    structure = finding.structure
+    if structure is None:
+        return f"{finding.title}: {finding.assessment}"
+    parts = [f"{structure.volume_ml:.3f} mL"]
+    if structure.interval:
+        low, high = structure.interval.low_mm3 / 1000, structure.interval.high_mm3 / 1000
+        parts.append(f"true volume likely {low:.3f} to {high:.3f} mL ({structure.interval.coverage:.0%} coverage)")
+    if structure.mean_probability is not None:
+        parts.append(f"mean probability {structure.mean_probability:.3f}")
+    return f"{finding.title}: {', '.join(parts)}"
 
 
 def print_inspection(found: dict[str, Any]) -> None:

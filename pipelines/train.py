@@ -6,7 +6,7 @@ from it. What is published was measured by the code that serves it, on cases tha
 The run folder::
 
     config.yaml  split.json  versions.json   written before the first step
-    log/metrics.csv                          one row an epoch
+    log/version_<n>/metrics.csv              one row an epoch; a resumed run begins the next n
     state/last.ckpt  state/best.ckpt         Lightning's state; best by the validation Dice
     checkpoint/                              the published Checkpoint
 """
@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
-from imaging.config import Config, load_config
-from imaging.data import Case, SegmentationData, Split, cases_of, load_case, read_manifest, split_by_patient
+from imaging.config import Config, find_config, load_config
+from imaging.data import SegmentationData
 from imaging.errors import (
     ConfigInvalid,
     DevicesUnsupported,
@@ -41,15 +41,13 @@ from imaging.errors import (
     RunExists,
 )
 from imaging.files import write_whole
-from imaging.metrics import bootstrap_intervals, conformal_ratio, dice
+from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
 from imaging.networks import weights_of
 from imaging.predict import Predictor
 from imaging.tasks.segment import SegmentTask
+from pipelines.evaluate import evaluate
 
-VOLUME_COVERAGE = 0.9
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ def train(
     Parameters
     ----------
     config
-        A config file.
+        A config file, or the name of a shipped one.
     overrides
         ``KEY=VALUE`` on top of it; ``data.root`` names the data set.
     fold
@@ -111,7 +109,7 @@ def train(
         raise DevicesUnsupported("--devices", seen=str(devices))
     extra = [f"data.fold={fold}"] if fold is not None else []
     extra += [f"train.precision={precision!r}"] if precision else []
-    resolved = load_config(config, [*overrides, *extra])
+    resolved = load_config(find_config(config), [*overrides, *extra])
     if resolved.data.root is None:
         raise ConfigInvalid("data.root", seen="not given", expected="the data set's folder or CSV was expected",
                             remedy="Add data.root=PATH to the command")  # fmt: skip
@@ -122,28 +120,24 @@ def train(
         test_fraction=resolved.data.test_fraction,
         folds=resolved.data.folds,
         fold=resolved.data.fold,
-        seed=resolved.train.seed,
+        seed=resolved.data.seed,
     )
     sides = cases_of(split, cases)
+    lightning.seed_everything(resolved.train.seed, workers=True, verbose=False)
+    # Everything that a config or a data set can be wrong about is met before the run folder is written.
+    data = SegmentationData(resolved, sides["train"], sides["validation"])
+    task = SegmentTask(resolved, data.train_names)
     _open_run(folder, resolved, split, resume=resume)
-    fit(resolved, sides, folder, devices=devices, resume=resume, progress=progress)
+    fit(task, data, folder, resume=resume, progress=progress)
     return Run(folder, publish(resolved, sides, folder))
 
 
-def fit(
-    config: Config,
-    sides: dict[str, list[Case]],
-    folder: Path,
-    *,
-    devices: int = 1,
-    resume: bool = False,
-    progress: bool = True,
-) -> None:
+def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool, progress: bool) -> None:
     """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder."""
-    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    data = SegmentationData(config, sides["train"], sides["validation"])
-    task = SegmentTask(config, data.train_names)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for noise in (".*does not have many workers.*", ".*is_leaf.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=noise)
+    config = task.config
     callbacks: list[Callback] = [
         ModelCheckpoint(
             folder / "state",
@@ -160,16 +154,17 @@ def fit(
         callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
     trainer = lightning.Trainer(
         accelerator="auto",
-        devices=devices,
+        devices=1,
         precision=config.train.precision,
         max_epochs=config.train.epochs,
-        check_val_every_n_epoch=config.train.validate_every,
+        check_val_every_n_epoch=min(config.train.validate_every, config.train.epochs),
         num_sanity_val_steps=0,
         gradient_clip_val=config.train.gradient_clip,
-        deterministic=True,
+        # Some CUDA kernels (NLLLoss among them) have no deterministic form; there Lightning warns instead.
+        deterministic="warn" if torch.cuda.is_available() else True,
         use_distributed_sampler=False,
         callbacks=callbacks,
-        logger=CSVLogger(folder, name="log", version=""),
+        logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
         log_every_n_steps=1,
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -185,7 +180,7 @@ def publish(config: Config, sides: dict[str, list[Case]], folder: Path) -> Check
     task.load_state_dict(state["state_dict"])
     weights = weights_of(task.network)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
-    unmeasured = save_checkpoint(folder / "checkpoint", config, weights, {})
+    unmeasured = save_checkpoint(folder / "state" / "unmeasured", config, weights, {})
     metrics = evaluate(Predictor(unmeasured), {side: sides[side] for side in ("validation", "test") if sides[side]})
     metrics["training"] = {
         "cases": len(sides["train"]),
@@ -195,60 +190,9 @@ def publish(config: Config, sides: dict[str, list[Case]], folder: Path) -> Check
         "versions": versions(),
     }
     checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics)
+    shutil.rmtree(unmeasured.folder)
     write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
     return checkpoint
-
-
-def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, Any]:
-    """Dice and volumes on each side's cases, on each image's own grid.
-
-    Returns
-    -------
-    dict
-        For each side ``cases``, ``dice`` (mean and 95 % bootstrap interval for each label) and ``each`` (Dice of every
-        case); and ``volume_interval``, the conformal factors from the validation cases with their coverage on test.
-    """
-    labels = predictor.checkpoint.config.labels
-    metrics: dict[str, Any] = {}
-    volumes: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for side, cases in sides.items():
-        scores: dict[str, list[float]] = {}
-        volumes[side] = {label.name: ([], []) for label in labels}
-        for case in cases:
-            image, mask = load_case(case, labels=len(labels))
-            truth = mask.array[0]
-            found = predictor(image).mask_XYZ
-            scores[case.name] = [dice(found, truth, label.id) for label in labels]
-            for label in labels:
-                truths, founds = volumes[side][label.name]
-                truths.append(float((truth == label.id).sum()) * image.voxel_volume)
-                founds.append(float((found == label.id).sum()) * image.voxel_volume)
-        metrics[side] = {"cases": len(cases), "each": scores}
-        if len(cases) > 1:
-            intervals = bootstrap_intervals(np.array(list(scores.values())))
-            metrics[side]["dice"] = {
-                label.name: interval.as_dict() for label, interval in zip(labels, intervals, strict=True)
-            }
-    metrics["volume_interval"] = {label.name: _volume_interval(volumes, label.name) for label in labels}
-    return metrics
-
-
-def _volume_interval(
-    volumes: dict[str, dict[str, tuple[list[float], list[float]]]], name: str
-) -> dict[str, Any] | None:
-    """The factors between which the true volume lies, from validation, and how often they held on test."""
-    factors = (
-        conformal_ratio(*volumes["validation"][name], coverage=VOLUME_COVERAGE) if "validation" in volumes else None
-    )
-    if factors is None:
-        return None
-    low, high = factors
-    interval: dict[str, Any] = {"coverage": VOLUME_COVERAGE, "low": round(low, 4), "high": round(high, 4)}
-    if "test" in volumes:
-        truths, founds = volumes["test"][name]
-        held = [low * found <= truth <= high * found for truth, found in zip(truths, founds, strict=True)]
-        interval["held_on_test"] = round(sum(held) / len(held), 3)
-    return interval
 
 
 def versions() -> dict[str, str]:

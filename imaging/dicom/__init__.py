@@ -8,7 +8,7 @@ from pathlib import Path
 from imaging.dicom.geometry import stack
 from imaging.dicom.pixels import padding_defects, read_pixels
 from imaging.dicom.scan import Scan, Series, Study, scan
-from imaging.errors import MixedSlices
+from imaging.errors import SeveralSeries
 from imaging.volume import Frame, Volume
 
 __all__ = ["Scan", "Series", "Study", "load_series", "read_series", "scan"]
@@ -49,8 +49,8 @@ def load_series(paths: Path | Iterable[Path]) -> Volume:
 
     Raises
     ------
-    MixedSlices
-        If there are several series; `scan` tells them apart.
+    SeveralSeries
+        If there is not one series; `scan` tells them apart.
     InputRefused
         If a file or the series cannot be read rightly.
     """
@@ -59,6 +59,5 @@ def load_series(paths: Path | Iterable[Path]) -> Volume:
         raise found.refused[0]
     series = [item for study in found.studies for item in study.series]
     if len(series) != 1:
-        raise MixedSlices("load_series", seen=f"{len(series)} series", expected="the files of one series were expected",
-                          remedy="Choose one with imaging.dicom.scan and read it with read_series")  # fmt: skip
+        raise SeveralSeries("load_series", seen=f"{len(series)} series")
     return read_series(series[0])

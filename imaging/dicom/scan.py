@@ -37,7 +37,7 @@ _REQUIRED_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesIn
 _KEYWORDS = (
     *_REQUIRED_UIDS, "FrameOfReferenceUID", "PatientID",
     "IssuerOfPatientID", "Modality", "SeriesDescription", "StudyDescription", "StudyDate", "AccessionNumber",
-    "BodyPartExamined", "ImageType", "SeriesNumber", "NumberOfFrames", "Rows", "Columns",
+    "BodyPartExamined", "ImageType", "NumberOfFrames", "Rows", "Columns",
     "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient",
 )  # fmt: skip
 
@@ -88,14 +88,8 @@ class Series:
     """The instances of one SeriesInstanceUID of one study, in no particular order."""
 
     uid: str
-    number: str
     facts: SeriesFacts
     instances: tuple[Instance, ...]
-
-    @property
-    def label(self) -> str:
-        """How an error names the series."""
-        return f"series {self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +183,6 @@ class _Read:
 
     instance: Instance
     facts: SeriesFacts
-    series_number: str
     patient: tuple[str, str] = field(repr=False)
     study_description: str = field(repr=False)
     date: str = field(repr=False)
@@ -234,7 +227,6 @@ def _read(path: Path) -> _Read:
     return _Read(
         instance,
         facts,
-        text("SeriesNumber"),
         patient,
         text("StudyDescription"),
         text("StudyDate"),
@@ -325,7 +317,9 @@ def _group(read: Iterable[_Read]) -> tuple[tuple[Study, ...], list[ImagingError]
         members = by_study[uid]
         patients = {item.patient for item in members}
         if len(patients) > 1:
-            refused.append(MixedPatients(f"study {uid}", seen=f"{len(patients)} different PatientIDs"))
+            refused.append(
+                MixedPatients(f"study {uid}", seen=f"{len(patients)} different patients (PatientID and its issuer)")
+            )
             continue
         first = members[0]
         studies.append(
@@ -339,6 +333,5 @@ def _series(members: Iterable[_Read]) -> tuple[Series, ...]:
     for item in members:
         by_series.setdefault(item.instance.series_uid, []).append(item)
     return tuple(
-        Series(uid, items[0].series_number, items[0].facts, tuple(item.instance for item in items))
-        for uid, items in sorted(by_series.items())
+        Series(uid, items[0].facts, tuple(item.instance for item in items)) for uid, items in sorted(by_series.items())
     )

@@ -1,13 +1,14 @@
 """A mask -> DICOM Segmentation, read back and compared before anybody gets it.
 
-Invariant: what `write_seg` leaves on disk has, for every segment, the same number of voxels and the same centre in the
-patient as the mask it was made from; else nothing is left on disk. UIDs are functions of the content: the same mask of
+Invariant: what `write_seg` puts on disk has, for every segment, the same number of voxels and the same centre in the
+patient as the mask it was made from; else nothing is written. UIDs are functions of the content: the same mask of
 the same series by the same checkpoint has the same UIDs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from imaging import config as configs
 from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
-from imaging.selection import subject_of
+from imaging.files import write_whole
 from imaging.volume import Affine, Volume, lps_to_ras
 
 MANUFACTURER = "imgpipe"
@@ -43,8 +44,8 @@ class Algorithm:
         Name of the checkpoint.
     version
         Its version.
-    weights_sha256
-        SHA-256 of its weights.
+    weights_sha256, config_sha256
+        SHA-256 of its weights and of its config, which says what the labels mean.
     software_version
         Version of imgpipe.
     """
@@ -52,6 +53,7 @@ class Algorithm:
     name: str
     version: str
     weights_sha256: str
+    config_sha256: str
     software_version: str
 
 
@@ -80,13 +82,11 @@ def write_seg(
     OutputNotBuilt
         If highdicom cannot derive a SEG from the source instances.
     OutputMismatch
-        If the file, read back, does not hold the mask; the file is removed.
+        If the bytes, read back, do not hold the mask; nothing is written.
     """
     present = [label for label in labels if (mask_XYZ == label.id).any()]
     if not volume.facts.frame_of_reference_uid:
-        raise MissingAttribute(
-            subject_of(volume.facts), seen="FrameOfReferenceUID is missing, so no SEG can refer to it"
-        )
+        raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
         segmentation = _build(mask_XYZ, volume, present, algorithm)
     except (
@@ -96,19 +96,18 @@ def write_seg(
         ValueError,
     ) as error:  # what highdicom raises for sources it cannot take
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
-    try:
-        segmentation.save_as(path)
-        check_seg(path, mask_XYZ, volume.affine, present)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    stream = io.BytesIO()
+    segmentation.save_as(stream)
+    check_seg(stream.getvalue(), mask_XYZ, volume.affine, present)
+    write_whole(path, stream.getvalue())
 
 
 def _build(
     mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
 ) -> hd.seg.Segmentation:
     sources = [_source(frame.path) for frame in volume.frames]
-    identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.software_version]
+    identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
+    identity.append(algorithm.software_version)
     identity += [frame.sop_instance_uid for frame in volume.frames]
     identity.append(hashlib.sha256(mask_XYZ.tobytes()).hexdigest())
     frames_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
@@ -190,7 +189,7 @@ def _source(path: Path) -> pydicom.Dataset:
     return dataset
 
 
-def check_seg(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: Sequence[configs.Label]) -> None:
+def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: Sequence[configs.Label]) -> None:
     """Read a SEG back from its own bytes and compare each segment with the mask it should hold.
 
     The way back shares nothing with the way out but pydicom: frames are placed by their own Plane Position, Plane
@@ -198,8 +197,8 @@ def check_seg(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: S
 
     Parameters
     ----------
-    path
-        The SEG.
+    content
+        The SEG as it will be written.
     mask_XYZ, affine
         What was meant: label ids and voxel index to RAS+ mm.
     labels
@@ -210,20 +209,18 @@ def check_seg(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: S
     OutputMismatch
         If a segment's voxel count differs, or its centre by more than `CENTRE_TOLERANCE_MM`.
     """
-    found = _segments(pydicom.dcmread(path))
+    found = _segments(pydicom.dcmread(io.BytesIO(content)))
     if set(found) != set(range(1, len(labels) + 1)):
-        raise OutputMismatch(path.name, seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
+        raise OutputMismatch("seg", seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
     for number, label in enumerate(labels, start=1):
         voxels = np.argwhere(mask_XYZ == label.id)
         count, centre = found[number]
         if count != len(voxels):
-            raise OutputMismatch(
-                path.name, seen=f"{count} voxels of {label.name}", expected=f"{len(voxels)} were expected"
-            )
+            raise OutputMismatch("seg", seen=f"{count} voxels of {label.name}", expected=f"{len(voxels)} were expected")
         meant = affine[:3, :3] @ voxels.mean(axis=0) + affine[:3, 3]
         apart = float(np.linalg.norm(centre - meant))
         if apart > CENTRE_TOLERANCE_MM:
-            raise OutputMismatch(path.name, seen=f"the centre of {label.name} is {apart:.3f} mm off")
+            raise OutputMismatch("seg", seen=f"the centre of {label.name} is {apart:.3f} mm off")
 
 
 def _segments(dataset: pydicom.Dataset) -> dict[int, tuple[int, NDArray[np.float64]]]:

@@ -4,7 +4,7 @@ Invariant: every number leads back to its inputs. A finding names its checkpoint
 was measured on, so that its volume can be added up again by hand; and nothing that was sent goes unmentioned: each
 series is either measured or listed with the reason why it was not.
 
-`SCHEMA_VERSION` grows in its first part when a reader of the old `report.json` would misread the new one.
+`Report.schema_version` grows in its first part when a reader of the old `report.json` would misread the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from imaging.errors import ImagingError
 from imaging.predict import Prediction
 from imaging.volume import Volume
 
-SCHEMA_VERSION = "1.0"
 DISCLAIMER = "For research use, not for diagnosis."
 
 
@@ -61,12 +60,27 @@ class SliceEvidence(_Part):
     area_mm2: float
 
 
+class StructureVolume(_Part):
+    """How large a structure is, and where.
+
+    `mean_probability` is the network's own, over the structure's voxels, and not calibrated. `centre_ras_mm` is in the
+    patient's frame (RAS+). `evidence` has one entry for each slice that holds the structure.
+    """
+
+    voxels: int
+    volume_mm3: float
+    volume_ml: float
+    interval: VolumeInterval | None
+    mean_probability: float | None
+    centre_ras_mm: tuple[float, float, float] | None
+    evidence: tuple[SliceEvidence, ...]
+
+
 class Finding(_Part):
-    """One structure, measured.
+    """One coded statement of one checkpoint about one series.
 
     `assessment` is `indeterminate` with its reason wherever no rule says normal or abnormal; a bare volume is not
-    judged. `mean_probability` is the network's own, over the structure's voxels, and not calibrated. `centre_ras_mm` is
-    in the patient's frame (RAS+).
+    judged. `colour` is that of its outline in the pictures and in the SEG.
     """
 
     name: str
@@ -77,15 +91,9 @@ class Finding(_Part):
     colour: str
     assessment: Literal["normal", "abnormal", "indeterminate"]
     assessment_reason: str
-    voxels: int
-    volume_mm3: float
-    volume_ml: float
-    volume_interval: VolumeInterval | None
-    mean_probability: float | None
-    centre_ras_mm: tuple[float, float, float] | None
     model: str
     series_uid: str
-    evidence: tuple[SliceEvidence, ...]
+    structure: StructureVolume | None
 
 
 class DefectEntry(_Part):
@@ -101,6 +109,8 @@ class SeriesEntry(_Part):
     """One series of the study and what became of it.
 
     `shape` is voxels along X, Y, Z; `spacing_mm` likewise; `orientation` the patient direction each axis runs towards.
+    They are None where the geometry could not be read. `models` measured the series; `refusals` say why the reader, or
+    a checkpoint, did not.
     """
 
     uid: str
@@ -117,6 +127,14 @@ class SeriesEntry(_Part):
     refusals: tuple[Refusal, ...] = ()
 
 
+class MeanDice(_Part):
+    """Mean Dice over test cases with its 95 % bootstrap interval; None is what cannot be known."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
 class ModelEntry(_Part):
     """A checkpoint that took part: its version, hashes, and its Dice on held-out test cases for each structure."""
 
@@ -125,7 +143,8 @@ class ModelEntry(_Part):
     title: str
     weights_sha256: str
     config_sha256: str
-    dice_on_test: dict[str, str] = {}
+    test_cases: int = 0
+    dice_on_test: dict[str, MeanDice] = {}
 
 
 class StudyEntry(_Part):
@@ -173,12 +192,10 @@ def findings_of(prediction: Prediction) -> tuple[Finding, ...]:
 
 
 def _finding(prediction: Prediction, label: Label) -> Finding:
-    volume, found_XYZ = prediction.volume, prediction.mask_XYZ == label.id
-    voxels = int(found_XYZ.sum())
-    amount = voxels * volume.voxel_volume
+    structure = _measure(prediction, label)
     reason = (
         "Volume only: the checkpoint knows no reference range, so it does not say normal or abnormal."
-        if voxels
+        if structure.voxels
         else "Not found by the network; this does not mean that the structure is absent."
     )
     return Finding(
@@ -190,14 +207,23 @@ def _finding(prediction: Prediction, label: Label) -> Finding:
         colour=label.colour,
         assessment="indeterminate",
         assessment_reason=reason,
+        model=prediction.checkpoint.name,
+        series_uid=prediction.volume.facts.series_uid,
+        structure=structure,
+    )
+
+
+def _measure(prediction: Prediction, label: Label) -> StructureVolume:
+    volume, found_XYZ = prediction.volume, prediction.mask_XYZ == label.id
+    voxels = int(found_XYZ.sum())
+    amount = voxels * volume.voxel_volume
+    return StructureVolume(
         voxels=voxels,
         volume_mm3=round(amount, 3),
         volume_ml=round(amount / 1000, 6),
-        volume_interval=_interval(prediction, label, amount),
+        interval=_interval(prediction, label, amount),
         mean_probability=_rounded(prediction.mean_probability.get(label.id)),
         centre_ras_mm=_centre(volume, found_XYZ) if voxels else None,
-        model=prediction.checkpoint.name,
-        series_uid=volume.facts.series_uid,
         evidence=_evidence(volume, found_XYZ),
     )
 
@@ -241,27 +267,6 @@ def _evidence(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np
     return tuple(evidence)
 
 
-def series_entry(volume: Volume, *, models: Sequence[str], refusals: Sequence[ImagingError] = ()) -> SeriesEntry:
-    """The entry of a series that was read."""
-    return SeriesEntry(
-        uid=volume.facts.series_uid,
-        description=volume.facts.description,
-        modality=volume.facts.modality,
-        instances=len({frame.sop_instance_uid for frame in volume.frames}) or 1,
-        models=tuple(models),
-        shape=volume.shape,
-        spacing_mm=tuple(round(value, 6) for value in volume.spacing),
-        orientation=volume.orientation,
-        frame_of_reference_uid=volume.facts.frame_of_reference_uid,
-        defects=tuple(
-            DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=round(d.error_mm, 4))
-            for d in volume.defects
-        ),
-        source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in volume.frames),
-        refusals=refusals_of(refusals),
-    )
-
-
 def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
     """Errors as parts of a report."""
     return tuple(Refusal(**error.as_dict()) for error in errors)
@@ -270,14 +275,13 @@ def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
 def model_entry(prediction: Prediction) -> ModelEntry:
     """The entry of the checkpoint that made a prediction."""
     checkpoint = prediction.checkpoint
-    measured = checkpoint.metrics.get("test", {}).get("dice", {})
+    test = checkpoint.metrics.get("test", {})
     return ModelEntry(
         name=checkpoint.name,
         version=checkpoint.config.version,
         title=checkpoint.config.title,
         weights_sha256=checkpoint.weights_sha256,
         config_sha256=checkpoint.config.digest(),
-        dice_on_test={
-            name: f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" for name, value in measured.items()
-        },
+        test_cases=test.get("cases", 0),
+        dice_on_test={name: MeanDice(**value) for name, value in test.get("dice", {}).items()},
     )

@@ -1,7 +1,7 @@
 """Train a network to label voxels: Dice and cross-entropy on patches, Dice on whole validation volumes.
 
-Invariant: the module holds nothing but the network and the run's config, so that its weights are the network's own
-(`network.state_dict()`), whatever Lightning wraps around it.
+Invariant: the network is the only part with weights, so that a state of the run is a state of `network`, whatever
+Lightning wraps around it.
 
 Shapes: B batch, C channels, K classes with the background; ``image_BCXYZ``, ``logits_BKXYZ``, ``label_B1XYZ``.
 """

@@ -1,0 +1,139 @@
+"""What lies under some paths: DICOM studies and NIfTI files, each series as its header tells it, and who would take it.
+
+Invariant: nothing that lies there goes unmentioned, and no pixel is read. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from imaging.checkpoint import Checkpoint
+from imaging.config import Size3
+from imaging.dicom.geometry import stack
+from imaging.dicom.scan import Scan, Series, files_under, scan
+from imaging.errors import ImagingError, NotApplicable, NothingFound
+from imaging.nifti import is_nifti, read_geometry
+from imaging.selection import check_choice, check_limits
+from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The files under some paths, told apart.
+
+    Attributes
+    ----------
+    scan
+        The DICOM studies, and what was refused.
+    nifti
+        NIfTI files; each is a study of its own.
+    """
+
+    scan: Scan
+    nifti: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeriesView:
+    """One series, or one NIfTI file, as its headers tell it.
+
+    Attributes
+    ----------
+    facts
+        What it says of itself.
+    instances
+        Number of files.
+    shape, affine
+        Its grid, where the geometry could be read.
+    defects
+        What is wrong with it.
+    refusal
+        Why the reader refuses it, if it does.
+    taken_by
+        Names of the checkpoints that would take it.
+    declined_by
+        For each other checkpoint the reason.
+    """
+
+    facts: SeriesFacts
+    instances: int
+    shape: Size3 | None = None
+    affine: Affine | None = None
+    defects: tuple[Defect, ...] = ()
+    refusal: ImagingError | None = None
+    taken_by: tuple[str, ...] = ()
+    declined_by: tuple[tuple[str, NotApplicable], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        grid = None
+        if self.shape is not None and self.affine is not None:
+            grid = {
+                "shape": self.shape,
+                "spacing_mm": [round(value, 6) for value in spacing_of(self.affine)],
+                "orientation": orientation_of(self.affine),
+                "affine_ras_mm": self.affine.tolist(),
+            }
+        return {
+            **asdict(self.facts),
+            "instances": self.instances,
+            "grid": grid,
+            "defects": [asdict(defect) for defect in self.defects],
+            "refusal": self.refusal.as_dict() if self.refusal else None,
+            "taken_by": list(self.taken_by),
+            "declined_by": {name: reason.as_dict() for name, reason in self.declined_by},
+        }
+
+
+def gather(paths: Iterable[Path]) -> Inputs:
+    """Tell NIfTI files from the rest and scan the rest; a path that holds nothing is among what was refused."""
+    files: dict[Path, None] = {}  # ordered, each once, also where the paths overlap
+    missing: list[ImagingError] = []
+    for path in paths:
+        try:
+            files |= dict.fromkeys(files_under([path]))
+        except NothingFound as error:
+            missing.append(error)
+    found = scan([path for path in files if not is_nifti(path)])
+    nifti = tuple(path for path in files if is_nifti(path))
+    if files and not found.studies and not found.refused and not nifti:
+        missing.append(NothingFound(found.strays[0].parent, seen="only files that hold no image by design"))
+    return Inputs(replace(found, refused=(*missing, *found.refused)), nifti)
+
+
+def view_series(series: Series, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
+    """What the headers of a DICOM series tell, and who would take it."""
+    try:
+        slices = stack(series)
+    except ImagingError as error:
+        return SeriesView(series.facts, len(series.instances), refusal=error)
+    view = SeriesView(series.facts, len(series.instances), slices.shape, slices.affine, slices.defects)
+    return _chosen(view, models, named=named)
+
+
+def view_nifti(path: Path, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
+    """What the header of a NIfTI file tells, and who would take it."""
+    facts = SeriesFacts(description=path.name)
+    try:
+        geometry = read_geometry(path)
+    except ImagingError as error:
+        return SeriesView(facts, 1, refusal=error)
+    view = SeriesView(facts, 1, geometry.shape, geometry.affine, geometry.defects)
+    return _chosen(view, models, named=named)
+
+
+def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
+    assert view.shape is not None and view.affine is not None
+    taken, declined = [], []
+    for model in models:
+        rule = model.config.applies_to
+        try:
+            check_choice(rule, view.facts, named=named)
+            check_limits(rule, view.facts, view.shape, view.affine)
+            taken.append(model.name)
+        except NotApplicable as reason:
+            declined.append((model.name, reason))
+    return replace(view, taken_by=tuple(taken), declined_by=tuple(declined))
