@@ -80,7 +80,7 @@ def read_nifti(path: Path) -> Volume:
     geometry = _geometry(image, path)
     try:
         array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape)
-    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise UnreadableNifti(path, seen=f"the voxels cannot be read ({type(error).__name__})") from error
     if not np.isfinite(array).all():
         raise NotFinite(path, seen=f"{int((~np.isfinite(array)).sum())} NaN or infinite voxels")
@@ -125,6 +125,7 @@ def _open(path: Path) -> Any:
         OSError,
         EOFError,
         ValueError,
+        zlib.error,
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
     ) as error:
@@ -135,12 +136,12 @@ def _open(path: Path) -> Any:
 
 
 def _geometry(image: Any, path: Path) -> Geometry:
-    affine, defects = _affine(image, path)
     shape = tuple(int(size) for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
     if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=np.float64) > _LARGEST_VOXELS:
         raise UnsupportedNifti(path, seen=f"the shape {tuple(image.shape)}")
     if image.get_data_dtype().kind not in "iuf":
         raise UnsupportedNifti(path, seen=f"the data type {image.get_data_dtype()}")
+    affine, defects = _affine(image, path)
     return Geometry(shape, affine, defects)
 
 
@@ -153,7 +154,10 @@ def _affine(image: Any, path: Path) -> tuple[Affine, tuple[Defect, ...]]:
         raise InvalidGeometry(path, seen="the qform cannot be computed") from error
     if not q_code and not s_code:
         raise UnsupportedNifti(path, seen="neither qform nor sform says where the voxels lie")
-    factor = _MILLIMETRES[image.header.get_xyzt_units()[0]]
+    try:
+        factor = _MILLIMETRES[image.header.get_xyzt_units()[0]]
+    except KeyError as error:
+        raise UnsupportedNifti(path, seen="an unknown unit of length") from error
     scale = np.diag([factor, factor, factor, 1.0])
     affine = scale @ np.asarray(s_affine if s_code else q_affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

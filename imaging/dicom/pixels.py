@@ -16,7 +16,14 @@ from pydicom.pixels import apply_modality_lut
 
 from imaging.dicom.geometry import Stack
 from imaging.dicom.scan import Instance
-from imaging.errors import InvalidGeometry, NotFinite, TruncatedPixels, UnreadableDicom, UnsupportedTransferSyntax
+from imaging.errors import (
+    InvalidGeometry,
+    MissingAttribute,
+    NotFinite,
+    TruncatedPixels,
+    UnreadableDicom,
+    UnsupportedTransferSyntax,
+)
 from imaging.volume import Defect
 
 # Bounds what a lying header can make us allocate: 4 GiB of float32 is 1,000 slices of 1,024 x 1,024.
@@ -54,11 +61,12 @@ def read_pixels(stack: Stack) -> NDArray[np.float32]:
 
 def padding_defects(stack: Stack) -> tuple[Defect, ...]:
     """Tell of Pixel Padding Value (0028,0120), which this version leaves in the array."""
-    header = _dataset(stack.instances[0].path, stop_before_pixels=True)
-    value = header.get("PixelPaddingValue")
-    if value is None:
+    headers = (_dataset(instance.path, stop_before_pixels=True) for instance in stack.instances)
+    values = {header.get("PixelPaddingValue") for header in headers} - {None}
+    if not values:
         return ()
-    return (Defect("padding", "noted", f"voxels of value {value} before rescaling are padding and are not masked"),)
+    told = ", ".join(map(str, sorted(values)))
+    return (Defect("padding", "noted", f"voxels of value {told} before rescaling are padding and are not masked"),)
 
 
 def _check_sizes(stack: Stack) -> None:
@@ -86,6 +94,9 @@ def _decode(instance: Instance) -> NDArray[np.float64]:
         raise TruncatedPixels(instance.path, seen=f"the pixels cannot be decoded ({type(error).__name__})") from error
     if stored.shape != (instance.rows, instance.columns):
         raise TruncatedPixels(instance.path, seen=f"pixels of shape {stored.shape}")
+    if ("RescaleSlope" in dataset) != ("RescaleIntercept" in dataset):
+        # pydicom would leave the values unscaled; each is required with the other (PS3.3 C.11.1).
+        raise MissingAttribute(instance.path, seen="RescaleSlope and RescaleIntercept: only one is present")
     try:
         values: NDArray[np.float64] = apply_modality_lut(stored, dataset).astype(np.float64)
     except Exception as error:

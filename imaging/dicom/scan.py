@@ -30,6 +30,7 @@ from imaging.volume import SeriesFacts
 # PS3.5 section 9.1. Components with a leading zero break the rule and are common; they are safe as file names.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_PIXEL_GROUP = (b"\xe0\x7f", b"\x7f\xe0")  # (7FE0,....) in either byte order
 # Files that media and operating systems leave beside images; they hold no image by design.
 _KNOWN_STRAYS = ("dicomdir", "dirfile", "thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
 
@@ -162,15 +163,20 @@ def files_under(roots: Iterable[Path]) -> list[Path]:
     NothingFound
         If one does not exist or is an empty folder.
     """
-    files: dict[Path, None] = {}  # ordered, each once, also where the roots overlap
+    files: dict[Path, Path] = {}  # ordered, each once, also where the roots overlap or are spelled differently
     for root in roots:
         if not root.exists():
             raise NothingFound(root, seen="the path does not exist")
-        below = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+        below = (
+            [root]
+            if root.is_file()
+            else sorted(path for path in root.rglob("*") if path.is_file() or not path.exists())
+        )
         if not below:
             raise NothingFound(root, seen="the folder holds no file")
-        files |= dict.fromkeys(below)
-    return list(files)
+        for path in below:
+            files.setdefault(path.resolve(), path)
+    return list(files.values())
 
 
 def _is_stray(path: Path) -> bool:
@@ -247,13 +253,20 @@ def _header(path: Path) -> pydicom.Dataset:
         # Inflating takes as much memory as the sender likes, before anything can be checked.
         raise UnsupportedTransferSyntax(path, seen="a deflated data set")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote header values
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
-            for element in header:  # values are parsed when they are looked at; look now, inside this try
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation(), path.open("rb") as stream:
+            warnings.simplefilter("ignore")  # pydicom's warnings and its log quote header values
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
+            at_pixels = stream.read(2) in _PIXEL_GROUP
+            # Values are parsed when they are looked at; look now, inside this try.
+            for element in (*header.file_meta, *header):
                 _ = element.value
     except Exception as error:
         raise UnreadableDicom(path, seen=f"the header cannot be parsed ({type(error).__name__})") from error
+    # pydicom takes the end of a file for the end of its data set; an image ends with its pixels.
+    sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    is_image = "Image Storage" in pydicom.uid.UID(sop_class, pydicom.config.IGNORE).name
+    if not len(header) or (is_image and not at_pixels):
+        raise UnreadableDicom(path, seen="the file ends before its pixel data")
     return header
 
 

@@ -1,8 +1,8 @@
 """A mask -> DICOM Segmentation, read back and compared before anybody gets it.
 
-Invariant: what `write_seg` puts on disk has, for every segment, the same number of voxels and the same centre in the
-patient as the mask it was made from; else nothing is written. UIDs are functions of the content: the same mask of
-the same series by the same checkpoint has the same UIDs.
+Invariant: what `write_seg` puts on disk holds, for every segment, the very voxels of the mask it was made from, each in
+its place in the patient; else nothing is written. UIDs are functions of the content: the same mask of the same series by
+the same checkpoint has the same UIDs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from imaging.files import write_whole
 from imaging.volume import Affine, Volume, lps_to_ras
 
 MANUFACTURER = "imgpipe"
-# Two centres this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
-CENTRE_TOLERANCE_MM = 0.01
+# Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
+PLACE_TOLERANCE_MM = 0.01
 # Attributes that a SEG must take from its source and that highdicom wants present (type 2: may be empty).
 _MAY_BE_EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                  "AccessionNumber", "ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator")  # fmt: skip
@@ -85,6 +85,9 @@ def write_seg(
         If the bytes, read back, do not hold the mask; nothing is written.
     """
     present = [label for label in labels if (mask_XYZ == label.id).any()]
+    unknown = sorted(set(np.unique(mask_XYZ).tolist()) - {0, *(label.id for label in labels)})
+    if unknown:
+        raise OutputNotBuilt(path.name, seen=f"label ids {unknown} without a meaning")
     if not volume.facts.frame_of_reference_uid:
         raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
@@ -207,35 +210,36 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], affine: Affine, label
     Raises
     ------
     OutputMismatch
-        If a segment's voxel count differs, or its centre by more than `CENTRE_TOLERANCE_MM`.
+        If a segment holds other voxels, or one lies further than `PLACE_TOLERANCE_MM` from its place.
     """
     found = _segments(pydicom.dcmread(io.BytesIO(content)))
     if set(found) != set(range(1, len(labels) + 1)):
         raise OutputMismatch("seg", seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
     for number, label in enumerate(labels, start=1):
         voxels = np.argwhere(mask_XYZ == label.id)
-        count, centre = found[number]
-        if count != len(voxels):
-            raise OutputMismatch("seg", seen=f"{count} voxels of {label.name}", expected=f"{len(voxels)} were expected")
-        meant = affine[:3, :3] @ voxels.mean(axis=0) + affine[:3, 3]
-        apart = float(np.linalg.norm(centre - meant))
-        if apart > CENTRE_TOLERANCE_MM:
-            raise OutputMismatch("seg", seen=f"the centre of {label.name} is {apart:.3f} mm off")
+        points = found[number]
+        if len(points) != len(voxels):
+            raise OutputMismatch(
+                "seg", seen=f"{len(points)} voxels of {label.name}", expected=f"{len(voxels)} were expected"
+            )
+        # The voxel nearest to each point: the same set, and every point close to its voxel.
+        nearest = np.rint((points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T)
+        apart = float(np.linalg.norm(nearest @ affine[:3, :3].T + affine[:3, 3] - points, axis=1).max())
+        if apart > PLACE_TOLERANCE_MM or not np.array_equal(np.unique(nearest, axis=0), voxels):
+            raise OutputMismatch("seg", seen=f"voxels of {label.name} lie elsewhere (up to {apart:.3f} mm)")
 
 
-def _segments(dataset: pydicom.Dataset) -> dict[int, tuple[int, NDArray[np.float64]]]:
-    """Voxel count and centre in RAS mm of each segment number."""
+def _segments(dataset: pydicom.Dataset) -> dict[int, NDArray[np.float64]]:
+    """The voxels of each segment number in RAS mm (N, 3)."""
     frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
     shared = dataset.SharedFunctionalGroupsSequence[0]
-    sums: dict[int, tuple[int, NDArray[np.float64]]] = {}
+    points: dict[int, list[NDArray[np.float64]]] = {}
     for pixels, group in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
-        number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        number = int(_macro(shared, group, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         to_ras = _frame_affine(shared, group)
         rows, columns = np.nonzero(pixels)
-        points = to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]
-        count, total = sums.get(number, (0, np.zeros(3)))
-        sums[number] = (count + len(rows), total + points.sum(axis=1))
-    return {number: (count, total / max(count, 1)) for number, (count, total) in sums.items()}
+        points.setdefault(number, []).append((to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T)
+    return {number: np.concatenate(parts) for number, parts in points.items()}
 
 
 def _frame_affine(shared: pydicom.Dataset, group: pydicom.Dataset) -> Affine:

@@ -1,0 +1,326 @@
+"""A SEG holds exactly the mask it was made from, in the place where it was meant, or it is not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from phantom import AXIAL, NUMBERINGS, OBLIQUE, ORIENTATIONS, PATIENT_NAME, Orientation, change, write_series
+from pydicom.dataset import Dataset
+
+from imaging.config import Code, Label
+from imaging.dicom import load_series, seg
+from imaging.dicom.seg import Algorithm, check_seg, write_seg
+from imaging.errors import ImagingError, MissingAttribute, OutputMismatch, OutputNotWritable
+from imaging.volume import Volume, lps_to_ras
+
+Mask = NDArray[np.uint8]
+ALGORITHM = Algorithm("phantom_mr", "1.0", "ab" * 32, "cd" * 32, "0.1.0")
+_ANATOMY = Code(value="91723000", meaning="Anatomical Structure")
+_HIPPOCAMPUS = Code(value="5366008", meaning="Hippocampus")
+ANTERIOR = Label(
+    id=1, name="anterior", title="Anterior part", category=_ANATOMY, code=_HIPPOCAMPUS, colour="#e69f00",
+    modifier=Code(value="255549009", meaning="Anterior"),
+)  # fmt: skip
+POSTERIOR = Label(
+    id=2, name="posterior", title="Posterior part", category=_ANATOMY, code=_HIPPOCAMPUS, colour="#56b4e9"
+)
+LABELS = (ANTERIOR, POSTERIOR)
+
+
+def mask_for(volume: Volume) -> Mask:
+    """Two labels without any symmetry; the last slice is empty."""
+    x, y, z = volume.shape
+    mask = np.zeros(volume.shape, dtype=np.uint8)
+    mask[: x // 2, 0, 0] = 1
+    mask[0, 1:3, : z - 2] = 1
+    mask[x - 2 :, y - 2, 1 : z - 1] = 2
+    mask[x - 1, y - 1, 1] = 2
+    return mask
+
+
+def series(folder: Path, orientation: Orientation = AXIAL, numbering: str = "scrambled") -> Volume:
+    write_series(folder, orientation=orientation, numbering=numbering, rows=8, columns=11, slices=6)
+    return load_series(folder)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    return series(tmp_path / "source", OBLIQUE)
+
+
+def segment_numbers(path: Path) -> list[int]:
+    return [item.SegmentNumber for item in pydicom.dcmread(path).SegmentSequence]
+
+
+@pytest.mark.parametrize("numbering", NUMBERINGS)
+@pytest.mark.parametrize("orientation", ["axial", "oblique", "negative_both", "sagittal"])
+def test_highdicom_reads_the_mask_of_every_source_slice(tmp_path: Path, orientation: str, numbering: str) -> None:
+    volume = series(tmp_path / "source", ORIENTATIONS[orientation], numbering)
+    mask = mask_for(volume)
+    write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM)
+    segmentation = hd.seg.segread(tmp_path / "seg.dcm")
+    frames_ZYX = segmentation.get_pixels_by_source_instance(
+        [frame.sop_instance_uid for frame in volume.frames],
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+        ignore_spatial_locations=True,
+    )
+    np.testing.assert_array_equal(frames_ZYX.transpose(2, 1, 0), mask)
+    check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume.affine, LABELS)
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+def test_highdicom_finds_every_voxel_in_its_place_in_the_patient(tmp_path: Path, orientation: Orientation) -> None:
+    volume = series(tmp_path / "source", orientation)
+    mask = mask_for(volume)
+    write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM)
+    read = hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    found = np.zeros_like(mask)
+    to_index = np.linalg.inv(volume.affine) @ lps_to_ras(read.affine)
+    for where in np.argwhere(read.array):
+        place = to_index @ [*where, 1]
+        index = np.rint(place[:3]).astype(int)
+        assert np.abs(place[:3] - index).max() < 1e-3
+        found[tuple(index)] = read.array[tuple(where)]
+    np.testing.assert_array_equal(found, mask)
+
+
+def moved(mask: Mask, axis: int) -> Mask:
+    return np.roll(mask, 1, axis=axis)
+
+
+def one_more(mask: Mask) -> Mask:
+    more = mask.copy()
+    more[5, 5, 5] = 2
+    return more
+
+
+def swapped(mask: Mask) -> Mask:
+    return np.array([0, 2, 1], dtype=np.uint8)[mask]
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        lambda mask: moved(mask, 0),
+        lambda mask: moved(mask, 1),
+        lambda mask: moved(mask, 2),
+        one_more,
+        swapped,
+        lambda mask: mask[:, :, ::-1],
+    ],
+    ids=["moved_x", "moved_y", "moved_z", "one_more", "swapped", "flipped"],
+)
+def test_another_mask_is_a_mismatch(tmp_path: Path, volume: Volume, corrupt: Callable[[Mask], Mask]) -> None:
+    mask = mask_for(volume)
+    path = tmp_path / "seg.dcm"
+    write_seg(path, mask, volume, LABELS, ALGORITHM)
+    with pytest.raises(OutputMismatch):
+        check_seg(path.read_bytes(), corrupt(mask), volume.affine, LABELS)
+
+
+def test_another_place_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
+    path = tmp_path / "seg.dcm"
+    write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
+    affine = volume.affine.copy()
+    affine[:3, 3] += [0.02, 0, 0]
+    with pytest.raises(OutputMismatch):
+        check_seg(path.read_bytes(), mask_for(volume), affine, LABELS)
+
+
+def test_another_number_of_segments_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
+    path = tmp_path / "seg.dcm"
+    write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
+    with pytest.raises(OutputMismatch):
+        check_seg(path.read_bytes(), mask_for(volume), volume.affine, [ANTERIOR])
+
+
+def test_a_mask_of_equal_size_and_centre_but_another_shape_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
+    mask, mirrored = np.zeros((2, *volume.shape), dtype=np.uint8)
+    mask[[1, 5, 6], 2, 2] = 1
+    mirrored[[2, 3, 7], 2, 2] = 1
+    path = tmp_path / "seg.dcm"
+    write_seg(path, mask, volume, [ANTERIOR], ALGORITHM)
+    with pytest.raises(OutputMismatch):
+        check_seg(path.read_bytes(), mirrored, volume.affine, [ANTERIOR])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_seg_that_was_built_flipped_is_not_delivered(
+    tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch, axis: int
+) -> None:
+    build = seg._build
+
+    def flip(mask: Mask, *rest: Any) -> hd.seg.Segmentation:
+        return build(np.flip(mask, axis), *rest)
+
+    monkeypatch.setattr(seg, "_build", flip)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OutputMismatch):
+        write_seg(out / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert list(out.iterdir()) == []
+
+
+def test_a_frame_on_the_wrong_slice_is_not_delivered(
+    tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = seg._build
+
+    def displace(*arguments: Any) -> hd.seg.Segmentation:
+        segmentation = build(*arguments)
+        first, *_, last = segmentation.PerFrameFunctionalGroupsSequence
+        first.PlanePositionSequence, last.PlanePositionSequence = (
+            last.PlanePositionSequence,
+            first.PlanePositionSequence,
+        )
+        return segmentation
+
+    monkeypatch.setattr(seg, "_build", displace)
+    with pytest.raises(OutputMismatch):
+        write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_a_full_disk_keeps_the_old_seg_and_is_named(
+    tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "seg.dcm").write_text("old")
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OutputNotWritable):
+        write_seg(out / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert [path.read_text() for path in out.iterdir()] == ["old"]
+
+
+def uids(path: Path) -> tuple[str, ...]:
+    dataset = pydicom.dcmread(path)
+    return (
+        dataset.SOPInstanceUID,
+        dataset.SeriesInstanceUID,
+        dataset.DimensionOrganizationSequence[0].DimensionOrganizationUID,
+    )
+
+
+def test_uids_are_functions_of_the_content(tmp_path: Path, volume: Volume) -> None:
+    mask = mask_for(volume)
+    masks = {"one": mask, "again": np.asfortranarray(mask), "other": one_more(mask)}
+    for name, content in masks.items():
+        write_seg(tmp_path / f"{name}.dcm", content, volume, LABELS, ALGORITHM)
+    one, again, other = (uids(tmp_path / f"{name}.dcm") for name in masks)
+    assert one == again
+    assert not set(one) & set(other)
+    assert len(set(one)) == 3
+
+
+@pytest.mark.parametrize("changed", ["version", "weights_sha256", "config_sha256", "software_version"])
+def test_uids_depend_on_who_made_the_mask(tmp_path: Path, volume: Volume, changed: str) -> None:
+    other = replace(ALGORITHM, **{changed: "9"})
+    write_seg(tmp_path / "a.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    write_seg(tmp_path / "b.dcm", mask_for(volume), volume, LABELS, other)
+    assert not set(uids(tmp_path / "a.dcm")) & set(uids(tmp_path / "b.dcm"))
+
+
+def test_an_absent_label_gets_no_segment_and_leaves_no_hole(tmp_path: Path, volume: Volume) -> None:
+    mask = mask_for(volume)
+    mask[mask == 1] = 0
+    write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM)
+    assert segment_numbers(tmp_path / "seg.dcm") == [1]
+    (segment,) = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    assert segment.SegmentLabel == POSTERIOR.title
+    check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume.affine, [POSTERIOR])
+
+
+def test_segments_carry_the_codes_of_their_labels(tmp_path: Path, volume: Volume) -> None:
+    write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    first, second = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    kind = first.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("5366008", "SCT")
+    assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue == "255549009"
+    assert first.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "91723000"
+    assert "SegmentedPropertyTypeModifierCodeSequence" not in second.SegmentedPropertyTypeCodeSequence[0]
+    assert first.TrackingUID != second.TrackingUID
+
+
+def test_the_seg_belongs_to_its_source(tmp_path: Path, volume: Volume) -> None:
+    write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert dataset.StudyInstanceUID == volume.facts.study_uid
+    assert dataset.FrameOfReferenceUID == volume.facts.frame_of_reference_uid
+    assert dataset.PatientName == PATIENT_NAME
+    (referenced,) = dataset.ReferencedSeriesSequence
+    assert referenced.SeriesInstanceUID == volume.facts.series_uid
+    instances = {item.ReferencedSOPInstanceUID for item in referenced.ReferencedInstanceSequence}
+    assert instances <= {frame.sop_instance_uid for frame in volume.frames}
+
+
+def test_no_frame_of_reference_no_seg(tmp_path: Path) -> None:
+    phantom = write_series(tmp_path / "source", rows=8, columns=11, slices=6)
+    for path in phantom.paths:
+        change(path, FrameOfReferenceUID=None)
+    volume = load_series(phantom.folder)
+    with pytest.raises(MissingAttribute) as caught:
+        write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert "FrameOfReferenceUID" in caught.value.seen
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["beside_known", "alone"])
+def test_an_unknown_label_is_not_lost_in_silence(tmp_path: Path, volume: Volume, others: bool) -> None:
+    mask = mask_for(volume) * np.uint8(others)
+    mask[5, 5, 5] = 3
+    with pytest.raises(ImagingError):
+        write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM)
+
+
+def test_invalid_header_values_do_not_get_into_the_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def edit(dataset: Dataset, _k: int) -> None:
+        dataset.PatientBirthDate = "SECRET"
+        dataset.PatientAge = "SECRET"
+
+    write_series(tmp_path / "source", edit=edit, rows=8, columns=11, slices=6)
+    volume = load_series(tmp_path / "source")
+    caplog.set_level("DEBUG")
+    caplog.clear()
+    try:
+        write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    except ImagingError as error:
+        assert "SECRET" not in str(error)
+    assert "SECRET" not in caplog.text
+
+
+def assert_valid(path: Path) -> None:
+    validator = Path(sys.executable).parent / "dciodvfy"
+    done = subprocess.run([validator, "-new", path], capture_output=True, text=True, check=False)
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    assert (done.returncode, errors) == (0, [])
+
+
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_dciodvfy_finds_no_error_over_the_phantom(tmp_path: Path, modality: str) -> None:
+    write_series(tmp_path / "source", modality=modality, orientation=OBLIQUE, rows=8, columns=11, slices=6)
+    volume = load_series(tmp_path / "source")
+    write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert_valid(tmp_path / "seg.dcm")
+
+
+def test_dciodvfy_finds_no_error_over_a_real_series(tmp_path: Path, data: Path) -> None:
+    volume = load_series(data / "hippocrop_study1")
+    write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert_valid(tmp_path / "seg.dcm")
