@@ -1,8 +1,8 @@
 """A mask -> DICOM Segmentation, read back and compared before anybody gets it.
 
-Invariant: what `write_seg` puts on disk holds, for every segment, the very voxels of the mask it was made from, each in
-its place in the patient; else nothing is written. UIDs are functions of the content: the same mask of the same series by
-the same checkpoint has the same UIDs.
+Invariant: what `write_seg` puts on disk holds, for every segment, the very voxels of the mask it was made from, each
+in its place in the patient; else nothing is written. UIDs are functions of the content: the same mask of the same
+series by the same checkpoint has the same UIDs.
 """
 
 from __future__ import annotations
