@@ -59,13 +59,17 @@ class Checkpoint:
         CheckpointCorrupt
             If the file has changed since the checkpoint was opened.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         content = (self.folder / WEIGHTS).read_bytes()
         # Hashing what is loaded, not what lay there a moment before, leaves no gap between check and use.
         if hashlib.sha256(content).hexdigest() != self.weights_sha256:
             raise CheckpointCorrupt(self.folder / WEIGHTS, seen="changed after it was verified")
-        return load(content)
+        try:
+            return load(content)
+        except SafetensorError as error:
+            raise CheckpointCorrupt(self.folder / WEIGHTS, seen=f"is not safetensors ({error})") from error
 
 
 def shipped_checkpoints() -> list[Path]:
@@ -118,7 +122,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointCorrupt(folder / name, seen="cannot be read") from error
         if found != digest:
             raise CheckpointCorrupt(folder / name, seen="differs from its checksum")
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointCorrupt(folder / METRICS, seen="is not JSON") from error
     return Checkpoint(folder, load_config(folder / CONFIG), metrics, sums[WEIGHTS])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from imaging.errors import ConfigInvalid, UnknownKey
 from imaging.files import shipped
@@ -139,7 +139,7 @@ class Train(_Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     gradient_clip: Annotated[float, Field(gt=0)] = 12.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "bf16-mixed"
     validate_every: Annotated[int, Field(ge=1)] = 1
     augment: tuple[Augmentation, ...] = ()
 
@@ -154,7 +154,7 @@ class Predict(_Section):
     patch: Size3
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Annotated[int, Field(ge=1)] = 1
-    precision: Literal["32", "bf16"] = "bf16"
+    precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = "bf16"
     flip_axes: tuple[Literal[0, 1, 2], ...] = ()
 
 
@@ -176,7 +176,7 @@ class Config(_Section):
     title: str
     task: Literal["segment"]
     applies_to: AppliesTo
-    labels: tuple[Label, ...]
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
     data: Data = Data()
     preprocess: Preprocess
     network: Network
@@ -242,7 +242,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # PyYAML lets int() and date() raise ValueError
         raise ConfigInvalid(path, seen=f"cannot be read as YAML ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise ConfigInvalid(path, seen="the top level is not a mapping")
@@ -260,12 +265,12 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise ConfigInvalid(f"override {override!r}", seen="no KEY=VALUE", remedy="Write it as KEY=VALUE")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigInvalid(f"override {override!r}", seen="VALUE is not YAML") from error
     node: Any = content
     *sections, last = key.split(".")
     for section in sections:
-        if isinstance(node, list) and section.isdigit() and int(section) < len(node):
+        if isinstance(node, list) and section.isdecimal() and int(section) < len(node):
             node = node[int(section)]
         elif isinstance(node, dict):
             node = node.setdefault(section, {})
@@ -273,7 +278,7 @@ def _set(content: dict[str, Any], override: str) -> None:
             raise UnknownKey(
                 f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected"
             )
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
@@ -299,7 +304,7 @@ def _section_at(location: Sequence[str]) -> type[BaseModel]:
     """The section's model at a path of keys."""
     model: type[BaseModel] = Config
     for part in location:
-        if not part.isdigit():
+        if not part.isdecimal():
             model = _model_in(model.model_fields[part].annotation)
     return model
 

@@ -43,7 +43,8 @@ def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
     image, mask = read_nifti(case.image), read_nifti(case.label)
     if image.shape != mask.shape:
         raise LabelMismatch(case.label, seen=f"shape {mask.shape}, the image has {image.shape}")
-    apart = np.abs((image.affine - mask.affine) @ [*image.shape, 1]).max()
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*image.shape, 1]
+    apart = float(np.linalg.norm((corners @ (image.affine - mask.affine).T)[:, :3], axis=1).max())
     if apart > 0.1 * min(image.spacing):
         raise LabelMismatch(case.label, seen=f"it lies up to {apart:.2f} mm from its image")
     values = np.unique(mask.array)
@@ -73,7 +74,8 @@ class CachedCases(Dataset[Sample]):
     def _prepare(case: Case, prepare: Compose, labels: int) -> Sample:
         image, mask = load_case(case, labels=labels)
         # One grid for both: load_case has checked that the mask lies on its image.
-        return apply(prepare, {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)})
+        sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
+        return apply(prepare, sample, subject=case.image)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -84,7 +86,7 @@ class CachedCases(Dataset[Sample]):
         if self._augment is not None:
             seed = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0]
             self._augment.set_random_state(seed=int(seed))
-            sample = apply(self._augment, sample)
+            sample = apply(self._augment, sample, subject=f"case {self.names[index]}")
         return {
             IMAGE: sample[IMAGE].as_tensor(),
             LABEL: sample[LABEL].as_tensor().to(torch.uint8),

@@ -277,6 +277,22 @@ class ConstantImage(SeriesRefused):
     remedy = "Check the series at its source"
 
 
+class LooksLikeMask(SeriesRefused):
+    """A few whole numbers and nothing else: a label map, not a picture."""
+
+    code = "looks_like_mask"
+    expected = "a picture with more values was expected"
+    remedy = "Give the image that the mask belongs to"
+
+
+class SharedInstanceUid(SeriesRefused):
+    """Slices that share a SOPInstanceUID: no result could say which of them it means."""
+
+    code = "shared_instance_uid"
+    expected = "a SOPInstanceUID of its own for each instance was expected"
+    remedy = "Send each instance once, with its own UID"
+
+
 class NotApplicable(SeriesRefused):
     """No checkpoint, or not the one asked for, takes this series."""
 
@@ -457,6 +473,14 @@ class GridMismatch(InternalFault):
     code = "grid_mismatch"
     expected = "parallel axes were expected"
     remedy = "Report this to the maintainers; nothing was written"
+
+
+class StaleResult(InputRefused):
+    """A result of an earlier run lies where this study's would, and the study as it is now has none."""
+
+    code = "stale_result"
+    expected = "the newest result of the study was expected there"
+    remedy = "Do not use that result for the study as it is now; remove the folder or mend the study"
 
 
 class StudyFailed(InternalFault):

@@ -88,20 +88,35 @@ class SeriesView:
         }
 
 
-def gather(paths: Iterable[Path]) -> Inputs:
-    """Tell NIfTI files from the rest and scan the rest; a path that holds nothing is among what was refused."""
-    files: dict[Path, None] = {}  # ordered, each once, also where the paths overlap
-    missing: list[ImagingError] = []
+def gather(paths: Iterable[Path], *, leave_out: Path | None = None) -> Inputs:
+    """Tell NIfTI files from the rest and scan the rest.
+
+    Parameters
+    ----------
+    paths
+        Folders or files; one that holds nothing is among what was refused.
+    leave_out
+        A folder whose files are not looked at: that of our own results, which may lie inside an input.
+    """
+    files: dict[Path, Path] = {}  # ordered, each once, also where the paths overlap
+    refused: list[ImagingError] = []
+    own = leave_out.resolve() if leave_out is not None else None
     for path in paths:
         try:
-            files |= dict.fromkeys(files_under([path]))
+            below, unreadable = files_under([path])
         except NothingFound as error:
-            missing.append(error)
-    found = scan([path for path in files if not is_nifti(path)])
-    nifti = tuple(path for path in files if is_nifti(path))
-    if files and not found.studies and not found.refused and not nifti:
-        missing.append(NothingFound(found.strays[0].parent, seen="only files that hold no image by design"))
-    return Inputs(replace(found, refused=(*missing, *found.refused)), nifti)
+            refused.append(error)
+            continue
+        refused += unreadable
+        for file in below:
+            place = file.resolve()
+            if own is None or not place.is_relative_to(own):
+                files.setdefault(place, file)
+    found = scan([path for path in files.values() if not is_nifti(path)])
+    nifti = tuple(path for path in files.values() if is_nifti(path))
+    if found.strays and not found.studies and not found.refused and not nifti:
+        refused.append(NothingFound(found.strays[0].parent, seen="only files that hold no image by design"))
+    return Inputs(replace(found, refused=(*refused, *found.refused)), nifti)
 
 
 def view_series(series: Series, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:

@@ -15,6 +15,11 @@ from pathlib import Path
 from imaging.errors import ManifestInvalid, PatientLeak, TooFewCases
 from imaging.nifti import case_name
 
+# Headings that people give the column that the split must go by.
+_MEANS_PATIENT = frozenset(
+    ("patient", "patients", "patient_id", "patientid", "patient id", "subject", "subject_id", "subjectid", "person")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -74,6 +79,9 @@ def read_manifest(root: Path) -> list[Case]:
         for file in (case.image, case.label):
             if not file.is_file():
                 raise ManifestInvalid(manifest, seen=f"case {case.name!r} names {file}, which does not exist")
+    images = [case.image.resolve() for case in cases]
+    if len(set(images)) < len(images):
+        raise ManifestInvalid(manifest, seen=f"{len(images) - len(set(images))} images are listed more than once")
     names = [case.name for case in cases]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -84,11 +92,19 @@ def read_manifest(root: Path) -> list[Case]:
 def _read_csv(manifest: Path) -> list[Case]:
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
+    columns = list(rows[0]) if rows else []
+    near = [name for name in columns if name != "patient" and name.strip().lower() in _MEANS_PATIENT]
+    if near and "patient" not in columns:
+        raise ManifestInvalid(manifest, seen=f"a column {near[0]!r} and none called 'patient'",
+                              remedy="Call it patient, so that the split can go by it")  # fmt: skip
+    told = [bool((row.get("patient") or "").strip()) for row in rows]
+    if any(told) and not all(told):
+        raise ManifestInvalid(manifest, seen=f"{told.count(False)} rows without a patient, the others have one")
     cases = []
     for row in rows:
         image, label = manifest.parent / row["image"], manifest.parent / row["label"]
-        name = row.get("case") or case_name(image)
-        cases.append(Case(name, image, label, row.get("patient") or name))
+        name = (row.get("case") or "").strip() or case_name(image)
+        cases.append(Case(name, image, label, (row.get("patient") or "").strip() or name))
     return cases
 
 

@@ -46,7 +46,7 @@ def build_network(config: Network, *, in_channels: int, out_channels: int) -> to
     options: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
     try:
         return _SEGMENTERS[config.name](**options, **config.options)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise ConfigInvalid("network.options", seen=f"{config.name} does not take them: {error}") from error
 
 

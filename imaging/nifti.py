@@ -24,6 +24,8 @@ from imaging.volume import Affine, Defect, SeriesFacts, Volume
 # NIfTI-1 header field xyzt_units, bits 0-2 (nifti1.h): factor to millimetres; 0 is unknown and by custom mm.
 _MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _MISPLACED_MM = 0.01
+# What some writers leave behind the voxels.
+_TRAILING = 1024 * 1024
 # Bounds what a lying header can make us allocate: 4 GiB of float32.
 _LARGEST_VOXELS = 2**30
 
@@ -79,6 +81,8 @@ def read_nifti(path: Path) -> Volume:
     image = _open(path)
     geometry = _geometry(image, path)
     try:
+        if path.name.lower().endswith(".gz"):
+            image = type(image).from_bytes(_unpacked(path, image))
         array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape)
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise UnreadableNifti(path, seen=f"the voxels cannot be read ({type(error).__name__})") from error
@@ -116,6 +120,22 @@ def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
         raise OutputMismatch(path.name, seen=f"other labels, or a place {apart:.3f} mm off")
     # Without a time stamp in the gzip header the same mask has the same bytes.
     write_whole(path, gzip.compress(content, mtime=0))
+
+
+def _unpacked(path: Path, image: Any) -> bytes:
+    """All of a gzip file, to its end: only there lies the checksum, and nibabel stops before it.
+
+    Raises
+    ------
+    ValueError
+        If it holds more than its header says.
+    """
+    declared = int(image.dataobj.offset) + int(np.prod(image.shape, dtype=np.int64)) * image.get_data_dtype().itemsize
+    with gzip.open(path) as stream:
+        content = stream.read(declared + _TRAILING)
+        if stream.read(1):  # reaching the end is what checks the sum
+            raise ValueError("more than the header declares")
+    return content
 
 
 def _open(path: Path) -> Any:

@@ -17,11 +17,15 @@ from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
-from imaging.errors import CheckpointCorrupt
+from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_network, load_weights
 from imaging.selection import check_choice, check_limits
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
 from imaging.volume import Volume
+
+# A picture has more values than this; a label map of as many structures would pass for one.
+_FEW_VALUES = 8
+_SAMPLED = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,26 +85,28 @@ class Predictor:
         ------
         NotApplicable
             If the volume is of another modality, or beyond the checkpoint's limits.
-        ConstantImage
-            If all voxels are equal.
+        ConstantImage, LooksLikeMask
+            If the voxels hold one value, or so few that it is no picture.
         """
         config = self.checkpoint.config
         check_choice(config.applies_to, volume.facts, named=True)
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
+        _check_picture(volume)
         image = self._prepared(volume)
         probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
-        labels_XYZ = probability_KXYZ.argmax(0).to(torch.uint8).cpu().numpy()
-        certainty_KXYZ = probability_KXYZ.cpu().numpy()
+        labels_XYZ = probability_KXYZ.argmax(0)
         mean_probability = {
-            label.id: float(certainty_KXYZ[label.id][labels_XYZ == label.id].mean())
+            label.id: float(probability_KXYZ[label.id][labels_XYZ == label.id].mean())
             for label in config.labels
-            if (labels_XYZ == label.id).any()
+            if bool((labels_XYZ == label.id).any())
         }
-        mask = restore_labels(labels_XYZ, affine_of(image), shape=volume.shape, to_affine=volume.affine)
+        mask = restore_labels(
+            probability_KXYZ.cpu().numpy(), affine_of(image), shape=volume.shape, to_affine=volume.affine
+        )
         return Prediction(self.checkpoint, volume, mask, mean_probability)
 
     def _prepared(self, volume: Volume) -> MetaTensor:
-        image = apply(self._prepare, {IMAGE: volume.as_metatensor()})[IMAGE]
+        image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
         assert isinstance(image, MetaTensor)
         return image
 
@@ -128,3 +134,11 @@ class Predictor:
                 total = probability if total is None else total + probability
         assert total is not None
         return total[0] / len(flips)
+
+
+def _check_picture(volume: Volume) -> None:
+    """Refuse a label map that is taken for a picture, such as a mask from an earlier run."""
+    sample = volume.array.reshape(-1)[:: max(1, volume.array.size // _SAMPLED)]
+    values = np.unique(sample)
+    if 1 < len(values) <= _FEW_VALUES and np.array_equal(values, np.rint(values)):
+        raise LooksLikeMask(volume.facts.subject, seen=f"only {len(values)} different values, all whole numbers")

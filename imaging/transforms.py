@@ -1,7 +1,7 @@
 """Volume -> network input, and a mask back to the series' own grid.
 
 Invariant: the way in is made of MONAI's transforms and the same in training and serving; the way back is computed from
-the two affines alone, so that no bookkeeping of inverse transforms can shift a mask by half a voxel.
+the two affines alone and interpolates probabilities, not labels, so that nothing shifts a mask by half a voxel.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
     )
 
 
-def apply(transform: Compose, sample: dict[str, Any]) -> dict[str, Any]:
+def apply(transform: Compose, sample: dict[str, Any], *, subject: object = "network input") -> dict[str, Any]:
     """Run transforms; a named refusal inside comes out as itself, not as the RuntimeError that MONAI makes of it."""
     try:
         result: dict[str, Any] = transform(sample)
     except RuntimeError as error:
+        if isinstance(error.__cause__, ConstantImage):
+            raise ConstantImage(subject, seen=error.__cause__.seen) from error
         if isinstance(error.__cause__, ImagingError):
             raise error.__cause__ from error
         raise
@@ -79,9 +81,11 @@ class ZScored(MapTransform):
         for key in map(str, self.keys):
             image = result[key]
             deviation = image.std(dim=(1, 2, 3), keepdim=True, correction=0)
-            if not bool((deviation > 0).all()):
+            mean = image.mean(dim=(1, 2, 3), keepdim=True)
+            # Rounding alone gives a constant image a deviation of about 1e-7 of its value.
+            if not bool((deviation > 1e-6 * mean.abs()).all()):
                 raise ConstantImage("network input", seen="all voxels are equal")
-            result[key] = (image - image.mean(dim=(1, 2, 3), keepdim=True)) / deviation
+            result[key] = (image - mean) / deviation
         return result
 
 
@@ -125,6 +129,9 @@ def _random_transform(item: Augmentation) -> Transform:
             options = {"mode": ("bilinear", "nearest"), "padding_mode": "border"} | options
     elif item.name in _INTENSITY:
         keys = (IMAGE,)
+        if item.name == "RandSimulateLowResolution":
+            # MONAI's default, nearest, moves the image by half a voxel and more against its label.
+            options = {"downsample_mode": "area"} | options
     else:
         known = ", ".join(sorted(_SPATIAL + _INTENSITY))
         raise UnknownName("train.augment", seen=repr(item.name), expected=f"known: {known}")
@@ -136,14 +143,17 @@ def _random_transform(item: Augmentation) -> Transform:
 
 
 def restore_labels(
-    labels_XYZ: NDArray[np.uint8], affine: Affine, *, shape: Size3, to_affine: Affine
+    probability_KXYZ: NDArray[np.float32], affine: Affine, *, shape: Size3, to_affine: Affine
 ) -> NDArray[np.uint8]:
-    """Bring label ids from the network's grid back to the series' own by nearest neighbour.
+    """Bring probabilities from the network's grid back to the series' own, and take the likeliest class there.
+
+    Probabilities are interpolated linearly, since labels cannot be: on a finer grid half of the voxels lie midway
+    between two network voxels, and rounding them all the same way would shift the mask.
 
     Parameters
     ----------
-    labels_XYZ
-        Label ids on the network's grid.
+    probability_KXYZ
+        Of each class on the network's grid; class 0 is the background.
     affine
         Of the network's grid, voxel index to RAS+ mm.
     shape, to_affine
@@ -153,8 +163,9 @@ def restore_labels(
     Returns
     -------
     ndarray of uint8
-        Of `shape`. Every voxel takes the label whose centre is nearest to its own centre, in millimetres; where
-        the network's grid ends, the label is 0 beyond half a voxel.
+        Class ids of `shape`: at each voxel's centre the class of the greatest probability, and of two equal ones either
+        in turn; 0 beyond half a voxel outside the network's grid. Where the two grids share their voxels, it is the
+        argmax voxel for voxel. Peak memory is three float32 volumes of `shape`, whatever the number of classes.
 
     Raises
     ------
@@ -170,16 +181,46 @@ def restore_labels(
     drift = np.abs(into[:3, :3] - aligned) @ (np.array(shape) - 1)
     if len(set(axis_for.tolist())) != 3 or drift.max() > 0.01:
         raise GridMismatch("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
-    turned = labels_XYZ.transpose(axis_for)
-    indices, inside = [], []
+    positions = [into[axis_for[axis], 3] + steps[axis] * np.arange(shape[axis]) for axis in range(3)]
+    # A network that is certain leaves the voxel midway between two classes undecided. Every second such voxel (as on a
+    # chessboard) goes to the later class: always the same way would shrink structures by half a voxel all around.
+    shared = all(np.allclose(axis_positions, np.rint(axis_positions), atol=1e-4) for axis_positions in positions)
+    tie = np.float32(0 if shared else 1e-5)
+    turn = sum(np.ogrid[: shape[0], : shape[1], : shape[2]]) % 2 == 1
+    labels = np.zeros(shape, dtype=np.uint8)
+    greatest: NDArray[np.float32] | None = None
+    for label, probability_XYZ in enumerate(probability_KXYZ):
+        here = probability_XYZ.transpose(axis_for)
+        for axis in range(3):
+            here = _interpolated(here, positions[axis], axis)
+        if greatest is None:
+            greatest = here
+        else:
+            labels[(here > greatest + tie) | (turn & (here > greatest - tie))] = label
+            np.maximum(greatest, here, out=greatest)
     for axis in range(3):
-        position = into[axis_for[axis], 3] + steps[axis] * np.arange(shape[axis])
-        nearest = np.floor(position + 0.5).astype(np.int64)
-        inside.append((nearest >= 0) & (nearest < turned.shape[axis]))
-        indices.append(np.clip(nearest, 0, turned.shape[axis] - 1))
-    restored = turned[np.ix_(*indices)]
-    restored[~(inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :])] = 0
-    return restored
+        last = probability_KXYZ.shape[1 + axis_for[axis]] - 1
+        outside = (positions[axis] < -0.5) | (positions[axis] > last + 0.5)
+        np.moveaxis(labels, axis, 0)[outside] = 0
+    return labels
+
+
+def _interpolated(values: NDArray[np.float32], positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
+    """Values at fractional indices along one axis, linear between neighbours, the last one held beyond the ends."""
+    last = values.shape[axis] - 1
+    # Rounding of the affines must not turn a whole index into a mixture.
+    whole = np.rint(positions)
+    held = np.clip(np.where(np.abs(positions - whole) < 1e-4, whole, positions), 0, last)
+    lower = np.floor(held).astype(np.int64)
+    weight = (held - lower).astype(np.float32)
+    below: NDArray[np.float32] = np.take(values, lower, axis=axis)
+    if not weight.any():
+        return below
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    above = np.take(values, np.minimum(lower + 1, last), axis=axis)
+    mixed: NDArray[np.float32] = below + (above - below) * weight.reshape(shape)
+    return mixed
 
 
 def affine_of(image: MetaTensor) -> Affine:

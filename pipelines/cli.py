@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -37,6 +38,8 @@ def main(verbose: bool) -> None:
     Exit status: 0 all done, 1 a fault of imgpipe, 2 wrong usage or config, 3 some input was refused (it says
     which, and why).
     """
+    # A container or a service manager stops with SIGTERM: clean up as for Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("PIL", "monai", "fsspec", "pydicom", "highdicom"):

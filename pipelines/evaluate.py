@@ -51,7 +51,9 @@ def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, An
         metrics[side] = {
             "cases": len(cases),
             "dice": {label.name: mean.as_dict() for label, mean in zip(labels, means, strict=True)},
-            "each": {name: [round(score, 5) for score in row] for name, row in scores.items()},
+            "each": {
+                name: [None if np.isnan(score) else round(score, 5) for score in row] for name, row in scores.items()
+            },
         }
     metrics["volume_interval"] = {label.name: _volume_interval(volumes, label.name) for label in labels}
     return metrics

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -26,6 +27,7 @@ from imaging.errors import (
     ImagingError,
     InputRefused,
     OutputNotWritable,
+    StaleResult,
     StudyFailed,
     UnknownName,
 )
@@ -142,7 +144,7 @@ def infer(
         raise UnknownName("formats", seen=repr(min(unknown)), expected=f"some of {', '.join(FORMATS)} were expected")
     checkpoints, unusable = open_checkpoints(models)
     _check_writable(out)
-    inputs = gather(paths)
+    inputs = gather(paths, leave_out=out)
     sources, doubles = _sources(inputs, checkpoints, named=bool(models))
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
@@ -155,15 +157,24 @@ def infer(
         if on_study:
             on_study(source.entry.name, number, len(sources))
         results.append(report_on(source, predictor, out, formats))
-    return Inferred(tuple(results), (*unusable, *inputs.scan.refused, *doubles))
+    stale = _stale(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
+    return Inferred(tuple(results), (*unusable, *inputs.scan.refused, *doubles, *stale))
+
+
+def _stale(out: Path, names: Sequence[str]) -> list[ImagingError]:
+    """Tell of results of an earlier run for studies that have none now."""
+    folders = [out / name for name in names if Path(name).name == name]
+    return [StaleResult(folder, seen="an earlier run's result") for folder in folders if (folder / _REPORT).is_file()]
 
 
 def _check_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable.partial"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.touch()
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputNotWritable(out, seen=error.strerror or "cannot be written") from error
 
@@ -198,9 +209,14 @@ def _dicom_source(study: Study, inputs: Inputs, checkpoints: Sequence[Checkpoint
         accession=study.accession,
     )
     series = tuple((view_series(item, checkpoints, named=named), partial(read_series, item)) for item in study.series)
-    folders = {instance.path.parent for item in study.series for instance in item.instances}
-    beside = tuple(error for error in inputs.scan.refused if error.path is not None and error.path.parent in folders)
-    return Source(entry, series, beside)
+    return Source(entry, series, _refused_near(study, inputs.scan.refused))
+
+
+def _refused_near(study: Study, refused: Sequence[ImagingError]) -> tuple[ImagingError, ...]:
+    """What was refused in or below the folder that holds all of a study's images, and so may belong to it."""
+    folders = [instance.path.parent.resolve() for item in study.series for instance in item.instances]
+    home = Path(os.path.commonpath(folders))
+    return tuple(error for error in refused if error.path is not None and error.path.resolve().is_relative_to(home))
 
 
 def report_on(
@@ -237,7 +253,7 @@ def report_on(
     except Exception as error:  # a fault of ours in one study must not take the others with it
         log.debug("traceback", exc_info=True)
         problems.append(StudyFailed(f"study {name}", seen=type(error).__name__))
-    return StudyResult(name, None, None, tuple(problems))
+    return StudyResult(name, None, None, (*_stale(out, [name]), *problems))
 
 
 def _predict(
@@ -300,8 +316,10 @@ def _write(
 ) -> Report:
     """Write a study's files into its stage; an output that is withheld goes to `problems`."""
     faults: list[ImagingError] = []
+    made_from: dict[str, str] = {}
     for prediction in predictions:
         faults += _write_masks(stage, prediction, formats)
+        made_from |= {f.name: prediction.volume.facts.series_uid for f in stage.iterdir() if f.name not in made_from}
     problems += faults
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -312,19 +330,22 @@ def _write(
         series=tuple(entries),
         refused=refusals_of([*source.refused, *faults]),
         models=tuple({p.checkpoint.name: model_entry(p) for p in predictions}.values()),
-        outputs=_outputs(stage),
+        outputs=_outputs(stage, made_from),
     )
     if formats is None or "html" in formats:
         pictures = [picture for prediction in predictions for picture in key_pictures(prediction)]
         write_whole(stage / "report.html", render_html(report, pictures))
-        report = report.model_copy(update={"outputs": _outputs(stage)})
+        report = report.model_copy(update={"outputs": _outputs(stage, made_from)})
     if formats is None or "json" in formats:
         write_whole(stage / _REPORT, report.to_json())
     return report
 
 
-def _outputs(stage: Path) -> tuple[OutputEntry, ...]:
-    return tuple(OutputEntry(file=file.name, sha256=sha256_of(file)) for file in sorted(stage.iterdir()))
+def _outputs(stage: Path, made_from: Mapping[str, str]) -> tuple[OutputEntry, ...]:
+    return tuple(
+        OutputEntry(file=file.name, sha256=sha256_of(file), series_uid=made_from.get(file.name, ""))
+        for file in sorted(stage.iterdir())
+    )
 
 
 def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:

@@ -144,9 +144,10 @@ def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool
             filename="best",
             monitor="val_dice",
             mode="max",
-            save_last=True,
             enable_version_counter=False,
         ),
+        # A second one: with `save_last` the first would write its last state only when the best improves.
+        ModelCheckpoint(folder / "state", filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if progress:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
@@ -218,7 +219,7 @@ def _open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> No
         if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
             raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise RunExists(folder, seen="the folder is not empty")
     try:
         (folder / "state").mkdir(parents=True, exist_ok=True)

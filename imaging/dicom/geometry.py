@@ -28,6 +28,7 @@ from imaging.errors import (
     MultiFrame,
     NotAnImage,
     SecondaryCapture,
+    SharedInstanceUid,
     TooFewSlices,
     VariableSpacing,
 )
@@ -140,6 +141,10 @@ _ONCE: dict[str, Callable[[Instance], object]] = {
 
 def _check_same(series: Series) -> None:
     """Refuse a series whose slices differ in what a volume has once; cosines and spacings are compared as numbers."""
+    uids = {instance.sop_instance_uid for instance in series.instances}
+    if len(uids) < len(series.instances):
+        seen = f"{len(series.instances)} instances with {len(uids)} SOPInstanceUIDs"
+        raise SharedInstanceUid(series.facts.subject, seen=seen)
     for name, value in _ONCE.items():
         values = {value(instance) for instance in series.instances}
         if len(values) > 1:

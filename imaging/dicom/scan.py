@@ -6,6 +6,7 @@ with the reason why it is not. Studies of different patients are never joined. I
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -36,8 +37,8 @@ _KNOWN_STRAYS = ("dicomdir", "dirfile", "thumbs.db", ".ds_store", "desktop.ini",
 
 _REQUIRED_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _KEYWORDS = (
-    *_REQUIRED_UIDS, "FrameOfReferenceUID", "PatientID",
-    "IssuerOfPatientID", "Modality", "SeriesDescription", "StudyDescription", "StudyDate", "AccessionNumber",
+    *_REQUIRED_UIDS, "FrameOfReferenceUID", "PatientID", "PatientName", "PatientBirthDate", "IssuerOfPatientID",
+    "Modality", "SeriesDescription", "StudyDescription", "StudyDate", "AccessionNumber",
     "BodyPartExamined", "ImageType", "NumberOfFrames", "Rows", "Columns",
     "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient",
 )  # fmt: skip
@@ -143,7 +144,9 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     refused: list[ImagingError] = []
     strays: list[Path] = []
     read: list[_Read] = []
-    for path in files_under([paths] if isinstance(paths, Path) else paths):
+    files, unreadable = files_under([paths] if isinstance(paths, Path) else paths)
+    refused += unreadable
+    for path in files:
         try:
             if _is_stray(path):
                 strays.append(path)
@@ -155,28 +158,40 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     return Scan(studies, (*refused, *conflicts), tuple(strays))
 
 
-def files_under(roots: Iterable[Path]) -> list[Path]:
+def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom]]:
     """All files under some folders or files, sorted within each, each once.
+
+    Returns
+    -------
+    files
+        Links to nothing are among them, so that whoever reads them names them.
+    unreadable
+        A refusal for each folder that cannot be listed; what lies in it may belong to a study that was found.
 
     Raises
     ------
     NothingFound
-        If one does not exist or is an empty folder.
+        If a root does not exist or is an empty folder.
     """
     files: dict[Path, Path] = {}  # ordered, each once, also where the roots overlap or are spelled differently
+    unreadable: list[UnreadableDicom] = []
+
+    def refuse(error: OSError) -> None:
+        unreadable.append(UnreadableDicom(Path(error.filename), seen=f"the folder cannot be listed ({error.strerror})"))
+
     for root in roots:
         if not root.exists():
             raise NothingFound(root, seen="the path does not exist")
+        before = len(unreadable)
+        walked = os.walk(root, onerror=refuse)
         below = (
-            [root]
-            if root.is_file()
-            else sorted(path for path in root.rglob("*") if path.is_file() or not path.exists())
+            [root] if root.is_file() else sorted(Path(folder) / name for folder, _, names in walked for name in names)
         )
-        if not below:
+        if not below and len(unreadable) == before:
             raise NothingFound(root, seen="the folder holds no file")
         for path in below:
             files.setdefault(path.resolve(), path)
-    return list(files.values())
+    return list(files.values()), unreadable
 
 
 def _is_stray(path: Path) -> bool:
@@ -189,7 +204,8 @@ class _Read:
 
     instance: Instance
     facts: SeriesFacts
-    patient: tuple[str, str] = field(repr=False)
+    patient: tuple[str, str, str] = field(repr=False)
+    patient_id: str = field(repr=False)
     study_description: str = field(repr=False)
     date: str = field(repr=False)
     accession: str = field(repr=False)
@@ -229,11 +245,15 @@ def _read(path: Path) -> _Read:
         description=text("SeriesDescription"),
         body_part=text("BodyPartExamined"),
     )
-    patient = (text("PatientID"), text("IssuerOfPatientID"))
+    patient_id = text("PatientID")
+    # Without an id only name and birth date can tell two people apart; they are compared and kept nowhere else.
+    by_name = ("no id", text("PatientName").rstrip("^ ").upper(), text("PatientBirthDate"))
+    patient = ("id", patient_id, text("IssuerOfPatientID")) if patient_id else by_name
     return _Read(
         instance,
         facts,
         patient,
+        patient_id,
         text("StudyDescription"),
         text("StudyDate"),
         text("AccessionNumber"),
@@ -330,13 +350,11 @@ def _group(read: Iterable[_Read]) -> tuple[tuple[Study, ...], list[ImagingError]
         members = by_study[uid]
         patients = {item.patient for item in members}
         if len(patients) > 1:
-            refused.append(
-                MixedPatients(f"study {uid}", seen=f"{len(patients)} different patients (PatientID and its issuer)")
-            )
+            refused.append(MixedPatients(f"study {uid}", seen=f"{len(patients)} different patients"))
             continue
         first = members[0]
         studies.append(
-            Study(uid, first.study_description, _series(members), first.patient[0], first.date, first.accession)
+            Study(uid, first.study_description, _series(members), first.patient_id, first.date, first.accession)
         )
     return tuple(studies), refused
 

@@ -101,7 +101,7 @@ def write_seg(
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
     stream = io.BytesIO()
     segmentation.save_as(stream)
-    check_seg(stream.getvalue(), mask_XYZ, volume.affine, present)
+    check_seg(stream.getvalue(), mask_XYZ, volume, present)
     write_whole(path, stream.getvalue())
 
 
@@ -111,6 +111,8 @@ def _build(
     sources = [_source(frame.path) for frame in volume.frames]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
     identity.append(algorithm.software_version)
+    # A corrected PatientID is another object: an archive keeps the first of two with one UID.
+    identity += [volume.facts.study_uid, volume.facts.series_uid, str(sources[0].PatientID)]
     identity += [frame.sop_instance_uid for frame in volume.frames]
     identity.append(hashlib.sha256(mask_XYZ.tobytes()).hexdigest())
     frames_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
@@ -124,7 +126,10 @@ def _build(
             source_images=sources,
             pixel_array=numbers[frames_ZYX],
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_describe(number, label, algorithm) for number, label in enumerate(labels, start=1)],
+            segment_descriptions=[
+                _describe(number, label, algorithm, volume.facts.series_uid)
+                for number, label in enumerate(labels, start=1)
+            ],
             series_instance_uid=generate_uid(entropy_srcs=["series", *identity]),
             series_number=9001,
             sop_instance_uid=generate_uid(entropy_srcs=["instance", *identity]),
@@ -150,7 +155,7 @@ def _same_everywhere(segmentation: pydicom.Dataset, identity: Iterable[str]) -> 
     return uid
 
 
-def _describe(number: int, label: configs.Label, algorithm: Algorithm) -> hd.seg.SegmentDescription:
+def _describe(number: int, label: configs.Label, algorithm: Algorithm, series_uid: str) -> hd.seg.SegmentDescription:
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label.title[:64],
@@ -163,7 +168,7 @@ def _describe(number: int, label: configs.Label, algorithm: Algorithm) -> hd.seg
             family=Code("123110", "DCM", "Artificial Intelligence"),
         ),
         tracking_id=label.name,
-        tracking_uid=generate_uid(entropy_srcs=["tracking", algorithm.name, label.name]),
+        tracking_uid=generate_uid(entropy_srcs=["tracking", series_uid, algorithm.name, label.name]),
         display_color=_cielab(label.colour),
     )
     if label.modifier is not None:
@@ -189,10 +194,23 @@ def _source(path: Path) -> pydicom.Dataset:
     for keyword in _MAY_BE_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")
+    _mend_character_set(dataset)
     return dataset
 
 
-def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], affine: Affine, labels: Sequence[configs.Label]) -> None:
+def _mend_character_set(dataset: pydicom.Dataset) -> None:
+    """Write Specific Character Set (PS3.3 C.12.1.1.2) as highdicom takes it, without changing what it means."""
+    declared = dataset.get("SpecificCharacterSet")
+    values = [declared] if isinstance(declared, str) else list(declared or [])
+    if not any(values):
+        dataset.pop("SpecificCharacterSet", None)  # the default repertoire
+    elif len(values) > 1 and not values[0]:
+        dataset.SpecificCharacterSet = ["ISO 2022 IR 6", *values[1:]]  # an empty first value means this
+    elif values == ["ISO 2022 IR 100"]:
+        dataset.SpecificCharacterSet = "ISO_IR 100"  # without code extensions the two are one repertoire
+
+
+def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label]) -> None:
     """Read a SEG back from its own bytes and compare each segment with the mask it should hold.
 
     The way back shares nothing with the way out but pydicom: frames are placed by their own Plane Position, Plane
@@ -202,22 +220,25 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], affine: Affine, label
     ----------
     content
         The SEG as it will be written.
-    mask_XYZ, affine
-        What was meant: label ids and voxel index to RAS+ mm.
+    mask_XYZ, volume
+        What was meant: label ids on the grid of a volume with its `frames`.
     labels
         The label of each segment, in the order of the segment numbers.
 
     Raises
     ------
     OutputMismatch
-        If a segment holds other voxels, or one lies further than `PLACE_TOLERANCE_MM` from its place.
+        If a segment holds other voxels, if one lies further from its place than `PLACE_TOLERANCE_MM` and what the
+        volume's defects tell, or if a frame refers to another instance than the slice it lies on.
     """
+    affine = volume.affine
+    tolerance = PLACE_TOLERANCE_MM + max((defect.error_mm for defect in volume.defects), default=0.0)
     found = _segments(pydicom.dcmread(io.BytesIO(content)))
     if set(found) != set(range(1, len(labels) + 1)):
         raise OutputMismatch("seg", seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
     for number, label in enumerate(labels, start=1):
         voxels = np.argwhere(mask_XYZ == label.id)
-        points = found[number]
+        points, references = found[number]
         if len(points) != len(voxels):
             raise OutputMismatch(
                 "seg", seen=f"{len(points)} voxels of {label.name}", expected=f"{len(voxels)} were expected"
@@ -225,21 +246,27 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], affine: Affine, label
         # The voxel nearest to each point: the same set, and every point close to its voxel.
         nearest = np.rint((points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T)
         apart = float(np.linalg.norm(nearest @ affine[:3, :3].T + affine[:3, 3] - points, axis=1).max())
-        if apart > PLACE_TOLERANCE_MM or not np.array_equal(np.unique(nearest, axis=0), voxels):
+        if apart > tolerance or not np.array_equal(np.unique(nearest, axis=0), voxels):
             raise OutputMismatch("seg", seen=f"voxels of {label.name} lie elsewhere (up to {apart:.3f} mm)")
+        meant = {volume.frames[z].sop_instance_uid for z in np.unique(voxels[:, 2]).tolist()}
+        if references != meant:
+            raise OutputMismatch("seg", seen=f"frames of {label.name} refer to other instances than they lie on")
 
 
-def _segments(dataset: pydicom.Dataset) -> dict[int, NDArray[np.float64]]:
-    """The voxels of each segment number in RAS mm (N, 3)."""
+def _segments(dataset: pydicom.Dataset) -> dict[int, tuple[NDArray[np.float64], set[str]]]:
+    """For each segment number its voxels in RAS mm (N, 3) and the instances that its frames refer to."""
     frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
     shared = dataset.SharedFunctionalGroupsSequence[0]
     points: dict[int, list[NDArray[np.float64]]] = {}
+    references: dict[int, set[str]] = {}
     for pixels, group in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         number = int(_macro(shared, group, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         to_ras = _frame_affine(shared, group)
         rows, columns = np.nonzero(pixels)
+        source = _macro(shared, group, "DerivationImageSequence").SourceImageSequence[0]
+        references.setdefault(number, set()).add(str(source.ReferencedSOPInstanceUID))
         points.setdefault(number, []).append((to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T)
-    return {number: np.concatenate(parts) for number, parts in points.items()}
+    return {number: (np.concatenate(parts), references[number]) for number, parts in points.items()}
 
 
 def _frame_affine(shared: pydicom.Dataset, group: pydicom.Dataset) -> Affine:

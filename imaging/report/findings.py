@@ -159,10 +159,11 @@ class StudyEntry(_Part):
 
 
 class OutputEntry(_Part):
-    """A file beside the report, with the SHA-256 of its bytes."""
+    """A file beside the report, with the SHA-256 of its bytes and, for a mask, the series it is of."""
 
     file: str
     sha256: str
+    series_uid: str = ""
 
 
 class Report(_Part):
@@ -233,6 +234,9 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _interval(prediction: Prediction, label: Label, amount: float) -> VolumeInterval | None:
+    trained, own = prediction.checkpoint.config.preprocess.spacing_mm, prediction.volume.spacing
+    if any(not 0.9 < o / t < 1.1 for o, t in zip(sorted(own), sorted(trained), strict=True)):
+        return None  # the interval was measured on images of the network's own spacing
     factors = (prediction.checkpoint.metrics.get("volume_interval") or {}).get(label.name)
     if not factors or not amount:
         return None

@@ -45,7 +45,7 @@ class Picture:
         Along Z, from 0.
     of
         Number of slices.
-    sop_instance_uid
+    series_uid, sop_instance_uid
         Where it comes from; empty for NIfTI.
     png
         The grey slice as a data URI.
@@ -61,6 +61,7 @@ class Picture:
 
     index: int
     of: int
+    series_uid: str
     sop_instance_uid: str
     png: str
     columns: int
@@ -107,21 +108,26 @@ def _key_slices(mask_XYZ: NDArray[np.uint8], ids: Sequence[int], most: int) -> l
 def _picture(prediction: Prediction, index: int, low: float, high: float, labels: Sequence[Label]) -> Picture:
     volume = prediction.volume
     towards = orientation_of(volume.affine)
+    # Radiological pictures have R-L across where they have it, and S-I upright where they have it.
+    ranks = ["RLAPSI".index(direction) // 2 for direction in towards[:2]]
+    across, down = (0, 1) if ranks[0] < ranks[1] else (1, 0)
+    towards = towards[across] + towards[down]
     flips = tuple(direction in "RAS" for direction in towards[:2])
-    image_YX = _displayed(volume.array[0, :, :, index], flips)
-    mask_YX = _displayed(prediction.mask_XYZ[:, :, index], flips)
+    image_YX = _displayed(volume.array[0, :, :, index].transpose(across, down), flips)
+    mask_YX = _displayed(prediction.mask_XYZ[:, :, index].transpose(across, down), flips)
     grey = np.clip((image_YX - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
     right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards[:2], flips, strict=True))
     rows, columns = grey.shape
     return Picture(
         index=index,
         of=volume.shape[2],
+        series_uid=volume.facts.series_uid,
         sop_instance_uid=volume.frames[index].sop_instance_uid if volume.frames else "",
         png=_png(grey),
         columns=columns,
         rows=rows,
-        width_mm=columns * volume.spacing[0],
-        height_mm=rows * volume.spacing[1],
+        width_mm=columns * volume.spacing[across],
+        height_mm=rows * volume.spacing[down],
         left=_OPPOSITE[right],
         right=right,
         top=_OPPOSITE[bottom],

@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from imaging.errors import ImagingError, OutputMismatch, OutputNotWritable
+from imaging.errors import ImagingError, InputRefused, OutputMismatch, OutputNotWritable
 from imaging.nifti import case_name, is_nifti, read_geometry, read_nifti, write_mask
 
 OBLIQUE = nib.affines.from_matvec(
@@ -319,3 +320,15 @@ def test_a_mask_below_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputNotWritable):
         write_mask(tmp_path / "file" / "mask.nii.gz", MASK, OBLIQUE)
+
+
+def test_a_flipped_bit_in_a_gzip_file_is_refused_wherever_it_is(data: Path, tmp_path: Path) -> None:
+    whole = (data / "hippocampus/imagesTr/hippocampus_001.nii.gz").read_bytes()
+    expected = read_nifti(data / "hippocampus/imagesTr/hippocampus_001.nii.gz").array
+    path = tmp_path / "rotten.nii.gz"
+    for place in range(20, len(whole) - 4, len(whole) // 25):
+        rotten = bytearray(whole)
+        rotten[place] ^= 0x10
+        path.write_bytes(rotten)
+        with suppress(InputRefused):
+            assert np.array_equal(read_nifti(path).array, expected), place

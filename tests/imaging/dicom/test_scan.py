@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -309,3 +310,30 @@ def test_reading_headers_loads_no_torch(module: str) -> None:
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "study", slices=3)
+    closed = tmp_path / "study" / "closed"
+    closed.mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = scan(tmp_path / "study")
+    assert [error.path for error in found.refused] == [closed]
+
+
+def test_two_people_without_an_id_are_told_apart_by_name(tmp_path: Path) -> None:
+    def rename(dataset: Dataset, number: int) -> None:
+        dataset.PatientID = ""
+        dataset.PatientName = "DOE^JANE" if number % 2 else "ROE^JOHN"
+
+    write_series(tmp_path / "study", slices=4, edit=rename)
+    found = scan(tmp_path / "study")
+    assert not found.studies
+    assert [error.code for error in found.refused] == ["mixed_patients"]

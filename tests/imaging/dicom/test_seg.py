@@ -78,7 +78,7 @@ def test_highdicom_reads_the_mask_of_every_source_slice(tmp_path: Path, orientat
         ignore_spatial_locations=True,
     )
     np.testing.assert_array_equal(frames_ZYX.transpose(2, 1, 0), mask)
-    check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume.affine, LABELS)
+    check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume, LABELS)
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
@@ -128,7 +128,7 @@ def test_another_mask_is_a_mismatch(tmp_path: Path, volume: Volume, corrupt: Cal
     path = tmp_path / "seg.dcm"
     write_seg(path, mask, volume, LABELS, ALGORITHM)
     with pytest.raises(OutputMismatch):
-        check_seg(path.read_bytes(), corrupt(mask), volume.affine, LABELS)
+        check_seg(path.read_bytes(), corrupt(mask), volume, LABELS)
 
 
 def test_another_place_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
@@ -137,14 +137,21 @@ def test_another_place_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
     affine = volume.affine.copy()
     affine[:3, 3] += [0.02, 0, 0]
     with pytest.raises(OutputMismatch):
-        check_seg(path.read_bytes(), mask_for(volume), affine, LABELS)
+        check_seg(path.read_bytes(), mask_for(volume), replace(volume, affine=affine), LABELS)
+
+
+def test_frames_of_other_instances_are_a_mismatch(tmp_path: Path, volume: Volume) -> None:
+    path = tmp_path / "seg.dcm"
+    write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
+    with pytest.raises(OutputMismatch, match="refer to other instances"):
+        check_seg(path.read_bytes(), mask_for(volume), replace(volume, frames=volume.frames[::-1]), LABELS)
 
 
 def test_another_number_of_segments_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
     path = tmp_path / "seg.dcm"
     write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
     with pytest.raises(OutputMismatch):
-        check_seg(path.read_bytes(), mask_for(volume), volume.affine, [ANTERIOR])
+        check_seg(path.read_bytes(), mask_for(volume), volume, [ANTERIOR])
 
 
 def test_a_mask_of_equal_size_and_centre_but_another_shape_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
@@ -154,7 +161,7 @@ def test_a_mask_of_equal_size_and_centre_but_another_shape_is_a_mismatch(tmp_pat
     path = tmp_path / "seg.dcm"
     write_seg(path, mask, volume, [ANTERIOR], ALGORITHM)
     with pytest.raises(OutputMismatch):
-        check_seg(path.read_bytes(), mirrored, volume.affine, [ANTERIOR])
+        check_seg(path.read_bytes(), mirrored, volume, [ANTERIOR])
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -244,7 +251,7 @@ def test_an_absent_label_gets_no_segment_and_leaves_no_hole(tmp_path: Path, volu
     assert segment_numbers(tmp_path / "seg.dcm") == [1]
     (segment,) = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
     assert segment.SegmentLabel == POSTERIOR.title
-    check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume.affine, [POSTERIOR])
+    check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume, [POSTERIOR])
 
 
 def test_segments_carry_the_codes_of_their_labels(tmp_path: Path, volume: Volume) -> None:

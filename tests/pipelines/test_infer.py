@@ -1,0 +1,518 @@
+"""Each study whole or not at all, none mixed with another, and nothing left untold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from phantom import write_series
+
+from imaging.errors import (
+    CheckpointCorrupt,
+    DuplicateName,
+    OutputNotWritable,
+    UnknownCheckpoint,
+    UnknownName,
+)
+from imaging.predict import Prediction, Predictor
+from imaging.report.findings import Report
+from imaging.volume import Volume
+from pipelines.infer import Inferred, StudyResult, infer
+
+UID1 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.290332099546120305394775536058"
+UID2 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.157560484903082616773144202981"
+
+Infer = Callable[..., Inferred]
+
+
+@pytest.fixture
+def run(model: str, tmp_path: Path) -> Infer:
+    """Infer with the tiny checkpoint into a folder of the test's own."""
+
+    def call(*paths: Path, out: Path | None = None, models: tuple[str, ...] = (model,), **options: Any) -> Inferred:
+        return infer(paths=paths, models=models, out=out or tmp_path / "out", **options)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def done(model: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """One DICOM study, reported. Read only."""
+    (result,) = infer(paths=[data / "hippocrop_study1"], models=[model], out=tmp_path_factory.mktemp("done")).studies
+    return result
+
+
+def only(inferred: Inferred) -> StudyResult:
+    (study,) = inferred.studies
+    return study
+
+
+def codes(*problems: Any) -> list[str]:
+    return [problem.code for problem in problems]
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# ------------------------------------------------------------------------------------------------------------ one study
+
+
+def test_study_is_written_to_a_folder_named_by_its_uid(done: StudyResult) -> None:
+    assert done.folder is not None
+    assert done.name == done.folder.name == UID1
+    assert files_in(done.folder.parent) == [
+        f"{UID1}/report.html", f"{UID1}/report.json", f"{UID1}/seg_hippocampus_mr.dcm"
+    ]  # fmt: skip
+    assert done.problems == ()
+
+
+def test_report_json_is_the_report(done: StudyResult) -> None:
+    assert done.folder is not None and done.report is not None
+    text = (done.folder / "report.json").read_text(encoding="utf-8")
+    assert Report.model_validate_json(text) == done.report
+    assert json.loads(text)["schema_version"]
+
+
+def test_report_names_each_output_with_its_checksum(done: StudyResult) -> None:
+    assert done.folder is not None and done.report is not None
+    listed = {output.file: output.sha256 for output in done.report.outputs}
+    assert set(listed) == {path.name for path in done.folder.iterdir()} - {"report.json"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((done.folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_report_names_model_series_and_instances(done: StudyResult, model: str, study1: Path) -> None:
+    assert done.report is not None
+    (entry,), (series,) = done.report.models, done.report.series
+    assert entry.weights_sha256 == hashlib.sha256((Path(model) / "weights.safetensors").read_bytes()).hexdigest()
+    instances = {pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in study1.iterdir()}
+    assert set(series.source_sop_instance_uids) == instances
+    assert (series.shape, series.orientation, series.models) == ((35, 51, 32), "LPS", ("hippocampus_mr",))
+
+
+def test_findings_are_in_the_seg(done: StudyResult) -> None:
+    assert done.folder is not None and done.report is not None
+    seg = pydicom.dcmread(done.folder / "seg_hippocampus_mr.dcm")
+    assert (seg.Modality, seg.StudyInstanceUID) == ("SEG", UID1)
+    voxels = {
+        segment.SegmentNumber: int(
+            sum(
+                frame.sum()
+                for frame, group in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True)
+                if group.SegmentIdentificationSequence[0].ReferencedSegmentNumber == segment.SegmentNumber
+            )
+        )
+        for segment in seg.SegmentSequence
+    }
+    measured = [sum(slice_["voxels"] for slice_ in evidence) for evidence in evidences(done.report)]
+    assert list(voxels.values()) == [count for count in measured if count]
+    assert sum(measured) > 0
+
+
+def evidences(report: Report) -> list[list[dict[str, Any]]]:
+    """The slices of each finding."""
+    return [finding["structure"]["evidence"] for finding in report.model_dump()["findings"]]
+
+
+def test_evidence_leads_to_source_instances(done: StudyResult) -> None:
+    assert done.report is not None
+    sources = done.report.series[0].source_sop_instance_uids
+    for evidence in evidences(done.report):
+        assert all(sources[slice_["index"]] == slice_["sop_instance_uid"] for slice_ in evidence)
+
+
+def test_page_shows_the_patient_id_and_never_the_name(done: StudyResult) -> None:
+    assert done.folder is not None
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "PGBM-002" in page
+    assert "Avasarala" not in page + (done.folder / "report.json").read_text(encoding="utf-8")
+
+
+def test_second_run_gives_the_same(run: Infer, done: StudyResult, study1: Path, tmp_path: Path) -> None:
+    assert done.folder is not None and done.report is not None
+    again = only(run(study1))
+    assert again.report is not None and again.folder is not None
+    assert again.report.findings == done.report.findings
+    assert again.report.series == done.report.series
+    first, second = (pydicom.dcmread(folder / "seg_hippocampus_mr.dcm") for folder in (done.folder, again.folder))
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "PixelData"):
+        assert first[keyword].value == second[keyword].value
+
+
+def test_second_run_replaces_the_first_and_leaves_what_is_not_ours(run: Infer, study1: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / UID1
+    folder.mkdir(parents=True)
+    for name in ("report.json", "mask_old.nii.gz", "seg_old.dcm", "notes.txt"):
+        (folder / name).write_text("old")
+    run(study1)
+    assert files_in(folder) == ["notes.txt", "report.html", "report.json", "seg_hippocampus_mr.dcm"]
+    assert (folder / "notes.txt").read_text() == "old"
+    Report.model_validate_json((folder / "report.json").read_text())
+
+
+def test_output_below_the_input_is_not_read_as_input(run: Infer, study1: Path, tmp_path: Path) -> None:
+    """As `cd STUDY; imgpipe infer .` does it, twice."""
+    study = shutil.copytree(study1, tmp_path / "study")
+    first, second = (run(study, out=study / "out") for _ in range(2))
+    assert second.refused == first.refused == ()
+    assert [result.name for result in second.studies] == [UID1]
+    before, after = only(first).report, only(second).report
+    assert before is not None and after is not None
+    assert (after.series, after.findings) == (before.series, before.findings)
+
+
+@pytest.mark.parametrize(
+    ("formats", "files"),
+    [
+        (["json"], ["report.json"]),
+        (["html"], ["report.html"]),
+        (["seg"], ["seg_hippocampus_mr.dcm"]),
+        (["nifti", "json"], ["mask_hippocampus_mr.nii.gz", "report.json"]),
+    ],
+    ids="+".join,
+)
+def test_formats_choose_the_outputs(run: Infer, study1: Path, formats: list[str], files: list[str]) -> None:
+    study = only(run(study1, formats=formats))
+    assert study.folder is not None
+    assert files_in(study.folder) == files
+
+
+def test_mask_of_dicom_as_nifti_lies_where_the_seg_lies(run: Infer, study1: Path) -> None:
+    study = only(run(study1, formats=["nifti", "json"]))
+    assert study.folder is not None and study.report is not None
+    mask = nib.load(study.folder / "mask_hippocampus_mr.nii.gz")
+    array = np.asarray(mask.dataobj)
+    for label, finding in enumerate(study.report.model_dump()["findings"], start=1):
+        assert (array == label).sum() == finding["structure"]["voxels"]
+        if finding["structure"]["voxels"]:
+            centre = mask.affine @ [*np.argwhere(array == label).mean(axis=0), 1]
+            assert centre[:3] == pytest.approx(finding["structure"]["centre_ras_mm"], abs=1e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- nifti
+
+
+def test_nifti_is_a_study_of_its_own(run: Infer, image: Path) -> None:
+    study = only(run(image))
+    assert study.name == "hippocampus_001"
+    assert study.folder is not None and study.problems == ()
+    assert files_in(study.folder) == ["mask_hippocampus_mr.nii.gz", "report.html", "report.json"]
+
+
+def turned_copy(image: Path, target: Path, axcodes: str, origin: tuple[float, float, float]) -> nib.Nifti1Image:
+    """The same image stored in another orientation and elsewhere in space."""
+    source = nib.load(image)
+    to = nib.orientations.axcodes2ornt(axcodes)
+    turned = source.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(source.affine), to))
+    affine = turned.affine.copy()
+    affine[:3, 3] += origin
+    copy = nib.Nifti1Image(np.asarray(turned.dataobj, dtype=np.float32), affine)
+    nib.save(copy, target)
+    return copy
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
+def test_mask_lies_on_the_inputs_own_grid(run: Infer, image: Path, tmp_path: Path, axcodes: str) -> None:
+    source = turned_copy(image, tmp_path / "turned.nii.gz", axcodes, (-13.5, 7.25, 90.0))
+    study = only(run(tmp_path / "turned.nii.gz"))
+    assert study.folder is not None
+    mask = nib.load(study.folder / "mask_hippocampus_mr.nii.gz")
+    assert mask.shape == source.shape
+    assert mask.affine == pytest.approx(source.affine)
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.header.get_zooms() == pytest.approx(source.header.get_zooms())
+    assert {0, 1, 2} >= set(np.unique(mask.dataobj)) > {0}
+
+
+def test_name_of_a_nifti_cannot_leave_the_output_folder(run: Infer, image: Path, tmp_path: Path) -> None:
+    for name in ("..nii.gz", "a b%c.nii.gz"):
+        shutil.copy(image, tmp_path / name)
+    inferred = run(tmp_path / "..nii.gz", tmp_path / "a b%c.nii.gz", formats=["json"])
+    folders = [study.folder for study in inferred.studies]
+    assert all(folder is not None and folder.parent == tmp_path / "out" for folder in folders)
+    assert sorted(folder.name for folder in folders if folder) == ["a_b_c", "unnamed"]
+
+
+def test_two_inputs_of_one_name_are_refused_and_the_others_done(run: Infer, image: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder / "same.nii.gz")
+    inferred = run(tmp_path / "a", tmp_path / "b", image, formats=["json"])
+    assert [study.name for study in inferred.studies] == ["hippocampus_001"]
+    assert codes(*inferred.refused) == ["duplicate_name"]
+    assert "same" in inferred.refused[0].subject
+    assert files_in(tmp_path / "out") == ["hippocampus_001/report.json"]
+
+
+def test_same_path_twice_is_one_input(run: Infer, image: Path) -> None:
+    assert len(run(image, image, formats=["json"]).studies) == 1
+
+
+def test_seg_of_a_nifti_is_refused_and_told(run: Infer, image: Path) -> None:
+    study = only(run(image, formats=["json", "seg"]))
+    assert study.problems
+    assert study.report is not None
+    assert [refusal.code for refusal in study.report.refused] == codes(*study.problems)
+
+
+# ------------------------------------------------------------------------------------------------------ several studies
+
+
+def test_two_patients_in_one_folder_are_two_reports(run: Infer, both_studies: Path, data: Path) -> None:
+    inferred = run(both_studies)
+    assert sorted(study.name for study in inferred.studies) == sorted([UID1, UID2])
+    for study in inferred.studies:
+        folder, patient = {UID1: ("hippocrop_study1", "PGBM-002"), UID2: ("hippocrop_study2", "PGBM-006")}[study.name]
+        own = {pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in (data / folder).iterdir()}
+        assert study.report is not None and study.folder is not None
+        assert study.report.study.patient_id == patient
+        assert set(study.report.series[0].source_sop_instance_uids) == own
+        seg = pydicom.dcmread(study.folder / "seg_hippocampus_mr.dcm", stop_before_pixels=True)
+        assert (seg.StudyInstanceUID, seg.PatientID) == (study.name, patient)
+
+
+def test_study_alone_and_among_others_gives_the_same(run: Infer, done: StudyResult, both_studies: Path) -> None:
+    assert done.report is not None
+    (among,) = [study for study in run(both_studies, formats=["json"]).studies if study.name == UID1]
+    assert among.report is not None
+    assert among.report.findings == done.report.findings
+
+
+def test_one_study_of_two_patients_is_refused(run: Infer, both_studies: Path, tmp_path: Path) -> None:
+    for path in both_studies.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID = "1.2.3.4"
+        dataset.save_as(path)
+    inferred = run(both_studies)
+    assert inferred.studies == ()
+    assert codes(*inferred.refused) == ["mixed_patients"]
+    assert files_in(tmp_path / "out") == []
+
+
+def test_progress_is_told_before_each_study(run: Infer, both_studies: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    run(both_studies, formats=["json"], on_study=lambda *study: told.append(study))
+    assert [(number, total) for _, number, total in told] == [(0, 2), (1, 2)]
+    assert {name for name, _, _ in told} == {UID1, UID2}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_fault_in_one_study_leaves_the_other_done(
+    run: Infer, both_studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    predict, calls = Predictor.__call__, iter(range(2))
+
+    def broken(self: Predictor, volume: Volume) -> Prediction:
+        if next(calls) == failing:
+            raise RuntimeError("SECRET of patient Doe")
+        return predict(self, volume)
+
+    monkeypatch.setattr(Predictor, "__call__", broken)
+    inferred = run(both_studies)
+    failed, whole = inferred.studies[failing], inferred.studies[1 - failing]
+    assert codes(*failed.problems) == ["study_failed"]
+    assert (failed.folder, failed.report) == (None, None)
+    assert "SECRET" not in str(failed.problems[0])
+    assert whole.report is not None and whole.problems == ()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {whole.name}
+
+
+def test_fault_while_writing_leaves_nothing_behind(
+    run: Infer, study1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr("pipelines.infer.render_html", broken)
+    study = only(run(study1))
+    assert codes(*study.problems) == ["study_failed"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.fixture
+def beside(study1: Path, tmp_path: Path) -> Path:
+    """A copy of a study to put other files beside, or to break."""
+    return shutil.copytree(study1, tmp_path / "study")
+
+
+def write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.dcm", b"\0" * 200)
+
+
+def write_half(path: Path) -> None:
+    source = next(path.parent.glob("*.dcm"))
+    path.write_bytes(source.read_bytes()[:150])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "code"),
+    [
+        ("notes.txt", lambda path: path.write_text("hello"), "not_dicom"),
+        ("study.zip", write_zip, "not_dicom"),
+        ("empty.dcm", lambda path: path.write_bytes(b""), "not_dicom"),
+        ("half.dcm", write_half, None),
+    ],
+)
+def test_stray_file_is_told_and_the_study_is_done(
+    run: Infer, beside: Path, name: str, write: Callable[[Path], object], code: str | None
+) -> None:
+    write(beside / name)
+    inferred = run(beside)
+    study = only(inferred)
+    assert study.report is not None and study.report.findings
+    (refused,) = inferred.refused
+    assert name in refused.subject
+    assert code is None or refused.code == code
+    assert [refusal.subject for refusal in study.report.refused] == [refused.subject]
+
+
+def test_truncated_pixels_refuse_the_series_by_name(run: Infer, beside: Path) -> None:
+    path = beside / "10.dcm"
+    path.write_bytes(path.read_bytes()[:-100])
+    study = only(run(beside))
+    assert study.report is not None
+    assert study.report.findings == ()
+    (refusal,) = study.report.series[0].refusals
+    assert refusal.code == "truncated_pixels"
+    assert codes(*study.problems) == ["truncated_pixels"]
+
+
+def test_missing_slice_refuses_the_series_by_name(run: Infer, beside: Path) -> None:
+    (beside / "10.dcm").unlink()
+    study = only(run(beside))
+    assert codes(*study.problems) == ["missing_slices"]
+    assert study.folder is not None
+    assert files_in(study.folder) == ["report.html", "report.json"]
+    assert "missing_slices" in (study.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "text_only"])
+def test_path_without_a_study_is_told(run: Infer, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind != "missing":
+        path.mkdir()
+    if kind == "text_only":
+        (path / "a.txt").write_text("hello")
+    inferred = run(path)
+    assert inferred.studies == ()
+    assert codes(*inferred.refused) == ["not_dicom" if kind == "text_only" else "nothing_found"]
+
+
+def test_bad_paths_among_good_ones_do_not_stop_them(run: Infer, study1: Path, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.nii.gz").write_bytes(b"no gzip")
+    inferred = run(
+        tmp_path / "missing", image, tmp_path / "empty", study1, tmp_path / "broken.nii.gz", formats=["json"]
+    )
+    done = {study.name for study in inferred.studies if study.report and study.report.findings}
+    assert done == {"hippocampus_001", UID1}
+    assert codes(*inferred.refused) == ["nothing_found", "nothing_found"]
+    (broken,) = [study for study in inferred.studies if study.name == "broken"]
+    assert codes(*broken.problems) == ["unreadable_nifti"]
+
+
+def test_series_that_the_reader_refuses_is_reported(run: Infer, data: Path) -> None:
+    study = only(run(data / "philips_localiser"))
+    assert study.report is not None and study.folder is not None
+    assert study.report.findings == ()
+    assert [refusal.code for refusal in study.report.series[0].refusals] == ["localizer"]
+    assert codes(*study.problems) == ["localizer"]
+
+
+def test_series_that_no_checkpoint_takes_is_reported_with_the_reason(run: Infer, tmp_path: Path) -> None:
+    write_series(tmp_path / "phantom")
+    study = only(run(tmp_path / "phantom"))
+    assert study.report is not None
+    (series,) = study.report.series
+    assert (series.models, [refusal.code for refusal in series.refusals]) == ((), ["not_applicable"])
+    assert "mm was expected" in series.refusals[0].expected
+
+
+def test_nifti_without_a_named_checkpoint_is_not_guessed(run: Infer, image: Path) -> None:
+    """Asks the checkpoints that ship, for their rules only."""
+    study = only(run(image, models=()))
+    assert study.report is not None and study.report.findings == ()
+    assert set(codes(*study.problems)) == {"not_applicable"}
+    assert "--model" in study.report.series[0].refusals[0].remedy
+
+
+def test_constant_series_is_refused_and_named(run: Infer, image: Path, tmp_path: Path) -> None:
+    source = nib.load(image)
+    nib.save(nib.Nifti1Image(np.full(source.shape, 7, np.float32), source.affine), tmp_path / "flat.nii.gz")
+    study = only(run(tmp_path / "flat.nii.gz"))
+    assert codes(*study.problems) == ["constant_image"]
+    assert "flat" in study.problems[0].subject
+
+
+def test_weights_that_do_not_fit_are_told(run: Infer, model: str, study1: Path, tmp_path: Path) -> None:
+    """Checksums that agree do not make weights of a network."""
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / "weights.safetensors").write_bytes(b"no safetensors")
+    names = ("config.yaml", "weights.safetensors", "metrics.json", "README.md")
+    sums = (f"{hashlib.sha256((broken / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    (broken / "SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(CheckpointCorrupt):
+        problems = only(run(study1, models=(str(broken),))).problems
+        raise problems[0]
+
+
+# ------------------------------------------------------------------------------------- what is refused before it begins
+
+
+def test_changed_checkpoint_is_refused_and_nothing_is_written(
+    run: Infer, model: str, study1: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    content = bytearray((broken / "weights.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (broken / "weights.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointCorrupt, match=r"weights\.safetensors"):
+        run(study1, models=(str(broken),))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_checkpoint_is_refused(run: Infer, study1: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownCheckpoint, match="hippocampus_mr"):
+        run(study1, models=("nothing",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_checkpoints_of_one_name_are_not_mixed_up(run: Infer, model: str, study1: Path, tmp_path: Path) -> None:
+    """Both are called hippocampus_mr: one must not answer for the other."""
+    other = shutil.copytree(model, tmp_path / "other")
+    with pytest.raises(DuplicateName, match="hippocampus_mr"):
+        run(study1, models=(model, str(other)))
+
+
+def test_same_checkpoint_twice_is_one(run: Infer, model: str, study1: Path) -> None:
+    study = only(run(study1, models=(model, model), formats=["json"]))
+    assert study.report is not None
+    assert len(study.report.findings) == 2
+
+
+@pytest.mark.parametrize("formats", [["pdf"], ["json", ""], ["JSON"]])
+def test_unknown_format_lists_the_known(run: Infer, study1: Path, formats: list[str]) -> None:
+    with pytest.raises(UnknownName, match="json, html, seg, nifti"):
+        run(study1, formats=formats)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "file/far/below"])
+def test_output_folder_that_cannot_be_made_is_refused(run: Infer, study1: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputNotWritable):
+        run(study1, out=tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,101 @@
+"""What `inspect` tells is what `infer` would do, without a pixel read or a patient named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from phantom import change
+
+from imaging.errors import UnknownCheckpoint
+from pipelines.inspect import inspect
+
+Invoke = Callable[..., Result]
+
+
+def test_study_is_described(study1: Path, model: str) -> None:
+    found = inspect(paths=[study1], models=[model])
+    ((series,),) = [study["series"] for study in found["studies"]]
+    assert (series["modality"], series["description"], series["instances"]) == ("MR", "HippoCrop", 32)
+    assert tuple(series["grid"]["shape"]) == (35, 51, 32)
+    assert series["grid"]["spacing_mm"] == [1, 1, 1]
+    assert series["grid"]["orientation"] == "LPS"
+    assert (series["refusal"], series["taken_by"], series["declined_by"]) == (None, ["hippocampus_mr"], {})
+    assert (found["refused"], found["nifti"], found["strays"]) == ([], [], [])
+
+
+def test_affine_is_that_of_the_headers(study1: Path) -> None:
+    ((series,),) = [study["series"] for study in inspect(paths=[study1])["studies"]]
+    assert series["grid"]["affine_ras_mm"] == [[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
+
+
+def test_reason_of_each_checkpoint_is_told(data: Path, model: str) -> None:
+    found = inspect(paths=[data / "philips_localiser"], models=[model])
+    ((series,),) = [study["series"] for study in found["studies"]]
+    assert series["refusal"]["code"] == "localizer"
+    assert series["taken_by"] == []
+    assert [Path(path).name for path in found["strays"]] == ["DIRFILE"]
+
+
+def test_nifti_is_taken_where_the_checkpoint_is_named(image: Path, model: str) -> None:
+    (named,) = inspect(paths=[image], models=[model])["nifti"]
+    (unnamed,) = inspect(paths=[image])["nifti"]
+    assert named["taken_by"] == ["hippocampus_mr"]
+    assert unnamed["taken_by"] == []
+    assert all(reason["code"] == "not_applicable" for reason in unnamed["declined_by"].values())
+
+
+def test_nothing_goes_unmentioned(both_studies: Path, image: Path, tmp_path: Path) -> None:
+    (both_studies / "notes.txt").write_text("hello")
+    (both_studies / "DICOMDIR").write_text("")
+    shutil.copy(image, both_studies / "deep.nii.gz")
+    found = inspect(paths=[both_studies, tmp_path / "missing"])
+    assert [len(study["series"]) for study in found["studies"]] == [1, 1]
+    assert {error["code"] for error in found["refused"]} == {"not_dicom", "nothing_found"}
+    assert len(found["nifti"]) == len(found["strays"]) == 1
+    mentioned = sum(series["instances"] for study in found["studies"] for series in study["series"]) + 3
+    assert mentioned == len(list(both_studies.iterdir()))
+
+
+def test_unknown_checkpoint_is_refused(study1: Path) -> None:
+    with pytest.raises(UnknownCheckpoint):
+        inspect(paths=[study1], models=["nothing"])
+
+
+@pytest.mark.parametrize("flags", [["--json"], []], ids=["json", "table"])
+def test_no_patient_is_named(invoke: Invoke, both_studies: Path, flags: list[str]) -> None:
+    result = invoke("inspect", both_studies, *flags)
+    assert not [secret for secret in ("PGBM", "Avasarala", "Thanos") if secret in result.output]
+
+
+@pytest.mark.parametrize(("path", "status"), [("hippocrop_study1", 0), ("philips_localiser", 3), ("nothing", 3)])
+def test_json_tells_the_exit_status(invoke: Invoke, data: Path, path: str, status: int) -> None:
+    result = invoke("inspect", data / path, "--json")
+    assert result.exit_code == json.loads(result.stdout)["exit_status"] == status
+    assert result.stderr == ""
+
+
+def test_table_tells_series_geometry_and_reasons(
+    invoke: Invoke, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    result = invoke("inspect", data / "hippocrop_study1", data / "philips_localiser", tmp_path / "missing")
+    for told in ("HippoCrop", "35 x 51 x 32", "LPS", "localizer", "nothing_found", "1.3.46.670589.33.1"):
+        assert told in result.stdout
+    assert result.exit_code == 3
+
+
+def test_hostile_description_is_shown_as_it_is(
+    invoke: Invoke, study1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rich reads [red] as markup where it is not escaped."""
+    monkeypatch.setenv("COLUMNS", "300")
+    folder = shutil.copytree(study1, tmp_path / "study")
+    for path in folder.iterdir():
+        change(path, SeriesDescription="[red]<b>[/nothing]")
+    result = invoke("inspect", folder)
+    assert "[red]<b>[/nothing]" in result.stdout
