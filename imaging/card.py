@@ -12,6 +12,19 @@ from imaging.config import Config
 from imaging.metrics import Interval
 
 
+def _trained(metrics: Mapping[str, Any]) -> list[str]:
+    """How many cases took which part, and which epoch was published."""
+    training = metrics.get("training")
+    if not training:
+        return []
+    held = ", ".join(f"{metrics[side]['cases']} for {side}" for side in ("validation", "test") if side in metrics)
+    return [
+        f"{training['cases']} cases for training, {held}; the weights are those of epoch {training['best_epoch']} of"
+        f" {training['epochs']}, the best on validation. `metrics.json` names the cases.",
+        "",
+    ]
+
+
 def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
     """The README of a checkpoint: what it is for, on what it was trained, how well it does, and where it ends."""
     card = config.card
@@ -30,6 +43,7 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
         "",
         f"    {card.command}",
         "",
+        *_trained(metrics),
         "## Measured",
         "",
         "Dice of the masks on each image's own grid, restored by the same code that serves; mean over cases with the",

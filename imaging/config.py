@@ -295,7 +295,8 @@ def _explain(path: Path, error: ValidationError) -> ConfigInvalid | UnknownKey:
         *section, unknown = (str(part) for part in problem["loc"])
         known = list(_section_at(section).model_fields)
         nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-        expected = f"did you mean {nearest[0]!r}?" if nearest else f"one of {', '.join(known)} was expected"
+        near = ".".join([*section, *nearest])
+        expected = f"did you mean {near!r}" if nearest else f"one of {', '.join(known)} was expected"
         return UnknownKey(path, seen=f"unknown key {where!r}", expected=expected)
     return ConfigInvalid(path, seen=f"{where or 'config'}: {problem['msg']}")
 

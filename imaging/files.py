@@ -120,7 +120,7 @@ def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) ->
         for file in files:
             file.replace(target / file.name)
         for old in stale - {target / file.name for file in files}:
-            old.unlink()
+            old.unlink(missing_ok=True)
         sync_folder(target)
     sync_folder(target.parent)
 

@@ -69,6 +69,8 @@ def read_manifest(root: Path) -> list[Case]:
         If it cannot be read, names a file that does not exist, or names a case twice.
     """
     manifest = root / "dataset.json" if root.is_dir() else root
+    if not manifest.is_file():
+        raise ManifestInvalid(manifest, seen="it does not exist", remedy="Check data.root")
     try:
         cases = _read_csv(manifest) if manifest.suffix.lower() == ".csv" else _read_decathlon(manifest)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

@@ -42,6 +42,8 @@ def main(verbose: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    if not verbose:
+        logging.getLogger("pipelines").setLevel(logging.INFO)
     for noisy in ("PIL", "monai", "fsspec", "pydicom", "highdicom"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -92,11 +94,11 @@ def _print_json(document: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------------- infer
 
 
-@main.command()
+@main.command(short_help="Report on every study under some paths.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
-@click.option("--formats", metavar="LIST", help="Some of json,html,seg,nifti; by default what fits the input.")
+@click.option("--formats", metavar="LIST", help="Some of html,seg,nifti; by default what fits the input.")
 @as_json
 @_verb
 def infer(paths: tuple[Path, ...], models: tuple[str, ...], out: Path, formats: str | None, as_json: bool) -> int:
@@ -152,9 +154,8 @@ def _print_inferred(inferred: Inferred) -> None:
             told.add(str(problem))
             click.echo(f"  {problem}")
         if study.folder:
-            click.echo(f"  written to {study.folder}")
-            if (study.folder / "report.html").exists():
-                click.echo(f"  report: {(study.folder / 'report.html').resolve()}")
+            page = study.folder / "report.html"
+            click.echo(f"  report: {(page if page.exists() else study.folder / 'report.json').resolve()}")
     for error in inferred.refused:
         if str(error) not in told:
             click.echo(str(error))
@@ -163,7 +164,7 @@ def _print_inferred(inferred: Inferred) -> None:
 # --------------------------------------------------------------------------------------------------------------- train
 
 
-@main.command()
+@main.command(short_help="Train a network and publish a checkpoint.")
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--fold", type=int, help="Which fold validates; overrides data.fold.")
@@ -208,7 +209,7 @@ def train(
         return 0
     for side in ("validation", "test"):
         for name, value in metrics.get(side, {}).get("dice", {}).items():
-            click.echo(f"{side} Dice of {name}: {_interval(value)} over {metrics[side]['cases']} cases")
+            click.echo(f"{side} Dice of {name}: {_interval(value)} over {metrics[side]['cases']} case(s)")
     click.echo(f"checkpoint: {run.checkpoint.folder}")
     return 0
 
@@ -222,7 +223,7 @@ def _interval(value: dict[str, float | None]) -> str:
 # ------------------------------------------------------------------------------------------------------------- inspect
 
 
-@main.command()
+@main.command(short_help="Show what lies under some paths.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Ask this checkpoint only. Repeatable.")
 @as_json
@@ -246,7 +247,7 @@ def inspect(paths: tuple[Path, ...], models: tuple[str, ...], as_json: bool) -> 
 # -------------------------------------------------------------------------------------------------------------- models
 
 
-@main.command()
+@main.command(short_help="List the checkpoints that ship.")
 @as_json
 @_verb
 def models(as_json: bool) -> int:
@@ -261,7 +262,7 @@ def models(as_json: bool) -> int:
     for model in found["models"]:
         rule = model["applies_to"]
         click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
-        described = f", description like {rule['description']!r}" if rule["description"] else ""
+        described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
         click.echo(f"  takes {' or '.join(rule['modality'])}{described}, {_range(rule)}")
         for name, value in (model["dice_on_test"] or {}).items():
             click.echo(f"  test Dice of {name}: {_interval(value)}")

@@ -128,7 +128,8 @@ def infer(
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
     formats
-        Some of `FORMATS`; by default the report, and the mask as the input's own kind (``seg`` or ``nifti``).
+        Some of `FORMATS`; by default the report, and the mask as the input's own kind (``seg`` or ``nifti``). ``json``
+        is always written.
     on_study
         Called with the study's name, its number from 0 and the number of studies, before each study.
 
@@ -168,6 +169,8 @@ def _stale(out: Path, names: Sequence[str]) -> list[ImagingError]:
 
 
 def _check_writable(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputNotWritable(out, seen="it is a file, not a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable.partial"
@@ -336,8 +339,8 @@ def _write(
         pictures = [picture for prediction in predictions for picture in key_pictures(prediction)]
         write_whole(stage / "report.html", render_html(report, pictures))
         report = report.model_copy(update={"outputs": _outputs(stage, made_from)})
-    if formats is None or "json" in formats:
-        write_whole(stage / _REPORT, report.to_json())
+    # Whatever was asked for: it is what vouches for the other files.
+    write_whole(stage / _REPORT, report.to_json())
     return report
 
 

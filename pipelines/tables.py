@@ -21,6 +21,8 @@ def finding_line(finding: Finding) -> str:
     if structure.interval:
         low, high = structure.interval.low_mm3 / 1000, structure.interval.high_mm3 / 1000
         parts.append(f"true volume likely {low:.3f} to {high:.3f} mL ({structure.interval.coverage:.0%} coverage)")
+    elif structure.voxels:
+        parts.append(f"no interval: {structure.interval_note}")
     if structure.mean_probability is not None:
         parts.append(f"mean probability {structure.mean_probability:.3f}")
     return f"{finding.title}: {', '.join(parts)}"
@@ -48,8 +50,10 @@ def print_inspection(found: dict[str, Any]) -> None:
 
 def _table(title: str, rows: list[dict[str, Any]], *, key: str) -> Table:
     table = Table(title=escape(title), title_justify="left", show_lines=True)
-    for column in ("Series", "Images", "Size", "Spacing, mm", "What was seen", "Taken by"):
-        table.add_column(column, overflow="fold")
+    table.add_column("Series", overflow="fold", ratio=3)
+    table.add_column("Images", no_wrap=True)
+    for column in ("Size", "Spacing, mm", "What was seen", "Taken by"):
+        table.add_column(column, overflow="fold", ratio=2)
     for row in rows:
         grid = row["grid"]
         name = " ".join(part for part in (row["modality"], row["description"] if key == "series_uid" else "") if part)
@@ -73,4 +77,4 @@ def _seen(row: dict[str, Any]) -> str:
 def _taken(row: dict[str, Any]) -> str:
     if row["taken_by"]:
         return ", ".join(row["taken_by"])
-    return "nobody\n" + "\n".join(f"{name}: {reason['seen']}" for name, reason in row["declined_by"].items())
+    return "none\n" + "\n".join(f"{name}: {reason['seen']}" for name, reason in row["declined_by"].items())

@@ -47,6 +47,8 @@ from imaging.predict import Predictor
 from imaging.tasks.segment import SegmentTask
 from pipelines.evaluate import evaluate
 
+log = logging.getLogger(__name__)
+
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
 
 
@@ -132,6 +134,15 @@ def train(
     return Run(folder, publish(resolved, sides, folder))
 
 
+class _EpochLog(Callback):
+    """A line in the log after each validation, for runs without a progress bar."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Tell the epoch and the mean Dice."""
+        dice = float(trainer.callback_metrics["val_dice"])
+        log.info("epoch %d of %d: validation Dice %.4f", trainer.current_epoch + 1, trainer.max_epochs or 0, dice)
+
+
 def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool, progress: bool) -> None:
     """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -151,6 +162,8 @@ def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool
     ]
     if progress:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+    else:
+        callbacks.append(_EpochLog())
     if config.train.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
     trainer = lightning.Trainer(
@@ -185,6 +198,7 @@ def publish(config: Config, sides: dict[str, list[Case]], folder: Path) -> Check
     metrics = evaluate(Predictor(unmeasured), {side: sides[side] for side in ("validation", "test") if sides[side]})
     metrics["training"] = {
         "cases": len(sides["train"]),
+        "names": [case.name for case in sides["train"]],
         "best_epoch": int(state["epoch"]) + 1,
         "epochs": config.train.epochs,
         "config_sha256": config.digest(),
@@ -219,6 +233,8 @@ def _open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> No
         if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
             raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
         return
+    if folder.exists() and not folder.is_dir():
+        raise OutputNotWritable(folder, seen="it is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise RunExists(folder, seen="the folder is not empty")
     try:

@@ -63,14 +63,16 @@ class SliceEvidence(_Part):
 class StructureVolume(_Part):
     """How large a structure is, and where.
 
-    `mean_probability` is the network's own, over the structure's voxels, and not calibrated. `centre_ras_mm` is in the
-    patient's frame (RAS+). `evidence` has one entry for each slice that holds the structure.
+    `interval_note` says why there is no interval. `mean_probability` is the network's own, over the structure's voxels,
+    and not calibrated. `centre_ras_mm` is in the patient's frame (RAS+). `evidence` has one entry for each slice that
+    holds the structure.
     """
 
     voxels: int
     volume_mm3: float
     volume_ml: float
     interval: VolumeInterval | None
+    interval_note: str
     mean_probability: float | None
     centre_ras_mm: tuple[float, float, float] | None
     evidence: tuple[SliceEvidence, ...]
@@ -218,11 +220,13 @@ def _measure(prediction: Prediction, label: Label) -> StructureVolume:
     volume, found_XYZ = prediction.volume, prediction.mask_XYZ == label.id
     voxels = int(found_XYZ.sum())
     amount = voxels * volume.voxel_volume
+    interval, note = _interval(prediction, label, amount)
     return StructureVolume(
         voxels=voxels,
         volume_mm3=round(amount, 3),
         volume_ml=round(amount / 1000, 6),
-        interval=_interval(prediction, label, amount),
+        interval=interval,
+        interval_note=note,
         mean_probability=_rounded(prediction.mean_probability.get(label.id)),
         centre_ras_mm=_centre(volume, found_XYZ) if voxels else None,
         evidence=_evidence(volume, found_XYZ),
@@ -233,19 +237,23 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def _interval(prediction: Prediction, label: Label, amount: float) -> VolumeInterval | None:
+def _interval(prediction: Prediction, label: Label, amount: float) -> tuple[VolumeInterval | None, str]:
+    """The interval of a volume, or None and why there is none."""
     trained, own = prediction.checkpoint.config.preprocess.spacing_mm, prediction.volume.spacing
     if any(not 0.9 < o / t < 1.1 for o, t in zip(sorted(own), sorted(trained), strict=True)):
-        return None  # the interval was measured on images of the network's own spacing
+        return None, "the checkpoint's interval was measured at another spacing"
     factors = (prediction.checkpoint.metrics.get("volume_interval") or {}).get(label.name)
-    if not factors or not amount:
-        return None
-    return VolumeInterval(
+    if not amount:
+        return None, "nothing was found"
+    if not factors:
+        return None, "the checkpoint has too few validation cases to know one"
+    interval = VolumeInterval(
         low_mm3=round(amount * factors["low"], 3),
         high_mm3=round(amount * factors["high"], 3),
         coverage=factors["coverage"],
         held_on_test=factors.get("held_on_test"),
     )
+    return interval, ""
 
 
 def _centre(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[float, float, float]:
