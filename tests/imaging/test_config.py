@@ -73,11 +73,11 @@ def test_a_config_cannot_be_changed_in_place() -> None:
 
 MISSPELT = [
     ("trian", "trian", "train"),
-    ("train.learning_rat", "train.learning_rat", "learning_rate"),
-    ("applies_to.modalities", "applies_to.modalities", "modality"),
-    ("labels.0.titel", "labels.0.titel", "title"),
-    ("labels.1.modifier.valu", "labels.1.modifier.valu", "value"),
-    ("train.augment.0.nam", "train.augment.0.nam", "name"),
+    ("train.learning_rat", "train.learning_rat", "train.learning_rate"),
+    ("applies_to.modalities", "applies_to.modalities", "applies_to.modality"),
+    ("labels.0.titel", "labels.0.titel", "labels.0.title"),
+    ("labels.1.modifier.valu", "labels.1.modifier.valu", "labels.1.modifier.value"),
+    ("train.augment.0.nam", "train.augment.0.nam", "train.augment.0.name"),
 ]
 
 
@@ -87,7 +87,7 @@ def test_misspelt_key_names_the_nearest(written: Path, key: str, named: str, nea
     with pytest.raises(UnknownKey) as caught:
         load_config(written)
     assert repr(named) in caught.value.seen
-    assert caught.value.expected == f"did you mean {nearest!r}?"
+    assert caught.value.expected == f"did you mean {nearest!r}"
 
 
 @pytest.mark.parametrize(("key", "named", "nearest"), MISSPELT)
@@ -95,7 +95,7 @@ def test_misspelt_key_of_an_override_names_the_nearest(key: str, named: str, nea
     with pytest.raises(UnknownKey) as caught:
         load_config(HIPPOCAMPUS, [f"{key}=1"])
     assert repr(named) in caught.value.seen
-    assert caught.value.expected == f"did you mean {nearest!r}?"
+    assert caught.value.expected == f"did you mean {nearest!r}"
 
 
 def test_misspelt_section_of_an_override_names_the_nearest() -> None:

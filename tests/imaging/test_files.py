@@ -180,3 +180,12 @@ def test_a_refusal_from_within_is_passed_on(tmp_path: Path) -> None:
 def test_sha256_is_that_of_the_bytes(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_last_file_that_is_not_written_anew_is_removed_without_a_fault(tmp_path: Path) -> None:
+    target = tmp_path / "study"
+    with staged_folder(target) as stage:
+        (stage / "report.json").write_text("old")
+    with staged_folder(target, replaces=("report.json",), last="report.json") as stage:
+        (stage / "other").write_text("new")
+    assert [file.name for file in target.iterdir()] == ["other"]

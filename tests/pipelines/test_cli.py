@@ -219,7 +219,7 @@ def test_train_prints_one_document(invoke: Invoke, tiny: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("train.learnin_rate=1", "did you mean 'learning_rate'"),
+        ("train.learnin_rate=1", "did you mean 'train.learning_rate'"),
         ("trian.epochs=1", "did you mean 'train'"),
         ("train.epochs=many", "train.epochs"),
         ("train.epochs", "KEY=VALUE"),

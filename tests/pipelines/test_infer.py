@@ -175,8 +175,8 @@ def test_output_below_the_input_is_not_read_as_input(run: Infer, study1: Path, t
     ("formats", "files"),
     [
         (["json"], ["report.json"]),
-        (["html"], ["report.html"]),
-        (["seg"], ["seg_hippocampus_mr.dcm"]),
+        (["html"], ["report.html", "report.json"]),
+        (["seg"], ["report.json", "seg_hippocampus_mr.dcm"]),
         (["nifti", "json"], ["mask_hippocampus_mr.nii.gz", "report.json"]),
     ],
     ids="+".join,
@@ -185,6 +185,9 @@ def test_formats_choose_the_outputs(run: Infer, study1: Path, formats: list[str]
     study = only(run(study1, formats=formats))
     assert study.folder is not None
     assert files_in(study.folder) == files
+    again = only(run(study1, formats=["json"]))
+    assert again.folder is not None
+    assert files_in(again.folder) == ["report.json"], "what the earlier run wrote and this one does not is removed"
 
 
 def test_mask_of_dicom_as_nifti_lies_where_the_seg_lies(run: Infer, study1: Path) -> None:

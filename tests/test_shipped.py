@@ -1,0 +1,61 @@
+"""What ships works: the checkpoint is what its config says, and labels real images rightly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imaging.checkpoint import WEIGHTS, Checkpoint, find_checkpoint, open_checkpoint
+from imaging.config import find_config, load_config
+from imaging.data import load_case
+from imaging.dicom import load_series
+from imaging.manifest import read_manifest
+from imaging.metrics import dice
+from imaging.predict import Predictor
+from imaging.report.findings import findings_of
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(find_checkpoint("hippocampus_mr"))
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Checkpoint) -> Predictor:
+    return Predictor(checkpoint)
+
+
+def test_checkpoint_was_trained_by_the_config_that_ships(checkpoint: Checkpoint) -> None:
+    config = load_config(find_config("hippocampus_mr"))
+    assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["training"]["config_sha256"]
+
+
+def test_weights_are_under_20_mb(checkpoint: Checkpoint) -> None:
+    assert (checkpoint.folder / WEIGHTS).stat().st_size < 20_000_000
+
+
+def test_no_case_is_on_two_sides(checkpoint: Checkpoint) -> None:
+    metrics = checkpoint.metrics
+    sides = [set(metrics["training"]["names"]), set(metrics["validation"]["each"]), set(metrics["test"]["each"])]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 217
+
+
+def test_it_labels_the_cases_that_ship(predictor: Predictor, data: Path) -> None:
+    for case in read_manifest(data / "hippocampus"):
+        image, truth = load_case(case, labels=2)
+        found = predictor(image).mask_XYZ
+        assert min(dice(found, truth.array[0], label) for label in (1, 2)) > 0.75, case.name
+
+
+@pytest.mark.parametrize("study", ["hippocrop_study1", "hippocrop_study2"])
+def test_on_dicom_the_anterior_part_lies_in_front_of_the_posterior(
+    predictor: Predictor, data: Path, study: str
+) -> None:
+    anterior, posterior = findings_of(predictor(load_series(data / study)))
+    assert anterior.structure is not None
+    assert posterior.structure is not None
+    assert anterior.structure.centre_ras_mm is not None
+    assert posterior.structure.centre_ras_mm is not None
+    assert anterior.structure.centre_ras_mm[1] > posterior.structure.centre_ras_mm[1] + 5
+    assert 1 < anterior.structure.volume_ml < 3
