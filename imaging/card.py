@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imaging.config import Config
-from imaging.metrics import Interval
+from imaging.interval import Interval
 
 
 def _trained(metrics: Mapping[str, Any]) -> list[str]:

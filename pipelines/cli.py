@@ -215,7 +215,7 @@ def train(
 
 
 def _interval(value: dict[str, float | None]) -> str:
-    from imaging.metrics import Interval
+    from imaging.interval import Interval
 
     return str(Interval(**value))
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from imaging.calibrate import conformal_ratio
-from imaging.metrics import Interval, bootstrap_means, dice
+from imaging.interval import Interval
+from imaging.metrics import bootstrap_means, dice
 
 MASKS = arrays.arrays(np.uint8, (3, 4, 2), elements=st.integers(0, 2))
 
