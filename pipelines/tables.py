@@ -58,7 +58,7 @@ def _table(title: str, rows: list[dict[str, Any]], *, key: str) -> Table:
         grid = row["grid"]
         name = " ".join(part for part in (row["modality"], row["description"] if key == "series_uid" else "") if part)
         table.add_row(
-            escape(f"{name}\n{row[key]}".strip()),
+            escape(f"{name}\n{_short(row[key])}".strip()),
             str(row["instances"]),
             " x ".join(map(str, grid["shape"])) + f" {grid['orientation']}" if grid else "",
             " x ".join(f"{value:.3g}" for value in grid["spacing_mm"]) if grid else "",
@@ -66,6 +66,11 @@ def _table(title: str, rows: list[dict[str, Any]], *, key: str) -> Table:
             escape(_taken(row)),
         )
     return table
+
+
+def _short(name: str) -> str:
+    """The end of a UID, enough to tell series apart in a table; `--json` has it whole."""
+    return name if "/" in name or len(name) <= 20 else f"...{name[-12:]}"
 
 
 def _seen(row: dict[str, Any]) -> str:
