@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-long lint clean
+.PHONY: help demo test lint clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,7 @@ lint: $(VENV)/installed-test  ## Linters and the type checker
 	$(BIN)/mypy
 
 test: lint  ## Linters, the type checker and all tests
-	$(BIN)/pytest -m 'not long'
-
-test-long: $(VENV)/installed-test  ## The tests that take minutes each
-	$(BIN)/pytest -m long
+	$(BIN)/pytest
 
 clean:  ## Remove the environment and what was built
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

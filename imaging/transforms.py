@@ -165,23 +165,14 @@ def restore_labels(
     ndarray of uint8
         Class ids of `shape`: at each voxel's centre the class of the greatest probability, and of two equal ones either
         in turn; 0 beyond half a voxel outside the network's grid. Where the two grids share their voxels, it is the
-        argmax voxel for voxel. Peak memory is three float32 volumes of `shape`, whatever the number of classes.
+        argmax voxel for voxel. One class is brought over at a time, so memory does not grow with their number.
 
     Raises
     ------
     GridMismatch
         If the two grids' axes are not parallel.
     """
-    into = np.linalg.inv(affine) @ to_affine
-    axis_for = np.abs(into[:3, :3]).argmax(axis=0)  # which network axis each series axis runs along
-    steps = into[axis_for, range(3)]
-    aligned = np.zeros((3, 3))
-    aligned[axis_for, range(3)] = steps
-    # How far, in network voxels, the far corner would be misplaced if the axes were taken as parallel.
-    drift = np.abs(into[:3, :3] - aligned) @ (np.array(shape) - 1)
-    if len(set(axis_for.tolist())) != 3 or drift.max() > 0.01:
-        raise GridMismatch("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
-    positions = [into[axis_for[axis], 3] + steps[axis] * np.arange(shape[axis]) for axis in range(3)]
+    axis_for, positions = _positions_along_axes(affine, shape, to_affine)
     # A network that is certain leaves the voxel midway between two classes undecided. Every second such voxel (as on a
     # chessboard) goes to the later class: always the same way would shrink structures by half a voxel all around.
     shared = all(np.allclose(axis_positions, np.rint(axis_positions), atol=1e-4) for axis_positions in positions)
@@ -203,6 +194,22 @@ def restore_labels(
         outside = (positions[axis] < -0.5) | (positions[axis] > last + 0.5)
         np.moveaxis(labels, axis, 0)[outside] = 0
     return labels
+
+
+def _positions_along_axes(
+    affine: Affine, shape: Size3, to_affine: Affine
+) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """For each series axis the network axis it runs along, and its voxels' fractional indices there."""
+    into = np.linalg.inv(affine) @ to_affine
+    axis_for = np.abs(into[:3, :3]).argmax(axis=0)
+    steps = into[axis_for, range(3)]
+    aligned = np.zeros((3, 3))
+    aligned[axis_for, range(3)] = steps
+    # How far, in network voxels, the far corner would be misplaced if the axes were taken as parallel.
+    drift = np.abs(into[:3, :3] - aligned) @ (np.array(shape) - 1)
+    if len(set(axis_for.tolist())) != 3 or drift.max() > 0.01:
+        raise GridMismatch("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
+    return axis_for, [into[axis_for[axis], 3] + steps[axis] * np.arange(shape[axis]) for axis in range(3)]
 
 
 def _interpolated(values: NDArray[np.float32], positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
