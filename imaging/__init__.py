@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imaging.checkpoint import find_checkpoint, open_checkpoint
-    from imaging.dicom import load_series, read_series, scan
+    from imaging.dicom import load_series, read_series, read_stack, scan, stacks
     from imaging.nifti import read_nifti
     from imaging.predict import Predictor
+    from imaging.transforms import LoadSeriesd
     from imaging.volume import Volume
 
 _HOME = {
+    "LoadSeriesd": "imaging.transforms",
     "Predictor": "imaging.predict",
     "Volume": "imaging.volume",
     "find_checkpoint": "imaging.checkpoint",
@@ -23,10 +25,13 @@ _HOME = {
     "open_checkpoint": "imaging.checkpoint",
     "read_nifti": "imaging.nifti",
     "read_series": "imaging.dicom",
+    "read_stack": "imaging.dicom",
     "scan": "imaging.dicom",
+    "stacks": "imaging.dicom",
 }
 
 __all__ = [
+    "LoadSeriesd",
     "Predictor",
     "Volume",
     "find_checkpoint",
@@ -34,7 +39,9 @@ __all__ = [
     "open_checkpoint",
     "read_nifti",
     "read_series",
+    "read_stack",
     "scan",
+    "stacks",
 ]
 
 

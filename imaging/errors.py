@@ -81,7 +81,7 @@ class NotDicom(InputRefused):
 
     code = "not_dicom"
     expected = "a DICOM file ('DICM' at byte 128) was expected"
-    remedy = "Remove the file from the study folder, or unpack it first if it is an archive"
+    remedy = "Remove the file from the study folder"
 
 
 class UnreadableDicom(InputRefused):
@@ -106,6 +106,30 @@ class UnsupportedTransferSyntax(InputRefused):
     code = "unsupported_transfer_syntax"
     expected = "a transfer syntax with an installed decoder was expected"
     remedy = "Convert the series to Explicit VR Little Endian, for instance with dcmtk's dcmdjpeg or gdcmconv --raw"
+
+
+class UndecodablePixels(InputRefused):
+    """The codec refuses the compressed pixels, crashed on them, or needed more time or memory than a frame may take."""
+
+    code = "undecodable_pixels"
+    expected = "compressed pixels that decode to the size that the header declares were expected"
+    remedy = "Send the instance again from its source, if possible uncompressed"
+
+
+class UnsupportedPixels(InputRefused):
+    """A way of storing pixels that the standard allows and imgpipe does not read."""
+
+    code = "unsupported_pixels"
+    expected = "8, 16, 32 or 64 bits a sample were expected"
+    remedy = "Convert the instance to 8 or 16 bits a sample"
+
+
+class ArchiveRefused(InputRefused):
+    """An archive, or a part of it, that is damaged, encrypted, or unpacks to more than a study may hold."""
+
+    code = "archive_refused"
+    expected = "a whole ZIP or TAR of files within the bounds was expected"
+    remedy = "Unpack the archive yourself and give its folder"
 
 
 class MissingAttribute(InputRefused):
@@ -174,35 +198,27 @@ class SecondaryCapture(SeriesRefused):
 
 
 class MultiFrame(SeriesRefused):
-    """A multi-frame object, which this version does not read."""
+    """Several frames in one instance without a place for each: a cine loop, a mosaic, projections of a tomograph."""
 
     code = "multi_frame"
-    expected = "one frame a file was expected"
-    remedy = "Convert it to single frames, for instance with dcm4che's emf2sf"
+    expected = "one frame an instance, or functional groups that place each frame, were expected"
+    remedy = "Convert it to single frames with positions, if it is a volume"
 
 
 class ColourImage(SeriesRefused):
-    """Pixels with more than one sample, or indices into a palette: they measure nothing."""
+    """Pixels with three samples, or indices into a palette: they measure nothing."""
 
     code = "colour_image"
-    expected = "one grey sample a pixel (MONOCHROME2) was expected"
+    expected = "one grey sample a pixel (MONOCHROME1 or MONOCHROME2) was expected"
     remedy = "Use the original grey series"
 
 
 class InvertedGrey(SeriesRefused):
-    """MONOCHROME1, where a larger value is darker, which this version does not read."""
+    """MONOCHROME1, where a larger value is darker; --policy repair inverts it."""
 
     code = "monochrome1"
     expected = "MONOCHROME2 was expected"
-    remedy = "Convert the series to MONOCHROME2"
-
-
-class MixedSlices(SeriesRefused):
-    """The slices of one series differ in something that a volume has only once."""
-
-    code = "mixed_slices"
-    expected = "the same value in all slices of the series was expected"
-    remedy = "Split the series by this attribute"
+    remedy = "Read it with --policy repair, or convert the series to MONOCHROME2"
 
 
 class InvalidGeometry(SeriesRefused):

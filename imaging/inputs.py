@@ -12,11 +12,12 @@ from typing import Any
 
 from imaging.checkpoint import Checkpoint
 from imaging.config import Size3
-from imaging.dicom.geometry import stack
-from imaging.dicom.scan import Scan, Series, files_under, scan
+from imaging.dicom.geometry import stacks
+from imaging.dicom.scan import Scan, Series, files_under, scan_files
+from imaging.dicom.stack import Policy, Stack
 from imaging.errors import ImagingError, NotApplicable, NothingFound
 from imaging.nifti import is_nifti, read_geometry
-from imaging.selection import check_choice, check_limits
+from imaging.selection import check_choice, check_grey, check_limits
 from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
 
 
@@ -38,7 +39,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeriesView:
-    """One series, or one NIfTI file, as its headers tell it.
+    """One volume of a series, or one NIfTI file, as its headers tell it; or what of a series cannot be a volume.
 
     Attributes
     ----------
@@ -48,6 +49,8 @@ class SeriesView:
         Number of files.
     shape, affine
         Its grid, where the geometry could be read.
+    channels
+        1 for grey values, 3 for red, green and blue.
     defects
         What is wrong with it.
     refusal
@@ -64,6 +67,7 @@ class SeriesView:
     affine: Affine | None = None
     defects: tuple[Defect, ...] = ()
     refusal: ImagingError | None = None
+    channels: int = 1
     taken_by: tuple[str, ...] = ()
     declined_by: tuple[tuple[str, NotApplicable], ...] = ()
 
@@ -75,6 +79,7 @@ class SeriesView:
                 "shape": self.shape,
                 "spacing_mm": [round(value, 6) for value in spacing_of(self.affine)],
                 "orientation": orientation_of(self.affine),
+                "channels": self.channels,
                 "affine_ras_mm": self.affine.tolist(),
             }
         return {
@@ -112,21 +117,25 @@ def gather(paths: Iterable[Path], *, leave_out: Path | None = None) -> Inputs:
             place = file.resolve()
             if own is None or not place.is_relative_to(own):
                 files.setdefault(place, file)
-    found = scan([path for path in files.values() if not is_nifti(path)])
+    found = scan_files([path for path in files.values() if not is_nifti(path)])
     nifti = tuple(path for path in files.values() if is_nifti(path))
     if found.strays and not found.studies and not found.refused and not nifti:
         refused.append(NothingFound(found.strays[0].parent, seen="only files that hold no image by design"))
     return Inputs(replace(found, refused=(*refused, *found.refused)), nifti)
 
 
-def view_series(series: Series, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
-    """What the headers of a DICOM series tell, and who would take it."""
-    try:
-        slices = stack(series)
-    except ImagingError as error:
-        return SeriesView(series.facts, len(series.instances), refusal=error)
-    view = SeriesView(series.facts, len(series.instances), slices.shape, slices.affine, slices.defects)
-    return _chosen(view, models, named=named)
+def view_series(
+    series: Series, models: Sequence[Checkpoint], *, named: bool, policy: Policy = "repair"
+) -> list[tuple[SeriesView, Stack | None]]:
+    """What the headers of a DICOM series tell: a view for each of its volumes and for what was set aside or refused."""
+    found, refused = stacks(series, policy=policy)
+    views: list[tuple[SeriesView, Stack | None]] = []
+    for stack in found:
+        files = len({item.instance.path for item in stack.slices})
+        facts = replace(series.facts, volume=stack.name)
+        view = SeriesView(facts, files, stack.shape, stack.affine, stack.defects, channels=stack.channels)
+        views.append((_chosen(view, models, named=named), stack))
+    return views + [(SeriesView(series.facts, len(series.instances), refusal=error), None) for error in refused]
 
 
 def view_nifti(path: Path, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
@@ -147,6 +156,7 @@ def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> S
         rule = model.config.applies_to
         try:
             check_choice(rule, view.facts, named=named)
+            check_grey(view.facts, view.channels)
             check_limits(rule, view.facts, view.shape, view.affine)
             taken.append(model.name)
         except NotApplicable as reason:

@@ -122,6 +122,37 @@ def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
     write_whole(path, gzip.compress(content, mtime=0))
 
 
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write a volume as float32 NIfTI, read back and compared before it lands, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where it goes; ``.nii.gz`` is compressed, ``.nii`` is not.
+    volume
+        (C, X, Y, Z); three channels become NIfTI's fifth axis with the intent of an RGB vector.
+
+    Raises
+    ------
+    OutputMismatch
+        If the bytes, read back, do not hold the voxels in their place to within 0.01 mm; nothing is written.
+    OutputNotWritable
+        If it cannot be written.
+    """
+    array = volume.array[0] if volume.array.shape[0] == 1 else np.moveaxis(volume.array, 0, 3)[:, :, :, np.newaxis, :]
+    image = nib.Nifti1Image(array, volume.affine)
+    image.header.set_xyzt_units("mm")
+    if array.ndim == 5:
+        image.header.set_intent("NIFTI_INTENT_RGB_VECTOR")
+    content = image.to_bytes()
+    written = nib.Nifti1Image.from_bytes(content)
+    apart = float(np.linalg.norm((written.affine - volume.affine) @ [*volume.shape, 1]))
+    if apart > _MISPLACED_MM or not np.array_equal(np.asarray(written.dataobj), array):
+        raise OutputMismatch(path.name, seen=f"other voxels, or a place {apart:.3f} mm off")
+    # The first level packs float voxels nearly as small as the ninth, at several times its speed.
+    write_whole(path, gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
+
+
 def _unpacked(path: Path, image: Any) -> bytes:
     """All of a gzip file, to its end: only there lies the checksum, and nibabel stops before it.
 

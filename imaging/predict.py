@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imaging.checkpoint import Checkpoint
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_network, load_weights
-from imaging.selection import check_choice, check_limits
+from imaging.selection import check_choice, check_grey, check_limits
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
 from imaging.volume import Volume
 
@@ -90,6 +90,7 @@ class Predictor:
         """
         config = self.checkpoint.config
         check_choice(config.applies_to, volume.facts, named=True)
+        check_grey(volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         _check_picture(volume)
         image = self._prepared(volume)

@@ -48,6 +48,18 @@ def check_choice(rule: AppliesTo, facts: SeriesFacts, *, named: bool) -> None:
         )
 
 
+def check_grey(facts: SeriesFacts, channels: int) -> None:
+    """Refuse a colour image: the networks take one grey channel.
+
+    Raises
+    ------
+    NotApplicable
+        If there are three channels.
+    """
+    if channels != 1:
+        raise NotApplicable(facts.subject, seen="a colour image", expected="one grey channel was expected")
+
+
 def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:
     """Refuse a grid that lies beyond what the checkpoint has learnt.
 

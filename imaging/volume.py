@@ -35,17 +35,17 @@ class Defect:
     code
         Name of the defect, for example ``uneven_positions``.
     action
-        *noted*: the volume is as sent; *repaired*: the volume was changed, see `detail`; *refused*: there is none.
+        *noted*: no voxel was moved or left out for it; *repaired*: the volume differs from what was sent, see `detail`.
     detail
         What was seen, and how it was repaired.
     error_mm
-        The largest distance in mm by which a voxel may lie elsewhere than the affine says.
+        The largest distance in mm by which a voxel may lie elsewhere than the affine says; None where nobody knows.
     """
 
     code: str
-    action: Literal["noted", "repaired", "refused"]
+    action: Literal["noted", "repaired"]
     detail: str
-    error_mm: float = 0.0
+    error_mm: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,10 @@ class SeriesFacts:
         SeriesDescription (0008,103E), or the file name of a NIfTI.
     body_part
         BodyPartExamined (0018,0015).
+    number
+        SeriesNumber (0020,0011), as the scanner's console shows it.
+    volume
+        What tells this volume from the others of its series, such as ``EchoTime=4.92``; empty where it is the only one.
     """
 
     study_uid: str = ""
@@ -89,11 +93,14 @@ class SeriesFacts:
     modality: str = ""
     description: str = ""
     body_part: str = ""
+    number: str = ""
+    volume: str = ""
 
     @property
     def subject(self) -> str:
         """How an error names the series: by its UID, or by the file name of a NIfTI."""
-        return f"series {self.series_uid}" if self.series_uid else self.description
+        name = f"series {self.series_uid}" if self.series_uid else self.description
+        return f"{name} ({self.volume})" if self.volume else name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,25 +110,30 @@ class Volume:
     Attributes
     ----------
     array
-        float32 (C, X, Y, Z), real-world values (HU for CT), in the series' own grid.
+        float32 (C, X, Y, Z), real-world values (HU for CT), in the series' own grid; one channel, or red, green and
+        blue.
     affine
         float64 (4, 4), voxel index (x, y, z) to RAS+ mm.
     facts
         What the series says of itself.
-    frames
-        For every slice along Z the frame it came from; empty for NIfTI.
+    sources
+        For every slice along Z the frame it came from, or the nearest one where the volume is `resampled`; empty for
+        NIfTI.
     defects
         What is wrong with the series and what was done.
     unit
         Unit of the values (``HU``), empty when they have none.
+    resampled
+        Whether the grid is another one than that of the frames.
     """
 
     array: NDArray[np.float32]
     affine: Affine
     facts: SeriesFacts = SeriesFacts()
-    frames: tuple[Frame, ...] = ()
+    sources: tuple[Frame, ...] = ()
     defects: tuple[Defect, ...] = ()
     unit: str = ""
+    resampled: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:

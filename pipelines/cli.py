@@ -19,11 +19,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from imaging.dicom.stack import Policy
     from imaging.errors import ImagingError
     from pipelines.infer import Inferred
 
 PATH = click.Path(path_type=Path)
 
+with_policy = click.option(
+    "--policy",
+    type=click.Choice(["strict", "repair"]),
+    default="repair",
+    show_default=True,
+    help="Refuse what would have to be changed to be a volume, or change what can be, and tell it.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
@@ -99,9 +107,17 @@ def _print_json(document: dict[str, Any]) -> None:
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
 @click.option("--formats", metavar="LIST", help="Some of html,seg,nifti; by default what fits the input.")
+@with_policy
 @as_json
 @_verb
-def infer(paths: tuple[Path, ...], models: tuple[str, ...], out: Path, formats: str | None, as_json: bool) -> int:
+def infer(
+    paths: tuple[Path, ...],
+    models: tuple[str, ...],
+    out: Path,
+    formats: str | None,
+    policy: Policy,
+    as_json: bool,
+) -> int:
     """Report on every study under PATHS (folders of DICOM, or NIfTI files).
 
     Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI file
@@ -114,7 +130,7 @@ def infer(paths: tuple[Path, ...], models: tuple[str, ...], out: Path, formats: 
         def on_study(name: str, number: int, total: int) -> None:
             tell(f"Study {number + 1} of {total}: {name}")
 
-        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, on_study=on_study)
+        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, policy=policy, on_study=on_study)
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     status = _status(problems)
     if as_json:
@@ -226,13 +242,14 @@ def _interval(value: dict[str, float | None]) -> str:
 @main.command(short_help="Show what lies under some paths.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Ask this checkpoint only. Repeatable.")
+@with_policy
 @as_json
 @_verb
-def inspect(paths: tuple[Path, ...], models: tuple[str, ...], as_json: bool) -> int:
+def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as_json: bool) -> int:
     """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series."""
     from pipelines import inspect as verb
 
-    found = verb.inspect(paths=paths, models=models)
+    found = verb.inspect(paths=paths, models=models, policy=policy)
     series = [item for study in found["studies"] for item in study["series"]] + found["nifti"]
     status = 3 if found["refused"] or any(item["refusal"] for item in series) else 0
     if as_json:
@@ -241,6 +258,41 @@ def inspect(paths: tuple[Path, ...], models: tuple[str, ...], as_json: bool) -> 
         from pipelines.tables import print_inspection
 
         print_inspection(found)
+    return status
+
+
+# ------------------------------------------------------------------------------------------------------------- convert
+
+
+@main.command(short_help="Write DICOM series as NIfTI.")
+@click.argument("path", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--series", metavar="UID", help="Only the series with this SeriesInstanceUID.")
+@with_policy
+@as_json
+@_verb
+def convert(path: Path, out: Path, series: str | None, policy: Policy, as_json: bool) -> int:
+    """Write the volumes under PATH (a folder, file, ZIP or TAR of DICOM) as NIfTI.
+
+    OUT is a file name that ends in .nii.gz or .nii for a single volume, or a folder, in which each volume is named by
+    its SeriesInstanceUID. A .json beside each says where it came from, what was wrong with it and what was done.
+    """
+    with _progress(f"Reading {path}"):
+        from pipelines import convert as verb
+
+        converted = verb.convert(path=path, out=out, series=series, policy=policy)
+    status = _status(converted.refused)
+    if as_json:
+        refused = [error.as_dict() for error in converted.refused]
+        _print_json({"written": list(converted.written), "refused": refused, "exit_status": status})
+        return status
+    for document in converted.written:
+        size = " x ".join(map(str, document["shape"]))
+        click.echo(f"{document['file']}: {size}, {document['orientation']}")
+        for defect in document["defects"]:
+            click.echo(f"  {defect['code']} ({defect['action']}): {defect['detail']}")
+    for error in converted.refused:
+        click.echo(str(error))
     return status
 
 

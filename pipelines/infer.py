@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from imaging.checkpoint import Checkpoint, open_checkpoints
-from imaging.dicom import read_series
-from imaging.dicom.scan import Study
+from imaging.dicom import read_stack
+from imaging.dicom.scan import Scan, Study
 from imaging.dicom.seg import Algorithm, write_seg
+from imaging.dicom.stack import Policy
 from imaging.errors import (
     DuplicateName,
     FormatNotApplicable,
@@ -114,6 +115,7 @@ def infer(
     models: Sequence[str] = (),
     out: Path = Path("out"),
     formats: Sequence[str] | None = None,
+    policy: Policy = "repair",
     on_study: Callable[[str, int, int], None] | None = None,
 ) -> Inferred:
     """Report on every study under some paths.
@@ -130,6 +132,8 @@ def infer(
     formats
         Some of `FORMATS`; by default the report, and the mask as the input's own kind (``seg`` or ``nifti``). ``json``
         is always written.
+    policy
+        Whether a series that would have to be changed to be a volume is taken or refused.
     on_study
         Called with the study's name, its number from 0 and the number of studies, before each study.
 
@@ -146,7 +150,7 @@ def infer(
     checkpoints, unusable = open_checkpoints(models)
     _check_writable(out)
     inputs = gather(paths, leave_out=out)
-    sources, doubles = _sources(inputs, checkpoints, named=bool(models))
+    sources, doubles = _sources(inputs, checkpoints, named=bool(models), policy=policy)
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
     @cache
@@ -183,10 +187,10 @@ def _check_writable(out: Path) -> None:
 
 
 def _sources(
-    inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool
+    inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool, policy: Policy
 ) -> tuple[list[Source], list[DuplicateName]]:
     """The studies to report on; NIfTI files of one name cannot be told apart by their outputs, so all are left out."""
-    sources = [_dicom_source(study, inputs, checkpoints, named=named) for study in inputs.scan.studies]
+    sources = [_dicom_source(study, inputs, checkpoints, named=named, policy=policy) for study in inputs.scan.studies]
     files: dict[str, list[Path]] = {}
     for path in inputs.nifti:
         # The name becomes a folder: nothing but plain characters, and no leading dot.
@@ -202,7 +206,9 @@ def _sources(
     return sources, doubles
 
 
-def _dicom_source(study: Study, inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool) -> Source:
+def _dicom_source(
+    study: Study, inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool, policy: Policy
+) -> Source:
     entry = StudyEntry(
         name=study.uid,
         uid=study.uid,
@@ -211,15 +217,25 @@ def _dicom_source(study: Study, inputs: Inputs, checkpoints: Sequence[Checkpoint
         date=study.date,
         accession=study.accession,
     )
-    series = tuple((view_series(item, checkpoints, named=named), partial(read_series, item)) for item in study.series)
-    return Source(entry, series, _refused_near(study, inputs.scan.refused))
+    series = tuple(
+        (view, partial(read_stack, item, stack) if stack is not None else _nothing)
+        for item in study.series
+        for view, stack in view_series(item, checkpoints, named=named, policy=policy)
+    )
+    return Source(entry, series, _refused_near(study, inputs.scan))
 
 
-def _refused_near(study: Study, refused: Sequence[ImagingError]) -> tuple[ImagingError, ...]:
+def _nothing() -> Volume:
+    """Stands for the reader of what was refused; nobody calls it."""
+    raise AssertionError("a refused series has no volume")
+
+
+def _refused_near(study: Study, found: Scan) -> tuple[ImagingError, ...]:
     """What was refused in or below the folder that holds all of a study's images, and so may belong to it."""
-    folders = [instance.path.parent.resolve() for item in study.series for instance in item.instances]
-    home = Path(os.path.commonpath(folders))
-    return tuple(error for error in refused if error.path is not None and error.path.resolve().is_relative_to(home))
+    files = {found.origin(instance.path) for item in study.series for instance in item.instances}
+    home = Path(os.path.commonpath([file.parent.resolve() for file in files]))
+    with_path = ((error, error.path) for error in found.refused if error.path is not None)
+    return tuple(error for error, path in with_path if path.resolve().is_relative_to(home))
 
 
 def report_on(
@@ -293,10 +309,12 @@ def _entry(
     view: SeriesView, volume: Volume | None, found: Sequence[Prediction], reasons: Sequence[ImagingError]
 ) -> SeriesEntry:
     defects = volume.defects if volume is not None else view.defects
+    sources = volume.sources if volume is not None else ()
     return SeriesEntry(
         uid=view.facts.series_uid,
         description=view.facts.description,
         modality=view.facts.modality,
+        volume=view.facts.volume,
         instances=view.instances,
         models=tuple(prediction.checkpoint.name for prediction in found),
         shape=view.shape,
@@ -304,7 +322,7 @@ def _entry(
         orientation=orientation_of(view.affine) if view.affine is not None else None,
         frame_of_reference_uid=view.facts.frame_of_reference_uid,
         defects=tuple(DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=d.error_mm) for d in defects),
-        source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in volume.frames) if volume is not None else (),
+        source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in sources),
         refusals=refusals_of(reasons),
     )
 
@@ -354,14 +372,14 @@ def _outputs(stage: Path, made_from: Mapping[str, str]) -> tuple[OutputEntry, ..
 def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:
     """Write the mask as the formats ask; an output that fails its check is withheld and told."""
     volume, config = prediction.volume, prediction.checkpoint.config
-    from_dicom = bool(volume.frames)
-    wanted = formats if formats is not None else {"seg" if from_dicom else "nifti"}
+    has_own_grid = bool(volume.sources) and not volume.resampled
+    wanted = formats if formats is not None else {"seg" if has_own_grid else "nifti"}
     faults: list[ImagingError] = []
     try:
         if "nifti" in wanted:
             write_mask(_free(stage, f"mask_{config.name}", ".nii.gz"), prediction.mask_XYZ, volume.affine)
-        if "seg" in wanted and not from_dicom:
-            seen = "a NIfTI file has no instances to refer to"
+        if "seg" in wanted and not has_own_grid:
+            seen = "the volume was resampled" if volume.sources else "a NIfTI file has no instances to refer to"
             faults.append(FormatNotApplicable(volume.facts.subject, seen=seen))
         elif "seg" in wanted and prediction.mask_XYZ.any():
             algorithm = Algorithm(

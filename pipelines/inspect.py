@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from imaging.checkpoint import open_checkpoints
+from imaging.dicom.stack import Policy
 from imaging.inputs import gather, view_nifti, view_series
 
 
-def inspect(*, paths: Sequence[Path], models: Sequence[str] = ()) -> dict[str, Any]:
+def inspect(*, paths: Sequence[Path], models: Sequence[str] = (), policy: Policy = "repair") -> dict[str, Any]:
     """Describe everything under some paths.
 
     Parameters
@@ -22,6 +23,8 @@ def inspect(*, paths: Sequence[Path], models: Sequence[str] = ()) -> dict[str, A
         Folders or files.
     models
         Checkpoints to ask; by default all that ship.
+    policy
+        Whether what can be repaired is taken or refused.
 
     Returns
     -------
@@ -37,7 +40,11 @@ def inspect(*, paths: Sequence[Path], models: Sequence[str] = ()) -> dict[str, A
             {
                 "uid": study.uid,
                 "description": study.description,
-                "series": [view_series(item, checkpoints, named=named).as_dict() for item in study.series],
+                "series": [
+                    view.as_dict()
+                    for item in study.series
+                    for view, _ in view_series(item, checkpoints, named=named, policy=policy)
+                ],
             }
             for study in inputs.scan.studies
         ],

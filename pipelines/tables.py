@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -29,57 +31,65 @@ def finding_line(finding: Finding) -> str:
 
 
 def print_inspection(found: dict[str, Any]) -> None:
-    """Print studies, series, NIfTI files and what was refused.
+    """Print studies, series, NIfTI files, what was wrong with each and what was refused.
 
     Parameters
     ----------
     found
         As `pipelines.inspect.inspect` returns it.
     """
-    console = Console(soft_wrap=False)
+    console = Console(soft_wrap=False, highlight=False)
     for study in found["studies"]:
         title = f"Study {study['uid']}" + (f" ({study['description']})" if study["description"] else "")
-        console.print(_table(title, study["series"], key="series_uid"))
+        _print_rows(console, title, study["series"], key="series_uid")
     if found["nifti"]:
-        console.print(_table("NIfTI files", found["nifti"], key="path"))
+        _print_rows(console, "NIfTI files", found["nifti"], key="path")
+    if found["refused"]:
+        console.print("Refused", style="bold")
     for refusal in found["refused"]:
-        console.print(escape(f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}. {refusal['remedy']}."))
+        console.print(Padding(escape(f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}"), (0, 0, 0, 2)))
     if found["strays"]:
         console.print(f"{len(found['strays'])} files hold no image by design (DICOMDIR and the like)")
 
 
-def _table(title: str, rows: list[dict[str, Any]], *, key: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", show_lines=True)
-    table.add_column("Series", overflow="fold", ratio=3)
-    table.add_column("Images", no_wrap=True)
-    for column in ("Size", "Spacing, mm", "What was seen", "Taken by"):
-        table.add_column(column, overflow="fold", ratio=2)
-    for row in rows:
+def _print_rows(console: Console, title: str, rows: list[dict[str, Any]], *, key: str) -> None:
+    """A table with a line a volume, and below it, by the line's number, what was wrong and who would take it."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("Series", overflow="fold", ratio=1)
+    for column in ("Images", "Size", "Spacing, mm", "Axes"):
+        table.add_column(column, no_wrap=True)
+    for number, row in enumerate(rows, start=1):
         grid = row["grid"]
-        name = " ".join(part for part in (row["modality"], row["description"] if key == "series_uid" else "") if part)
+        parts = (row["modality"], row["description"] if key == "series_uid" else "", _short(row[key]), row["volume"])
         table.add_row(
-            escape(f"{name}\n{_short(row[key])}".strip()),
+            str(number),
+            escape(" ".join(part for part in parts if part)),
             str(row["instances"]),
-            " x ".join(map(str, grid["shape"])) + f" {grid['orientation']}" if grid else "",
+            " x ".join(map(str, grid["shape"])) if grid else "not read",
             " x ".join(f"{value:.3g}" for value in grid["spacing_mm"]) if grid else "",
-            escape(_seen(row)),
-            escape(_taken(row)),
+            grid["orientation"] if grid else "",
         )
-    return table
+    console.print(table)
+    for number, row in enumerate(rows, start=1):
+        for note in _notes(row):
+            console.print(Padding(escape(f"{number}  {note}"), (0, 0, 0, 2)))
+    console.print()
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    if row["refusal"]:
+        return [f"{row['refusal']['code']}: {row['refusal']['seen']}"]
+    notes = []
+    for defect in row["defects"]:
+        error = f", up to {defect['error_mm']:.2f} mm" if defect["error_mm"] else ""
+        notes.append(f"{defect['code']} ({defect['action']}{error}): {defect['detail']}")
+    if row["taken_by"]:
+        return [*notes, f"taken by {', '.join(row['taken_by'])}"]
+    reasons = "; ".join(f"{name}: {reason['seen']}" for name, reason in row["declined_by"].items())
+    return [*notes, f"taken by no checkpoint ({reasons})"]
 
 
 def _short(name: str) -> str:
     """The end of a UID, enough to tell series apart in a table; `--json` has it whole."""
-    return name if "/" in name or len(name) <= 20 else f"...{name[-12:]}"
-
-
-def _seen(row: dict[str, Any]) -> str:
-    if row["refusal"]:
-        return f"{row['refusal']['code']}: {row['refusal']['seen']}"
-    return "\n".join(f"{d['code']} ({d['action']}): {d['detail']}" for d in row["defects"]) or "regular"
-
-
-def _taken(row: dict[str, Any]) -> str:
-    if row["taken_by"]:
-        return ", ".join(row["taken_by"])
-    return "none\n" + "\n".join(f"{name}: {reason['seen']}" for name, reason in row["declined_by"].items())
+    return name if "/" in name or len(name) <= 20 else f"...{name[-8:]}"

@@ -1,56 +1,99 @@
-"""DICOM in and out: folder -> studies and series -> Volume, and results -> DICOM."""
+"""DICOM in and out: folder -> studies and series -> Volumes, and results -> DICOM."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from imaging.dicom.geometry import stack
-from imaging.dicom.pixels import padding_defects, read_pixels
+import numpy as np
+
+from imaging.dicom.geometry import stacks
+from imaging.dicom.pixels import read_pixels
 from imaging.dicom.scan import Scan, Series, Study, scan
+from imaging.dicom.stack import Policy, Stack
 from imaging.errors import SeveralSeries
 from imaging.volume import Frame, Volume
 
-__all__ = ["Scan", "Series", "Study", "load_series", "read_series", "scan"]
+__all__ = ["Policy", "Scan", "Series", "Stack", "Study", "load_series", "read_series", "read_stack", "scan", "stacks"]
 
 
-def read_series(series: Series) -> Volume:
-    """Read one series of a scan.
+def read_stack(series: Series, stack: Stack) -> Volume:
+    """Read one volume of a series.
 
     Parameters
     ----------
     series
         As `scan` gives it.
+    stack
+        One of its `stacks`.
 
     Returns
     -------
     Volume
-        (1, X, Y, Z) float32 in real-world units, affine to RAS+ mm, one `Frame` for each slice.
+        (C, X, Y, Z) float32 in real-world units, affine to RAS+ mm.
 
     Raises
     ------
-    SeriesRefused and other InputRefused
-        By the name of what keeps the series from being read rightly.
+    InputRefused
+        By the name of what keeps the pixels from being read rightly.
     """
-    slices = stack(series)
-    frames = tuple(Frame(instance.sop_instance_uid, 1, instance.path) for instance in slices.instances)
+    array, met = read_pixels(stack)
+    nearest = range(len(stack.slices))
+    if stack.regrid is not None:
+        apart = np.abs(stack.regrid.target[:, None] - stack.regrid.along[None, :])
+        nearest = apart.argmin(axis=1).tolist()
+    chosen = [stack.slices[number] for number in nearest]
     return Volume(
-        array=read_pixels(slices),
-        affine=slices.affine,
-        facts=series.facts,
-        frames=frames,
-        defects=(*slices.defects, *padding_defects(slices)),
-        unit="HU" if series.facts.modality == "CT" else "",
+        array=array,
+        affine=stack.affine,
+        facts=replace(series.facts, volume=stack.name),
+        sources=tuple(Frame(item.instance.sop_instance_uid, item.number, item.instance.path) for item in chosen),
+        defects=(*stack.defects, *met),
+        unit=stack.unit,
+        resampled=stack.regrid is not None,
     )
 
 
-def load_series(paths: Path | Iterable[Path]) -> Volume:
-    """Read the one series that a folder or some files hold.
+def read_series(series: Series, *, policy: Policy = "repair") -> Volume:
+    """Read the one volume of a series.
+
+    Parameters
+    ----------
+    series
+        As `scan` gives it.
+    policy
+        ``strict`` refuses whatever would have to be changed; ``repair`` changes what it can and tells it.
 
     Raises
     ------
     SeveralSeries
-        If there is not one series; `scan` tells them apart.
+        If the series holds several volumes; `stacks` tells them apart and `read_stack` reads each.
+    InputRefused
+        If it holds none, or its pixels cannot be read rightly.
+    """
+    found, refused = stacks(series, policy=policy)
+    if len(found) == 1:
+        return read_stack(series, found[0])
+    if found or not refused:
+        raise SeveralSeries(series.facts.subject, seen=f"{len(found)} volumes")
+    raise refused[0]
+
+
+def load_series(paths: Path | Iterable[Path], *, policy: Policy = "repair") -> Volume:
+    """Load the one volume that a folder or some files hold.
+
+    Parameters
+    ----------
+    paths
+        A folder, a file, or several of both.
+    policy
+        As `read_series` takes it.
+
+    Raises
+    ------
+    SeveralSeries
+        If there is not one series with one volume; `scan` and `stacks` tell them apart.
     InputRefused
         If a file or the series cannot be read rightly.
     """
@@ -60,4 +103,4 @@ def load_series(paths: Path | Iterable[Path]) -> Volume:
     series = [item for study in found.studies for item in study.series]
     if len(series) != 1:
         raise SeveralSeries("load_series", seen=f"{len(series)} series")
-    return read_series(series[0])
+    return read_series(series[0], policy=policy)

@@ -1,270 +1,382 @@
-"""The instances of a series -> slices in order, an affine, and every defect named.
+"""Slices -> volumes: what belongs together, in which order, on which grid, with every defect named.
 
-Invariant: position along the slices' normal decides the order, InstanceNumber never does; and a series that is not one
-regular stack is refused by name, so that the affine is true for every voxel to within the error told. Imports no torch.
+Invariant: position along the slices' normal decides the order, InstanceNumber never does. What leaves here is either a
+regular grid, or a plan that makes one without inventing anatomy, or a refusal by name; the affine is true for every
+voxel to within the error that is told. Imports no torch.
 
 Frames: DICOM positions and cosines are in LPS mm (PS3.3 C.7.6.2.1.1); the affine that leaves here is in RAS mm.
+Shapes: N slices; ``positions_N3`` is LPS mm of each slice's first pixel, ``along_N`` its place along the normal in mm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import UID
 
-from imaging.dicom.scan import Instance, Series
+from imaging.dicom.frames import Slice, slices_of
+from imaging.dicom.planar import is_planar, planar_stack
+from imaging.dicom.scan import Series
+from imaging.dicom.split import COSINE_TOLERANCE, Group, split_by_attributes, split_by_moment
+from imaging.dicom.stack import Floats, Policy, Regrid, Stack
 from imaging.errors import (
-    ColourImage,
-    DuplicateSlices,
     GantryTilt,
+    InputRefused,
     InvalidGeometry,
     InvertedGrey,
-    Localizer,
     MissingAttribute,
     MissingSlices,
-    MixedSlices,
-    MultiFrame,
-    NotAnImage,
-    SecondaryCapture,
     SharedInstanceUid,
     TooFewSlices,
     VariableSpacing,
 )
 from imaging.volume import Affine, Defect, lps_to_ras
 
-# PS3.4 annex B.5: the Secondary Capture storage classes share this root.
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-
-# Cosines are written with about six digits; more than this is not rounding (PS3.3 C.7.6.2.1.1 asks for orthonormal).
-COSINE_TOLERANCE = 1e-3
-# Pixel spacings this close are one spacing; over 1,000 pixels they differ by 0.1 mm.
-SPACING_TOLERANCE_MM = 1e-4
-# Positions this close along the normal are one position.
-SAME_POSITION_MM = 1e-2
 # A slice may lie this share of the spacing from its place on the regular grid and still be told as jitter, not as
 # another geometry; what is found is told in mm.
 JITTER_SHARE = 0.02
 # Below this, deviation is the rounding of decimal strings and not worth telling.
 ROUNDING_MM = 1e-3
+# In repair a gap of more than this many typical distances is never bridged: what lies in it was not seen.
+LARGEST_BRIDGED = 2.0
+# Modalities whose values are a physical quantity by their rescale (PS3.3 C.8.2.1, C.8.9.1: Type 1).
+_QUANTITIES = frozenset(("CT", "PT"))
+# As many distances between slices are told one by one.
+_FEW_DISTANCES = 5
+# A repair may not make a volume this many times larger than what was sent.
+LARGEST_GROWTH = 4.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stack:
-    """The slices of one volume in order, and where they lie.
-
-    Attributes
-    ----------
-    instances
-        In the order of Z.
-    affine
-        Voxel index (column, row, slice) to RAS+ mm.
-    defects
-        What was noted.
-    """
-
-    instances: tuple[Instance, ...]
-    affine: Affine
-    defects: tuple[Defect, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along X (columns), Y (rows) and Z (slices)."""
-        return self.instances[0].columns, self.instances[0].rows, len(self.instances)
-
-
-def stack(series: Series) -> Stack:
-    """Order a series' slices and compute its affine.
+def stacks(series: Series, *, policy: Policy = "repair") -> tuple[list[Stack], list[InputRefused]]:
+    """Find the volumes of a series.
 
     Parameters
     ----------
     series
         The instances of one series in any order.
+    policy
+        ``strict`` refuses whatever would have to be changed; ``repair`` changes what it can without inventing anatomy.
 
     Returns
     -------
-    Stack
-        A regular grid: orthogonal, and one distance between all slices.
-
-    Raises
-    ------
-    SeriesRefused
-        By the name of what keeps it from being one regular grid of grey values.
-    MissingAttribute, InvalidGeometry
-        If orientation, position or spacing are missing, or mean nothing.
+    stacks
+        The volumes. Slices that differ in what a volume has once, or lie at one place at different moments, are
+        separate volumes under either policy; each says so in its defects and its name.
+    refused
+        What was set aside or cannot be a volume, by name.
     """
-    _check_kind(series)
-    _check_same(series)
-    row_cosine, column_cosine, normal = _directions(series)
-    positions = np.array([_position(series, instance) for instance in series.instances])
-    along = positions @ normal
-    order = np.argsort(along, kind="stable")
-    positions, along = positions[order], along[order]
-    _check_regular(series, positions, along, normal)
-    spacing_rows, spacing_columns = _spacing(series)
-    step = (positions[-1] - positions[0]) / (len(positions) - 1)
-    affine = np.eye(4)
-    # C.7.6.2.1.1 equation (1): a step along a row goes by the distance between columns, and the reverse.
-    affine[:3, 0] = row_cosine * spacing_columns
-    affine[:3, 1] = column_cosine * spacing_rows
-    affine[:3, 2] = normal * float(step @ normal)
-    affine[:3, 3] = positions[0]
-    ordered = tuple(series.instances[index] for index in order)
-    return Stack(ordered, lps_to_ras(affine), _unevenness(ordered, affine))
+    slices, aside = slices_of(series)
+    subject = series.facts.subject
+    refused: list[InputRefused] = list(aside)
+    found: list[Stack] = []
+    if policy == "strict" and series.defects:
+        return [], [*refused, MissingAttribute(subject, seen=series.defects[0].detail)]
+    for make in _candidates(slices, subject, policy, refused):
+        try:
+            stack = make()
+            _check_reading(stack, subject, policy)
+            found.append(replace(stack, defects=(*series.defects, *stack.defects, *_reading_notes(stack))))
+        except InputRefused as error:
+            refused.append(error)
+    return found, refused
 
 
-def _check_kind(series: Series) -> None:
-    """Refuse what is not a stack of grey slices, by what it is."""
-    for instance in series.instances:
-        if not instance.rows or not instance.columns:
-            raise NotAnImage(series.facts.subject, seen=f"{instance.modality or 'an object'} without pixels")
-        if instance.sop_class_uid.startswith(_SECONDARY_CAPTURE):
-            raise SecondaryCapture(series.facts.subject, seen="Secondary Capture storage class")
-        if "LOCALIZER" in instance.image_type:
-            raise Localizer(series.facts.subject, seen="Image Type LOCALIZER")
-        if instance.frames != 1:
-            raise MultiFrame(series.facts.subject, seen=f"{instance.frames} frames in one instance")
-        if instance.samples != 1 or instance.photometric not in ("MONOCHROME1", "MONOCHROME2"):
-            raise ColourImage(series.facts.subject, seen=instance.photometric or "no Photometric Interpretation")
-        if instance.photometric == "MONOCHROME1":
-            raise InvertedGrey(series.facts.subject, seen="MONOCHROME1")
+def _candidates(
+    slices: Sequence[Slice], subject: str, policy: Policy, refused: list[InputRefused]
+) -> Iterator[Callable[[], Stack]]:
+    """What may be a volume, each as the call that makes it; what cannot be told apart goes to `refused`."""
+    planar = [item for item in slices if is_planar(item)]
+    for item in planar:
+        yield partial(planar_stack, item, subject, policy, alone=len(slices) == 1)
+    spatial = [item for item in slices if not is_planar(item)]
+    for kind in split_by_attributes(spatial) if spatial else ():
+        try:
+            groups = split_by_moment(kind, subject)
+        except InputRefused as error:
+            refused.append(error)
+            continue
+        yield from (partial(_stack, group, subject, policy) for group in groups)
 
 
-_ONCE: dict[str, Callable[[Instance], object]] = {
-    "SOPClassUID": lambda instance: instance.sop_class_uid,
-    "Modality": lambda instance: instance.modality,
-    "FrameOfReferenceUID": lambda instance: instance.frame_of_reference_uid,
-    "Rows and Columns": lambda instance: (instance.rows, instance.columns),
+def _reading_notes(stack: Stack) -> Iterator[Defect]:
+    """What the pixels' own attributes say that a reader of the values must know."""
+    guessed = sum(not item.instance.has_meta for item in stack.slices)
+    if guessed:
+        syntax = stack.slices[0].instance.pixels.transfer_syntax
+        detail = f"{guessed} files have no meta header; they are read as {UID(syntax).name}, as their bytes look"
+        yield Defect("no_meta_header", "noted", detail)
+    if stack.slices[0].instance.photometric == "MONOCHROME1":
+        if stack.is_inverted:
+            yield Defect("monochrome1", "repaired", "a larger value was darker; the values were inverted")
+        else:
+            yield Defect("monochrome1", "noted", "to be shown inverted; the values are a quantity and stay as they are")
+
+
+def _check_reading(stack: Stack, subject: str, policy: Policy) -> None:
+    """Refuse what the headers show to have no meaning as values."""
+    first = stack.slices[0].instance
+    if stack.is_inverted and policy == "strict":
+        raise InvertedGrey(subject, seen="MONOCHROME1")
+    quantity = first.modality in _QUANTITIES and stack.channels == 1
+    if quantity and not first.has_groups and not first.pixels.lookup:
+        bare = sum(not item.instance.pixels.rescaled for item in stack.slices)
+        if bare:
+            seen = f"RescaleSlope and RescaleIntercept are missing or malformed in {bare} of {len(stack.slices)} slices"
+            raise MissingAttribute(subject, seen=seen, expected=f"both were expected in {first.modality} (Type 1)")
+
+
+def _check_identity(group: Group, subject: str) -> None:
+    """Refuse slices that no result could tell apart."""
+    identities = {(item.instance.sop_instance_uid, item.number) for item in group.slices}
+    if len(identities) < len(group.slices):
+        seen = f"{len(group.slices)} slices with {len(identities)} SOPInstanceUIDs"
+        raise SharedInstanceUid(subject, seen=seen)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """Ordered slices with what is needed to judge them, in LPS mm."""
+
+    subject: str
+    slices: tuple[Slice, ...]
+    row: Floats
+    column: Floats
+    normal: Floats
+    positions_N3: Floats
+    spacing_rows: float
+    spacing_columns: float
+
+    @property
+    def along_N(self) -> Floats:
+        along_N: Floats = (self.positions_N3 - self.positions_N3[0]) @ self.normal
+        return along_N
+
+    @property
+    def beside_N2(self) -> Floats:
+        """How far each first pixel lies beside the first slice's, along a row and down a column."""
+        beside_N2: Floats = (self.positions_N3 - self.positions_N3[0]) @ np.stack([self.row, self.column], axis=1)
+        return beside_N2
+
+    def part(self, first: int, last: int) -> _Grid:
+        """The slices from `first` up to and with `last`."""
+        chosen = slice(first, last + 1)
+        return replace(self, slices=self.slices[chosen], positions_N3=self.positions_N3[chosen])
+
+
+def _stack(group: Group, subject: str, policy: Policy) -> Stack:
+    """One group -> one regular grid, or a refusal."""
+    grid = _ordered(group, subject)
+    if len(grid.slices) < 2:
+        raise TooFewSlices(subject, seen="one slice")
+    defects = list(group.defects)
+    grid = _without_gaps(grid, policy, defects)
+    uneven = _is_uneven(grid)
+    if uneven:
+        if policy == "strict":
+            raise VariableSpacing(subject, seen=_distances(grid))
+        grid = _without_chasms(grid, defects)
+    tilted = _is_tilted(grid)
+    if tilted and policy == "strict":
+        raise GantryTilt(subject, seen=_tilt(grid))
+    if not uneven and not tilted:
+        return _regular(grid, group.name, defects)
+    return _regridded(grid, group.name, defects)
+
+
+_KEYWORDS = {
+    "orientation": "ImageOrientationPatient",
+    "spacing": "PixelSpacing",
+    "position": "ImagePositionPatient",
 }
 
 
-def _check_same(series: Series) -> None:
-    """Refuse a series whose slices differ in what a volume has once; cosines and spacings are compared as numbers."""
-    uids = {instance.sop_instance_uid for instance in series.instances}
-    if len(uids) < len(series.instances):
-        seen = f"{len(series.instances)} instances with {len(uids)} SOPInstanceUIDs"
-        raise SharedInstanceUid(series.facts.subject, seen=seen)
-    for name, value in _ONCE.items():
-        values = {value(instance) for instance in series.instances}
-        if len(values) > 1:
-            raise MixedSlices(series.facts.subject, seen=f"{len(values)} values of {name}")
-    for keyword in ("orientation", "spacing"):
-        found = [getattr(instance, keyword) for instance in series.instances]
-        if None in found:
-            attribute = "ImageOrientationPatient" if keyword == "orientation" else "PixelSpacing"
-            raise MissingAttribute(
-                series.facts.subject, seen=f"{attribute} is missing or malformed in {found.count(None)} slices"
-            )
-        values_NV = np.array(found)
-        if not np.isfinite(values_NV).all():
-            raise InvalidGeometry(series.facts.subject, seen=f"{keyword} that is not finite")
-        spread = float(np.ptp(values_NV, axis=0).max())
-        if spread > (COSINE_TOLERANCE if keyword == "orientation" else SPACING_TOLERANCE_MM):
-            raise MixedSlices(series.facts.subject, seen=f"{keyword} that differs by up to {spread:.4g}")
-
-
-def _directions(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Unit vectors in LPS along a row, down a column, and their normal."""
-    cosines = np.array([instance.orientation for instance in series.instances], dtype=np.float64).mean(axis=0)
+def _ordered(group: Group, subject: str) -> _Grid:
+    """Slices along their normal; refuses what has no geometry or one that means nothing."""
+    for keyword, attribute in _KEYWORDS.items():
+        values = [getattr(item, keyword) for item in group.slices]
+        if None in values:
+            seen = f"{attribute} is missing or malformed in {values.count(None)} slices"
+            raise MissingAttribute(subject, seen=seen)
+        if not np.isfinite(np.array(values)).all():
+            raise InvalidGeometry(subject, seen=f"{keyword} that is not finite")
+    cosines = np.array([item.orientation for item in group.slices], dtype=np.float64).mean(axis=0)
     row, column = cosines[:3], cosines[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if not np.isfinite(cosines).all() or max(abs(length - 1) for length in lengths) > COSINE_TOLERANCE:
-        raise InvalidGeometry(series.facts.subject, seen="direction cosines that are not unit vectors")
+    if max(abs(length - 1) for length in lengths) > COSINE_TOLERANCE:
+        raise InvalidGeometry(subject, seen="direction cosines that are not unit vectors")
     if abs(row @ column) > COSINE_TOLERANCE:
-        raise InvalidGeometry(series.facts.subject, seen="direction cosines that are not orthogonal")
+        raise InvalidGeometry(subject, seen="direction cosines that are not orthogonal")
     row = row / lengths[0]
     # What rounding left of the row in the column is taken out, so that the grid is exactly orthogonal.
     column = column - (column @ row) * row
     column = column / np.linalg.norm(column)
-    return row, column, np.cross(row, column)
+    rows, columns = np.array([item.spacing for item in group.slices], dtype=np.float64).mean(axis=0).tolist()
+    if not (min(rows, columns) > 0 and max(rows, columns) < 1e3):
+        raise InvalidGeometry(subject, seen=f"a pixel spacing of {rows:g} x {columns:g} mm")
+    normal = np.cross(row, column)
+    positions = np.array([item.position for item in group.slices], dtype=np.float64)
+    if float(np.abs(positions).max()) > 1e5:
+        raise InvalidGeometry(subject, seen="positions beyond 100 m")
+    order = np.argsort(positions @ normal, kind="stable")
+    ordered = tuple(group.slices[index] for index in order)
+    return _Grid(subject, ordered, row, column, normal, positions[order], rows, columns)
 
 
-def _position(series: Series, instance: Instance) -> tuple[float, ...]:
-    if instance.position is None:
-        raise MissingAttribute(series.facts.subject, seen="ImagePositionPatient is missing or malformed")
-    if not np.isfinite(instance.position).all():
-        raise InvalidGeometry(series.facts.subject, seen="a position that is not finite")
-    return instance.position
+def _without_gaps(grid: _Grid, policy: Policy, defects: list[Defect]) -> _Grid:
+    """Where slices are missing from an otherwise regular stack: refuse, or keep the longest whole run."""
+    gaps = np.diff(grid.along_N)
+    typical = float(np.median(gaps))
+    steps = np.maximum(np.rint(gaps / max(typical, ROUNDING_MM)), 1)
+    multiple = np.abs(gaps - steps * typical) <= np.maximum(JITTER_SHARE * typical, ROUNDING_MM) * steps
+    if not bool(multiple.all()) or not bool((steps > 1).any()):
+        return grid
+    first = int(np.argmax(steps > 1))
+    missing = int((steps - 1).sum())
+    seen = f"{missing} slices are missing, the first after {grid.along_N[first]:.2f} mm from the first slice"
+    if policy == "strict":
+        raise MissingSlices(grid.subject, seen=seen, expected=f"one every {typical:.3f} mm was expected")
+    return _longest_run(grid, steps == 1, "missing_slices", seen, defects)
 
 
-def _spacing(series: Series) -> tuple[float, float]:
-    rows, columns = np.array([instance.spacing for instance in series.instances], dtype=np.float64).mean(axis=0)
-    if not (np.isfinite(rows) and np.isfinite(columns) and min(rows, columns) > 0 and max(rows, columns) < 1e3):
-        raise InvalidGeometry(series.facts.subject, seen=f"a pixel spacing of {rows:g} x {columns:g} mm")
-    return float(rows), float(columns)
+def _without_chasms(grid: _Grid, defects: list[Defect]) -> _Grid:
+    """The longest run of unevenly spaced slices without a gap that is too wide to bridge."""
+    gaps = np.diff(grid.along_N)
+    bridged = gaps <= LARGEST_BRIDGED * float(np.median(gaps))
+    if bool(bridged.all()):
+        return grid
+    return _longest_run(grid, bridged, "missing_slices", f"a gap of {gaps.max():.2f} mm cannot be bridged", defects)
 
 
-def _check_regular(
-    series: Series, positions: NDArray[np.float64], along: NDArray[np.float64], normal: NDArray[np.float64]
-) -> None:
-    """Refuse slices that do not lie above each other at one distance.
-
-    Parameters
-    ----------
-    series
-        For the message.
-    positions, along
-        First pixel of each slice in LPS mm (N, 3), and its place along the normal in mm (N,), both in ascending order.
-    normal
-        Unit vector in LPS.
-    """
-    if len(along) < 2:
-        raise TooFewSlices(series.facts.subject, seen="one slice")
-    gaps = np.diff(along)
-    doubles = int((gaps < SAME_POSITION_MM).sum())
-    if doubles:
-        raise DuplicateSlices(series.facts.subject, seen=f"{doubles} of {len(along)} slices lie where another one lies")
-    _check_gaps(series, along, gaps)
-    sideways = positions - positions[0] - np.outer(along - along[0], normal)
-    shear = float(np.linalg.norm(sideways[-1]))
-    height = float(along[-1] - along[0])
-    spacing = height / (len(along) - 1)
-    if float(np.linalg.norm(sideways, axis=1).max()) > max(JITTER_SHARE * spacing, ROUNDING_MM):
-        angle = np.degrees(np.arctan2(shear, height))
-        raise GantryTilt(
-            series.facts.subject, seen=f"the last slice lies {shear:.2f} mm beside the first ({angle:.1f} degrees)"
-        )
+def _longest_run(grid: _Grid, whole: NDArray[np.bool_], code: str, seen: str, defects: list[Defect]) -> _Grid:
+    """The longest run of slices between which every distance is whole."""
+    breaks = [-1, *np.flatnonzero(~whole).tolist(), len(whole)]
+    runs = [(start + 1, end) for start, end in pairwise(breaks)]
+    first, last = max(runs, key=lambda run: run[1] - run[0])
+    if last - first < 1:
+        raise MissingSlices(grid.subject, seen=f"{seen}, and no two neighbours are left")
+    kept = f"the longest whole run was kept, slices {first + 1} to {last + 1} of {len(grid.slices)}"
+    defects.append(Defect(code, "repaired", f"{seen}; {kept}"))
+    return grid.part(first, last)
 
 
-def _unevenness(ordered: Sequence[Instance], affine_lps: Affine) -> tuple[Defect, ...]:
+def _is_uneven(grid: _Grid) -> bool:
+    along = grid.along_N
+    even = np.linspace(0, along[-1], len(along))
+    spacing = along[-1] / (len(along) - 1)
+    return bool(np.abs(along - even).max() > max(JITTER_SHARE * spacing, ROUNDING_MM))
+
+
+def _is_tilted(grid: _Grid) -> bool:
+    spacing = grid.along_N[-1] / (len(grid.slices) - 1)
+    beside = np.linalg.norm(grid.beside_N2, axis=1)
+    return bool(beside.max() > max(JITTER_SHARE * spacing, ROUNDING_MM))
+
+
+def _distances(grid: _Grid) -> str:
+    """The distances between neighbours, and how often each is met where they are few."""
+    gaps = np.diff(grid.along_N)
+    values, counts = np.unique(np.round(gaps, 2), return_counts=True)
+    if len(values) > _FEW_DISTANCES:
+        return f"{len(gaps)} distances from {gaps.min():.2f} to {gaps.max():.2f} mm between slices"
+    told = ", ".join(f"{count} x {value:.2f}" for value, count in zip(values, counts, strict=True))
+    return f"distances between slices of {told} mm"
+
+
+def _tilt(grid: _Grid) -> str:
+    """How far slices lie beside each other: along one line it is a tilt, else single slices were moved."""
+    beside_N2, along_N = grid.beside_N2, grid.along_N
+    line_N2 = np.outer(along_N / along_N[-1], beside_N2[-1])
+    shift = float(np.linalg.norm(beside_N2, axis=1).max())
+    if float(np.linalg.norm(beside_N2 - line_N2, axis=1).max()) > JITTER_SHARE * shift:
+        return f"slices lie up to {shift:.2f} mm beside the first, not along one line"
+    angle = np.degrees(np.arctan2(shift, float(along_N[-1])))
+    return f"the last slice lies {shift:.2f} mm beside the first, a tilt of {angle:.1f} degrees"
+
+
+def _affine_lps(grid: _Grid, origin: Floats, spacing: float) -> Affine:
+    """C.7.6.2.1.1 equation (1): a step along a row goes by the distance between columns, and the reverse."""
+    affine = np.eye(4)
+    affine[:3, 0] = grid.row * grid.spacing_columns
+    affine[:3, 1] = grid.column * grid.spacing_rows
+    affine[:3, 2] = grid.normal * spacing
+    affine[:3, 3] = origin
+    return affine
+
+
+def _regular(grid: _Grid, name: str, defects: list[Defect]) -> Stack:
+    spacing = float(grid.along_N[-1]) / (len(grid.slices) - 1)
+    affine = _affine_lps(grid, grid.positions_N3[0], spacing)
+    instance = grid.slices[0].instance
+    shape = (instance.columns, instance.rows, len(grid.slices))
+    meant_N3 = affine[:3, 3] + np.arange(len(grid.slices))[:, None] * affine[:3, 2]
+    return Stack(grid.slices, lps_to_ras(affine), shape, (*defects, *_unevenness(grid, meant_N3)), None, name)
+
+
+def _unevenness(grid: _Grid, meant_N3: Floats) -> tuple[Defect, ...]:
     """Tell how far the slices' own corners lie from where the one affine puts them.
 
     This is the whole error of taking the slices as one grid: jitter of positions, rounding of cosines, and cosines and
     spacings that differ from slice to slice within the tolerances.
+
+    Parameters
+    ----------
+    grid
+        The slices.
+    meant_N3
+        Where the affine puts the first pixel of each, in LPS mm.
     """
+    instance = grid.slices[0].instance
+    corners = [(column, row) for column in (0, instance.columns - 1) for row in (0, instance.rows - 1)]
+    cosines_N6 = np.array([item.orientation for item in grid.slices])
+    spacing_N2 = np.array([item.spacing for item in grid.slices])
     error = 0.0
-    for index, instance in enumerate(ordered):
-        assert instance.orientation is not None and instance.spacing is not None and instance.position is not None
-        along_row = np.array(instance.orientation[:3]) * instance.spacing[1]
-        down_column = np.array(instance.orientation[3:]) * instance.spacing[0]
-        for column in (0, instance.columns - 1):
-            for row in (0, instance.rows - 1):
-                own = np.array(instance.position) + along_row * column + down_column * row
-                error = max(error, float(np.linalg.norm((affine_lps @ [column, row, index, 1])[:3] - own)))
+    for column, row in corners:
+        own_N3 = grid.positions_N3 + cosines_N6[:, :3] * spacing_N2[:, 1:] * column
+        own_N3 = own_N3 + cosines_N6[:, 3:] * spacing_N2[:, :1] * row
+        corner = grid.row * grid.spacing_columns * column + grid.column * grid.spacing_rows * row
+        error = max(error, float(np.linalg.norm(meant_N3 + corner - own_N3, axis=1).max()))
     if error <= ROUNDING_MM:
         return ()
     detail = f"voxels lie up to {error:.3f} mm from where the slices' own attributes put them"
     return (Defect("uneven_positions", "noted", detail, error_mm=error),)
 
 
-def _check_gaps(series: Series, along: NDArray[np.float64], gaps: NDArray[np.float64]) -> None:
-    """Refuse gaps that are a multiple of the commonest distance as missing slices, others as variable spacing."""
-    typical = float(np.median(gaps))
-    tolerance = JITTER_SHARE * typical
-    steps = np.maximum(np.rint(gaps / typical), 1)
-    if bool((np.abs(gaps - steps * typical) > np.maximum(tolerance, ROUNDING_MM) * steps).any()):
-        raise VariableSpacing(series.facts.subject, seen=f"distances from {gaps.min():.3f} to {gaps.max():.3f} mm")
-    if bool((steps > 1).any()):
-        first = int(np.argmax(steps > 1))
-        missing = int((steps - 1).sum())
-        raise MissingSlices(
-            series.facts.subject,
-            seen=f"{missing} slices are missing, the first after {along[first]:.2f} mm along the normal",
-            expected=f"one every {typical:.3f} mm was expected",
+def _regridded(grid: _Grid, name: str, defects: list[Defect]) -> Stack:
+    """Plan an orthogonal, evenly spaced grid that holds every slice."""
+    along_N, beside_N2 = grid.along_N, grid.beside_N2
+    uneven, tilted = _is_uneven(grid), _is_tilted(grid)
+    target = _targets(along_N) if uneven else np.linspace(0, along_N[-1], len(along_N))
+    instance = grid.slices[0].instance
+    low = beside_N2.min(axis=0)
+    shift_N2 = (beside_N2 - low) / [grid.spacing_columns, grid.spacing_rows]
+    more_columns, more_rows = np.ceil(shift_N2.max(axis=0) - 1e-6).astype(int).tolist()
+    shape = (instance.columns + more_columns, instance.rows + more_rows, len(target))
+    before = instance.columns * instance.rows * len(along_N)
+    if shape[0] * shape[1] * shape[2] > LARGEST_GROWTH * before:
+        raise GantryTilt(
+            grid.subject, seen=f"{_tilt(grid)}; a grid that holds it all would be over {LARGEST_GROWTH:g} times larger"
         )
-    even = np.linspace(along[0], along[-1], len(along))
-    if float(np.abs(along - even).max()) > max(tolerance, ROUNDING_MM):
-        raise VariableSpacing(
-            series.facts.subject, seen=f"distances that drift from {gaps.min():.3f} to {gaps.max():.3f} mm"
-        )
+    if uneven:
+        error = float(np.abs(target[:, None] - along_N[None, :]).min(axis=1).max())
+        detail = f"{_distances(grid)}; interpolated linearly to {len(target)} slices every {target[1]:.3f} mm"
+        defects.append(Defect("variable_spacing", "repaired", detail, error_mm=error))
+    if tilted:
+        detail = f"{_tilt(grid)}; each slice was moved to its place in its plane, with linear interpolation"
+        defects.append(Defect("gantry_tilt", "repaired", detail))
+    meant_N3 = grid.positions_N3 if uneven else grid.positions_N3 + np.outer(target - along_N, grid.normal)
+    origin = grid.positions_N3[0] + grid.row * low[0] + grid.column * low[1]
+    affine = _affine_lps(grid, origin, float(target[1]))
+    notes = _unevenness(grid, meant_N3)
+    return Stack(grid.slices, lps_to_ras(affine), shape, (*defects, *notes), Regrid(along_N, target, shift_N2), name)
+
+
+def _targets(along_N: Floats) -> Floats:
+    """Evenly spaced places over the same extent, as near to each other as the slices typically are."""
+    count = round(float(along_N[-1] / np.median(np.diff(along_N)))) + 1
+    targets: Floats = np.linspace(0, along_N[-1], max(count, 2))
+    return targets

@@ -1,113 +1,192 @@
-"""Frames -> one float32 array of real-world values.
+"""Stacks -> arrays of real-world values.
 
-Invariant: each slice is scaled by its own rescale slope and intercept, in the memory of the one array that is returned;
-a file whose pixels are not what its header declared is refused.
+Invariant: each slice is scaled by its own rescale slope and intercept (or its Modality LUT), into the memory of the one
+array that is returned; padding is masked, never scaled into a value; what cannot be read rightly is refused.
+
+Shapes: ``volume_ZCYX`` lies slice by slice, rows downwards; what leaves is its (C, X, Y, Z) view.
 """
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import apply_modality_lut
 
-from imaging.dicom.geometry import Stack
-from imaging.dicom.scan import Instance
-from imaging.errors import (
-    InvalidGeometry,
-    MissingAttribute,
-    NotFinite,
-    TruncatedPixels,
-    UnreadableDicom,
-    UnsupportedTransferSyntax,
-)
+from imaging.dicom.frames import Slice
+from imaging.dicom.regrid import regrid
+from imaging.dicom.stack import Stack
+from imaging.dicom.stored import FrameReader, Samples, check_stored
+from imaging.errors import InvalidGeometry, MissingAttribute, NotFinite, UnreadableDicom
 from imaging.volume import Defect
 
 # Bounds what a lying header can make us allocate: 4 GiB of float32 is 1,000 slices of 1,024 x 1,024.
 _LARGEST_VOXELS = 2**30
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# Reading and scaling release the interpreter; more threads than this wait for the memory.
+_MOST_THREADS = 8
 
 
-def read_pixels(stack: Stack) -> NDArray[np.float32]:
-    """Decode the slices of a stack.
+def read_pixels(stack: Stack) -> tuple[NDArray[np.float32], tuple[Defect, ...]]:
+    """Decode the slices of a stack onto its grid.
 
     Returns
     -------
-    ndarray of float32
-        (1, X, Y, Z) in real-world units (PS3.3 C.11.1, the Modality LUT); a view of memory that lies slice by slice.
+    array : ndarray of float32
+        (C, X, Y, Z) in real-world units (PS3.3 C.11.1, the Modality LUT); a view of memory that lies slice by slice.
+    defects
+        What was met in the pixels: padding, and what it was set to; the grid beyond what was acquired.
 
     Raises
     ------
     InvalidGeometry
         If the declared size is beyond any scanner's.
-    UnsupportedTransferSyntax, TruncatedPixels, UnreadableDicom, NotFinite
-        If a slice cannot be decoded rightly.
+    InputRefused
+        By the name of what keeps a slice from being decoded rightly.
     """
-    first = stack.instances[0]
-    if first.rows * first.columns * len(stack.instances) > _LARGEST_VOXELS:
-        raise InvalidGeometry(
-            f"series {first.series_uid}", seen=f"{len(stack.instances)} slices of {first.rows} x {first.columns}"
-        )
-    _check_sizes(stack)
-    slices_ZYX = np.empty((len(stack.instances), first.rows, first.columns), dtype=np.float32)
-    for slice_YX, instance in zip(slices_ZYX, stack.instances, strict=True):
-        slice_YX[...] = _decode(instance)
-    if not np.isfinite(slices_ZYX).all():
-        raise NotFinite(f"series {first.series_uid}", seen="NaN or infinite voxels after rescaling")
-    return slices_ZYX.transpose(2, 1, 0)[np.newaxis]
+    first = stack.slices[0].instance
+    subject = f"series {first.series_uid}"
+    voxels = max(first.rows * first.columns * len(stack.slices), int(np.prod(stack.shape, dtype=np.int64)))
+    if voxels * stack.channels > _LARGEST_VOXELS:
+        raise InvalidGeometry(subject, seen=f"{len(stack.slices)} slices of {first.rows} x {first.columns}")
+    for item in stack.slices:
+        check_stored(item)
+        _check_scale(item)
+    columns, rows, depth = stack.shape
+    volume_ZCYX = np.empty((depth, stack.channels, rows, columns), dtype=np.float32)
+    padding = sum(_in_threads(depth, lambda part: _read_part(stack, part, volume_ZCYX)))
+    defects = _filled(stack, volume_ZCYX, padding, subject)
+    return volume_ZCYX.transpose(1, 3, 2, 0), defects
 
 
-def padding_defects(stack: Stack) -> tuple[Defect, ...]:
-    """Tell of Pixel Padding Value (0028,0120), which this version leaves in the array."""
-    headers = (_dataset(instance.path, stop_before_pixels=True) for instance in stack.instances)
-    values = {header.get("PixelPaddingValue") for header in headers} - {None}
-    if not values:
+def _in_threads(count: int, work: Callable[[range], int]) -> list[int]:
+    """Neighbouring slices go to one thread, since a resampled slice needs its neighbour."""
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), count)
+    bounds = np.linspace(0, count, threads + 1).round().astype(int).tolist()
+    parts = [range(start, end) for start, end in pairwise(bounds)]
+    if len(parts) == 1:
+        return [work(parts[0])]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))
+
+
+def _read_part(stack: Stack, part: range, volume_ZCYX: NDArray[np.float32]) -> int:
+    """Some slices of the grid; gives how many pixels of the slices read were padding."""
+    reader = FrameReader()
+    if stack.regrid is None:
+        return sum(_real_world(stack, number, reader, volume_ZCYX[number]) for number in part)
+    padding = 0
+
+    def acquired(number: int) -> NDArray[np.float32]:
+        nonlocal padding
+        instance = stack.slices[number].instance
+        image_CYX = np.empty((stack.channels, instance.rows, instance.columns), np.float32)
+        padding += _real_world(stack, number, reader, image_CYX)
+        return image_CYX
+
+    regrid(acquired, stack.regrid, part, volume_ZCYX)
+    return padding
+
+
+def _check_scale(item: Slice) -> None:
+    if item.slope is None or item.intercept is None or not np.isfinite([item.slope, item.intercept]).all():
+        seen = "RescaleSlope and RescaleIntercept are not both there and numbers"
+        raise MissingAttribute(item.instance.path, seen=seen)
+
+
+def _real_world(stack: Stack, number: int, reader: FrameReader, target_CYX: NDArray[np.float32]) -> int:
+    """One slice as real-world values, NaN where it is padding; gives how many pixels that is."""
+    item = stack.slices[number]
+    samples = reader(item)
+    if stack.channels == 3:
+        target_CYX[...] = np.moveaxis(samples, 2, 0)
+        return 0
+    target_YX = target_CYX[0]
+    padding_YX = _padding(samples, item)
+    if stack.is_inverted:
+        samples = _inverted(samples, item)
+    if item.instance.pixels.lookup:
+        samples = _looked_up(samples, item)
+    _scale(samples, item, target_YX)
+    if padding_YX is None:
+        return 0
+    target_YX[padding_YX] = np.nan
+    return int(padding_YX.sum())
+
+
+def _scale(samples_YX: Samples, item: Slice, target_YX: NDArray[np.float32]) -> None:
+    assert item.slope is not None and item.intercept is not None
+    if samples_YX.dtype.itemsize > 2:  # float32 cannot hold what these can before they are scaled
+        values = samples_YX.astype(np.float64) * item.slope + item.intercept
+        if not np.isfinite(values).all() or float(np.abs(values).max()) > _LARGEST_FLOAT:
+            raise NotFinite(item.instance.path, seen="NaN or infinite pixels")
+        target_YX[...] = values
+        return
+    if abs(item.slope) * 2**16 + abs(item.intercept) > _LARGEST_FLOAT:
+        raise NotFinite(item.instance.path, seen="a rescale slope or intercept that leads beyond float32")
+    np.multiply(samples_YX, np.float32(item.slope), out=target_YX, dtype=np.float32, casting="unsafe")
+    if item.intercept:
+        np.add(target_YX, np.float32(item.intercept), out=target_YX)
+
+
+def _padding(samples_YX: Samples, item: Slice) -> NDArray[np.bool_] | None:
+    """Which pixels are padding (PS3.3 C.7.5.1.1.2); None where none are."""
+    value, limit = item.instance.pixels.padding, item.instance.pixels.padding_limit
+    if value is None or samples_YX.dtype.kind == "f":
+        return None
+    if limit is None:
+        padding_YX = samples_YX == value
+    else:
+        low, high = min(value, limit), max(value, limit)
+        padding_YX = np.greater_equal(samples_YX, low) & np.less_equal(samples_YX, high)
+    return padding_YX if bool(padding_YX.any()) else None
+
+
+def _inverted(samples_YX: Samples, item: Slice) -> Samples:
+    """MONOCHROME1 as MONOCHROME2: what is stored as the smallest value becomes the largest."""
+    pixels = item.instance.pixels
+    if samples_YX.dtype.kind == "f":
+        return np.negative(samples_YX)
+    total = -1 if pixels.signed else 2**pixels.bits_stored - 1
+    return np.subtract(total, samples_YX.astype(np.int64))
+
+
+def _looked_up(samples_YX: Samples, item: Slice) -> Samples:
+    """By the Modality LUT Sequence (PS3.3 C.11.1.1.1)."""
+    try:
+        dataset = pydicom.dcmread(item.instance.path, stop_before_pixels=True)
+        return np.asarray(apply_modality_lut(samples_YX, dataset))
+    except Exception as error:  # pydicom raises whatever a malformed table leads it to; all of it means one thing here
+        seen = f"the Modality LUT cannot be applied ({type(error).__name__})"
+        raise UnreadableDicom(item.instance.path, seen=seen) from error
+
+
+def _filled(stack: Stack, volume_ZCYX: NDArray[np.float32], padding: int, subject: str) -> tuple[Defect, ...]:
+    """Give padding, and what lies beyond the acquired slices of a new grid, the smallest value that was measured."""
+    if not padding and stack.regrid is None:
         return ()
-    told = ", ".join(map(str, sorted(values)))
-    return (Defect("padding", "noted", f"voxels of value {told} before rescaling are padding and are not masked"),)
-
-
-def _check_sizes(stack: Stack) -> None:
-    """Refuse a header that declares more pixels than its file could hold, before anything is allocated for it."""
-    for instance in stack.instances:
-        syntax = pydicom.uid.UID(instance.transfer_syntax_uid, pydicom.config.IGNORE)
-        native = syntax.is_transfer_syntax and not syntax.is_encapsulated
-        # Even one bit a pixel needs rows x columns / 8 bytes.
-        if native and instance.path.stat().st_size < instance.rows * instance.columns // 8:
-            raise TruncatedPixels(instance.path, seen=f"{instance.path.stat().st_size} bytes in the file",
-                                  expected=f"{instance.rows} x {instance.columns} pixels were expected")  # fmt: skip
-
-
-def _decode(instance: Instance) -> NDArray[np.float64]:
-    dataset = _dataset(instance.path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pydicom warns of missing and of excess bytes, and goes on
-            stored = dataset.pixel_array
-    except (NotImplementedError, RuntimeError) as error:
-        raise UnsupportedTransferSyntax(
-            instance.path, seen=f"{instance.transfer_syntax_uid} cannot be decoded"
-        ) from error
-    except Exception as error:
-        raise TruncatedPixels(instance.path, seen=f"the pixels cannot be decoded ({type(error).__name__})") from error
-    if stored.shape != (instance.rows, instance.columns):
-        raise TruncatedPixels(instance.path, seen=f"pixels of shape {stored.shape}")
-    if ("RescaleSlope" in dataset) != ("RescaleIntercept" in dataset):
-        # pydicom would leave the values unscaled; each is required with the other (PS3.3 C.11.1).
-        raise MissingAttribute(instance.path, seen="RescaleSlope and RescaleIntercept: only one is present")
-    try:
-        values: NDArray[np.float64] = apply_modality_lut(stored, dataset).astype(np.float64)
-    except Exception as error:
-        raise UnreadableDicom(instance.path, seen=f"the Modality LUT is malformed ({type(error).__name__})") from error
-    return values
-
-
-def _dataset(path: Path, *, stop_before_pixels: bool = False) -> pydicom.Dataset:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote header values
-            return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-    except Exception as error:
-        raise UnreadableDicom(path, seen=f"cannot be parsed ({type(error).__name__})") from error
+    smallest = [float(np.nanmin(image)) for image in volume_ZCYX if not np.isnan(image).all()]
+    if not smallest:
+        raise NotFinite(subject, seen="every pixel is padding")
+    filled = 0
+    for image in volume_ZCYX:
+        empty = np.isnan(image)
+        filled += int(empty.sum())
+        image[empty] = min(smallest)
+    unit = f" {stack.unit}" if stack.unit else ""
+    defects = []
+    if padding:
+        values = sorted({item.instance.pixels.padding for item in stack.slices} - {None}, key=str)
+        stored = ", ".join(str(value) for value in values)
+        detail = f"{padding} pixels stored as padding ({stored}) are masked: set to the smallest value seen, "
+        defects.append(Defect("padding", "noted", f"{detail}{min(smallest):g}{unit}"))
+    if stack.regrid is not None and filled:
+        share = filled / volume_ZCYX.size
+        detail = f"{share:.1%} of the new grid has no acquired value and was set to {min(smallest):g}{unit}"
+        defects.append(Defect("beyond_acquired", "noted", detail))
+    return tuple(defects)

@@ -1,4 +1,4 @@
-"""A folder or files -> studies and series, from headers alone.
+"""Folders, files and archives -> studies and series, from headers alone.
 
 Invariant: one bad file never stops the scan, and no file disappears: each one is an instance of a series or is named
 with the reason why it is not. Studies of different patients are never joined. Imports no torch.
@@ -6,92 +6,41 @@ with the reason why it is not. Studies of different patients are never joined. I
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import pydicom
+from imaging.dicom.archives import is_archive, unpack
+from imaging.dicom.attributes import FileFacts, Instance, read_facts
+from imaging.errors import ImagingError, MixedPatients, NotDicom, NothingFound, UnreadableDicom
+from imaging.volume import Defect, SeriesFacts
 
-from imaging.errors import (
-    ImagingError,
-    InvalidUid,
-    MissingAttribute,
-    MixedPatients,
-    NotDicom,
-    NothingFound,
-    UnreadableDicom,
-    UnsupportedTransferSyntax,
-)
-from imaging.volume import SeriesFacts
-
-# PS3.5 section 9.1. Components with a leading zero break the rule and are common; they are safe as file names.
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_PIXEL_GROUP = (b"\xe0\x7f", b"\x7f\xe0")  # (7FE0,....) in either byte order
+# PS3.10 annex: the DICOMDIR of a medium is an index of its files.
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 # Files that media and operating systems leave beside images; they hold no image by design.
 _KNOWN_STRAYS = ("dicomdir", "dirfile", "thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
-
-_REQUIRED_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-_KEYWORDS = (
-    *_REQUIRED_UIDS, "FrameOfReferenceUID", "PatientID", "PatientName", "PatientBirthDate", "IssuerOfPatientID",
-    "Modality", "SeriesDescription", "StudyDescription", "StudyDate", "AccessionNumber",
-    "BodyPartExamined", "ImageType", "NumberOfFrames", "Rows", "Columns",
-    "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """What the header of one file says, as far as ordering and choosing need it.
-
-    Attributes
-    ----------
-    path
-        The file.
-    sop_class_uid, sop_instance_uid, study_uid, series_uid, frame_of_reference_uid, transfer_syntax_uid
-        DICOM UIDs; the frame of reference may be empty.
-    modality, image_type, photometric
-        Modality, Image Type and Photometric Interpretation.
-    rows, columns, frames, samples
-        Size of the pixel data; 0 rows where there is none.
-    spacing
-        Pixel Spacing (0028,0030) in mm: between rows, between columns; None where missing or malformed.
-    orientation
-        Image Orientation (Patient) (0020,0037): direction cosines in LPS along a row and down a column, or None.
-    position
-        Image Position (Patient) (0020,0032) in LPS mm of the first pixel's centre, or None.
-    """
-
-    path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_uid: str
-    series_uid: str
-    frame_of_reference_uid: str
-    transfer_syntax_uid: str
-    modality: str
-    image_type: tuple[str, ...]
-    photometric: str
-    rows: int
-    columns: int
-    frames: int
-    samples: int
-    spacing: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    position: tuple[float, ...] | None
+# Root of UIDs made from a UUID (PS3.5 annex B.2).
+_MADE = "2.25."
+# Reading waits for the disk more than for the processor; more threads than this only queue.
+_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The instances of one SeriesInstanceUID of one study, in no particular order."""
+    """The instances of one SeriesInstanceUID of one study, in no particular order.
+
+    `defects` tells where the UIDs are not those of the files but were made, because the files have none.
+    """
 
     uid: str
     facts: SeriesFacts
     instances: tuple[Instance, ...]
+    defects: tuple[Defect, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +59,14 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Where an archive was unpacked; the folder goes when nothing refers to it any more."""
+
+    archive: Path
+    folder: TemporaryDirectory[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     """What lies under some paths.
 
@@ -121,11 +78,18 @@ class Scan:
         For each file or study that could not be taken, the named reason.
     strays
         Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``).
+    unpacked
+        Archives whose files are among the studies; they can be read as long as this is alive.
     """
 
     studies: tuple[Study, ...]
     refused: tuple[ImagingError, ...]
     strays: tuple[Path, ...] = ()
+    unpacked: tuple[Unpacked, ...] = ()
+
+    def origin(self, path: Path) -> Path:
+        """The archive that a file was unpacked from, or the file itself."""
+        return next((item.archive for item in self.unpacked if path.is_relative_to(item.folder.name)), path)
 
 
 def scan(paths: Path | Iterable[Path]) -> Scan:
@@ -134,32 +98,77 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     Parameters
     ----------
     paths
-        A folder, a file, or several of both; folders are searched to any depth, links to folders are not followed.
+        A folder, a file, or several of both; folders are searched to any depth, links to folders are not followed. ZIP
+        and TAR archives are unpacked into a temporary folder and read; a DICOMDIR stands for the folder it lies in.
 
     Raises
     ------
     NothingFound
         If a path does not exist or is an empty folder.
     """
-    refused: list[ImagingError] = []
-    strays: list[Path] = []
-    read: list[_Read] = []
-    files, unreadable = files_under([paths] if isinstance(paths, Path) else paths)
-    refused += unreadable
-    for path in files:
-        try:
-            if _is_stray(path):
-                strays.append(path)
+    files, refused = files_under([paths] if isinstance(paths, Path) else paths)
+    found = scan_files(files)
+    return replace(found, refused=(*refused, *found.refused))
+
+
+def scan_files(files: Sequence[Path]) -> Scan:
+    """The same of files that were found before; see `files_under`."""
+    found = _Found([], [path for path in files if _is_stray(path.name)], [], [])
+    _read_all([path for path in files if not _is_stray(path.name)], found)
+    studies, conflicts = _group(found.read)
+    return Scan(studies, (*found.refused, *conflicts), tuple(found.strays), tuple(found.unpacked))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    read: list[FileFacts]
+    strays: list[Path]
+    refused: list[ImagingError]
+    unpacked: list[Unpacked]
+
+
+def _read_all(files: Sequence[Path], found: _Found) -> None:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for path, facts in zip(files, threads.map(_try, files), strict=True):
+            if isinstance(facts, NotDicom) and is_archive(path):
+                _read_archive(path, found)
+            elif isinstance(facts, ImagingError):
+                found.refused.append(facts)
+            elif facts.instance.sop_class_uid == _MEDIA_DIRECTORY:
+                found.strays.append(path)
             else:
-                read.append(_read(path))
-        except ImagingError as error:
-            refused.append(error)
-    studies, conflicts = _group(read)
-    return Scan(studies, (*refused, *conflicts), tuple(strays))
+                found.read.append(facts)
+
+
+def _read_archive(archive: Path, found: _Found) -> None:
+    """Unpack an archive and read what was in it; what is refused in there is told of the archive."""
+    folder = TemporaryDirectory(prefix="imgpipe_")
+    members = unpack(archive, Path(folder.name))
+    found.refused.extend(members.refused)
+    found.unpacked.append(Unpacked(archive, folder))
+    inner = _Found([], [], [], [])
+    with ThreadPoolExecutor(_THREADS) as threads:
+        images = [member.path for member in members.files if not _is_stray(member.name)]
+        for facts in threads.map(_try, images):
+            if isinstance(facts, ImagingError):
+                inner.refused.append(facts)
+            elif facts.instance.sop_class_uid != _MEDIA_DIRECTORY:
+                inner.read.append(facts)
+    found.read.extend(inner.read)
+    for error in inner.refused:
+        seen = f"its file {error.path.name if error.path else ''}: {error.seen}"
+        found.refused.append(type(error)(archive, seen=seen, expected=error.expected, remedy=error.remedy))
+
+
+def _try(path: Path) -> FileFacts | ImagingError:
+    try:
+        return read_facts(path)
+    except ImagingError as error:
+        return error
 
 
 def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom]]:
-    """All files under some folders or files, sorted within each, each once.
+    """All files under some folders or files, sorted within each, each once; a DICOMDIR stands for its folder.
 
     Returns
     -------
@@ -179,9 +188,10 @@ def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom
     def refuse(error: OSError) -> None:
         unreadable.append(UnreadableDicom(Path(error.filename), seen=f"the folder cannot be listed ({error.strerror})"))
 
-    for root in roots:
-        if not root.exists():
-            raise NothingFound(root, seen="the path does not exist")
+    for given in roots:
+        if not given.exists():
+            raise NothingFound(given, seen="the path does not exist")
+        root = given.parent if _is_index(given) else given
         before = len(unreadable)
         walked = os.walk(root, onerror=refuse)
         below = (
@@ -194,155 +204,57 @@ def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom
     return list(files.values()), unreadable
 
 
-def _is_stray(path: Path) -> bool:
-    return path.name.lower() in _KNOWN_STRAYS or path.name.startswith("._")
+def _is_stray(name: str) -> bool:
+    return name.lower() in _KNOWN_STRAYS or name.startswith("._")
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """One header: the instance, and what its study and series take from it."""
-
-    instance: Instance
-    facts: SeriesFacts
-    patient: tuple[str, str, str] = field(repr=False)
-    patient_id: str = field(repr=False)
-    study_description: str = field(repr=False)
-    date: str = field(repr=False)
-    accession: str = field(repr=False)
+def _is_index(root: Path) -> bool:
+    return root.name.lower() == "dicomdir" and root.is_file()
 
 
-def _read(path: Path) -> _Read:
-    header = _header(path)
+def _identified(read: Sequence[FileFacts]) -> tuple[list[FileFacts], set[str]]:
+    """Give a study and a series UID to files that have none; gives all headers, and the series UIDs that were made.
 
-    def text(keyword: str) -> str:
-        return str(header.get(keyword) or "").strip()
-
-    uids = {keyword: _uid(path, keyword, text(keyword) or _from_meta(header, keyword)) for keyword in _REQUIRED_UIDS}
-    instance = Instance(
-        path=path,
-        sop_class_uid=uids["SOPClassUID"],
-        sop_instance_uid=uids["SOPInstanceUID"],
-        study_uid=uids["StudyInstanceUID"],
-        series_uid=uids["SeriesInstanceUID"],
-        frame_of_reference_uid=text("FrameOfReferenceUID"),
-        transfer_syntax_uid=str(header.file_meta.get("TransferSyntaxUID", "")),
-        modality=text("Modality"),
-        image_type=tuple(str(part) for part in _many(header.get("ImageType"))),
-        photometric=text("PhotometricInterpretation"),
-        rows=_whole(path, header, "Rows", 0),
-        columns=_whole(path, header, "Columns", 0),
-        frames=_whole(path, header, "NumberOfFrames", 1),
-        samples=_whole(path, header, "SamplesPerPixel", 1),
-        spacing=_numbers(header, "PixelSpacing", 2),
-        orientation=_numbers(header, "ImageOrientationPatient", 6),
-        position=_numbers(header, "ImagePositionPatient", 3),
-    )
-    facts = SeriesFacts(
-        study_uid=instance.study_uid,
-        series_uid=instance.series_uid,
-        frame_of_reference_uid=instance.frame_of_reference_uid,
-        modality=instance.modality,
-        description=text("SeriesDescription"),
-        body_part=text("BodyPartExamined"),
-    )
-    patient_id = text("PatientID")
-    # Without an id only name and birth date can tell two people apart; they are compared and kept nowhere else.
-    by_name = ("no id", text("PatientName").rstrip("^ ").upper(), text("PatientBirthDate"))
-    patient = ("id", patient_id, text("IssuerOfPatientID")) if patient_id else by_name
-    return _Read(
-        instance,
-        facts,
-        patient,
-        patient_id,
-        text("StudyDescription"),
-        text("StudyDate"),
-        text("AccessionNumber"),
-    )
+    Files of one folder and patient that say the same of their series are taken as one; whether they are one volume is
+    for their geometry to say. The UID is a function of what they hold (PS3.5 annex B.2, UUID derived).
+    """
+    whole = [item for item in read if item.instance.study_uid and item.instance.series_uid]
+    if len(whole) == len(read):
+        return whole, set()
+    nameless = [item for item in read if not (item.instance.study_uid and item.instance.series_uid)]
+    studies: dict[object, list[str]] = {}
+    series: dict[object, list[str]] = {}
+    for item in nameless:
+        studies.setdefault(_study_key(item), []).append(item.instance.sop_instance_uid)
+        series.setdefault((_study_key(item), item.series), []).append(item.instance.sop_instance_uid)
+    made: set[str] = set()
+    for item in nameless:
+        members = series[_study_key(item), item.series]
+        study_uid = item.instance.study_uid or _made_uid(studies[_study_key(item)])
+        series_uid = item.instance.series_uid or _made_uid(["series", *members])
+        made.add(series_uid)
+        instance = replace(item.instance, study_uid=study_uid, series_uid=series_uid)
+        facts = replace(item.series, study_uid=study_uid, series_uid=series_uid)
+        whole.append(replace(item, instance=instance, series=facts))
+    return whole, made
 
 
-def _header(path: Path) -> pydicom.Dataset:
-    """The attributes that a scan needs; refuses what is not DICOM before pydicom sees it."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(1024)
-    except OSError as error:
-        raise UnreadableDicom(path, seen=f"cannot be opened ({error.strerror})") from error
-    if head[128:132] != b"DICM":
-        raise NotDicom(path, seen=_kind(head))
-    if _DEFLATED in head:
-        # Inflating takes as much memory as the sender likes, before anything can be checked.
-        raise UnsupportedTransferSyntax(path, seen="a deflated data set")
-    try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation(), path.open("rb") as stream:
-            warnings.simplefilter("ignore")  # pydicom's warnings and its log quote header values
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
-            at_pixels = stream.read(2) in _PIXEL_GROUP
-            # Values are parsed when they are looked at; look now, inside this try.
-            for element in (*header.file_meta, *header):
-                _ = element.value
-    except Exception as error:
-        raise UnreadableDicom(path, seen=f"the header cannot be parsed ({type(error).__name__})") from error
-    # pydicom takes the end of a file for the end of its data set; an image ends with its pixels.
-    sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
-    is_image = "Image Storage" in pydicom.uid.UID(sop_class, pydicom.config.IGNORE).name
-    if not len(header) or (is_image and not at_pixels):
-        raise UnreadableDicom(path, seen="the file ends before its pixel data")
-    return header
+def _study_key(item: FileFacts) -> object:
+    """What files of one study without a UID have in common."""
+    path = item.instance.path
+    return item.instance.study_uid, item.patient, item.date, item.study_description, path.parent
 
 
-def _kind(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    if head[:4] == b"PK\x03\x04":
-        return "a ZIP archive"
-    if head[:2] == b"\x1f\x8b":
-        return "a gzip archive"
-    if b"\0" not in head:
-        return "a text file"
-    return "no 'DICM' at byte 128"
+def _made_uid(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256("\n".join(sorted(parts)).encode()).digest()
+    return f"{_MADE}{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
-def _from_meta(header: pydicom.Dataset, keyword: str) -> str:
-    """The same UID from the meta header, which must repeat it (PS3.10 table 7.1-1); some writers leave only it."""
-    return str(header.file_meta.get(f"MediaStorage{keyword}") or "").strip()
-
-
-def _uid(path: Path, keyword: str, value: str) -> str:
-    if not value:
-        raise MissingAttribute(path, seen=f"{keyword} is missing or empty")
-    if len(value) > 64 or not _UID.fullmatch(value):
-        raise InvalidUid(path, seen=f"{keyword} is not a UID")
-    return value
-
-
-def _whole(path: Path, header: pydicom.Dataset, keyword: str, default: int) -> int:
-    value = header.get(keyword)
-    if value is None or value == "":
-        return default
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise MissingAttribute(path, seen=f"{keyword} is not one whole number") from error
-
-
-def _many(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
-
-
-def _numbers(header: pydicom.Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    try:
-        numbers = tuple(float(value) for value in _many(header.get(keyword)))
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count else None
-
-
-def _group(read: Iterable[_Read]) -> tuple[tuple[Study, ...], list[ImagingError]]:
+def _group(read: Sequence[FileFacts]) -> tuple[tuple[Study, ...], list[ImagingError]]:
     """Headers -> studies; a study with two patients is refused, for nobody can tell whose it is."""
-    by_study: dict[str, list[_Read]] = {}
-    for item in read:
+    by_study: dict[str, list[FileFacts]] = {}
+    whole, made = _identified(read)
+    for item in whole:
         by_study.setdefault(item.instance.study_uid, []).append(item)
     studies: list[Study] = []
     refused: list[ImagingError] = []
@@ -354,15 +266,21 @@ def _group(read: Iterable[_Read]) -> tuple[tuple[Study, ...], list[ImagingError]
             continue
         first = members[0]
         studies.append(
-            Study(uid, first.study_description, _series(members), first.patient_id, first.date, first.accession)
+            Study(uid, first.study_description, _series(members, made), first.patient_id, first.date, first.accession)
         )
     return tuple(studies), refused
 
 
-def _series(members: Iterable[_Read]) -> tuple[Series, ...]:
-    by_series: dict[str, list[_Read]] = {}
+def _series(members: Iterable[FileFacts], made: set[str]) -> tuple[Series, ...]:
+    by_series: dict[str, list[FileFacts]] = {}
     for item in members:
         by_series.setdefault(item.instance.series_uid, []).append(item)
+    note = Defect(
+        "missing_uid",
+        "repaired",
+        "the files name no study or no series; those of one folder and patient that say the same are taken as one",
+    )
     return tuple(
-        Series(uid, items[0].facts, tuple(item.instance for item in items)) for uid, items in sorted(by_series.items())
+        Series(uid, items[0].series, tuple(item.instance for item in items), (note,) if uid in made else ())
+        for uid, items in sorted(by_series.items())
     )

@@ -108,12 +108,12 @@ def write_seg(
 def _build(
     mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
 ) -> hd.seg.Segmentation:
-    sources = [_source(frame.path) for frame in volume.frames]
+    sources = [_source(frame.path) for frame in volume.sources]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
     identity.append(algorithm.software_version)
     # A corrected PatientID is another object: an archive keeps the first of two with one UID.
     identity += [volume.facts.study_uid, volume.facts.series_uid, str(sources[0].PatientID)]
-    identity += [frame.sop_instance_uid for frame in volume.frames]
+    identity += [frame.sop_instance_uid for frame in volume.sources]
     identity.append(hashlib.sha256(mask_XYZ.tobytes()).hexdigest())
     frames_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
     # Segments are numbered 1, 2, 3, ... without a hole (PS3.3 C.8.20.2), whichever labels were found.
@@ -232,7 +232,7 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], volume: Volume, label
         volume's defects tell, or if a frame refers to another instance than the slice it lies on.
     """
     affine = volume.affine
-    tolerance = PLACE_TOLERANCE_MM + max((defect.error_mm for defect in volume.defects), default=0.0)
+    tolerance = PLACE_TOLERANCE_MM + max((defect.error_mm or 0.0 for defect in volume.defects), default=0.0)
     found = _segments(pydicom.dcmread(io.BytesIO(content)))
     if set(found) != set(range(1, len(labels) + 1)):
         raise OutputMismatch("seg", seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
@@ -248,7 +248,7 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], volume: Volume, label
         apart = float(np.linalg.norm(nearest @ affine[:3, :3].T + affine[:3, 3] - points, axis=1).max())
         if apart > tolerance or not np.array_equal(np.unique(nearest, axis=0), voxels):
             raise OutputMismatch("seg", seen=f"voxels of {label.name} lie elsewhere (up to {apart:.3f} mm)")
-        meant = {volume.frames[z].sop_instance_uid for z in np.unique(voxels[:, 2]).tolist()}
+        meant = {volume.sources[z].sop_instance_uid for z in np.unique(voxels[:, 2]).tolist()}
         if references != meant:
             raise OutputMismatch("seg", seen=f"frames of {label.name} refer to other instances than they lie on")
 

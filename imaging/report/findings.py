@@ -104,13 +104,14 @@ class DefectEntry(_Part):
     code: str
     action: Literal["noted", "repaired", "refused"]
     detail: str
-    error_mm: float
+    error_mm: float | None
 
 
 class SeriesEntry(_Part):
-    """One series of the study and what became of it.
+    """One series of the study, or one volume of it, and what became of it.
 
-    `shape` is voxels along X, Y, Z; `spacing_mm` likewise; `orientation` the patient direction each axis runs towards.
+    `volume` tells it from the other volumes of its series; empty where it is the only one. `shape` is voxels along X,
+    Y, Z; `spacing_mm` likewise; `orientation` the patient direction each axis runs towards.
     They are None where the geometry could not be read. `models` measured the series; `refusals` say why the reader, or
     a checkpoint, did not.
     """
@@ -118,6 +119,7 @@ class SeriesEntry(_Part):
     uid: str
     description: str
     modality: str
+    volume: str = ""
     instances: int
     models: tuple[str, ...] = ()
     shape: tuple[int, int, int] | None = None
@@ -266,7 +268,7 @@ def _evidence(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np
     counts = found_XYZ.sum(axis=(0, 1))
     evidence = []
     for index in np.flatnonzero(counts).tolist():
-        frame = volume.frames[index] if volume.frames else None
+        frame = volume.sources[index] if volume.sources else None
         evidence.append(
             SliceEvidence(
                 index=index,

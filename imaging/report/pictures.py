@@ -122,7 +122,7 @@ def _picture(prediction: Prediction, index: int, low: float, high: float, labels
         index=index,
         of=volume.shape[2],
         series_uid=volume.facts.series_uid,
-        sop_instance_uid=volume.frames[index].sop_instance_uid if volume.frames else "",
+        sop_instance_uid=volume.sources[index].sop_instance_uid if volume.sources else "",
         png=_png(grey),
         columns=columns,
         rows=rows,

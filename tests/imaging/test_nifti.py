@@ -64,7 +64,7 @@ def test_voxels_and_affine_come_as_they_were_written(
     assert volume.affine.dtype == np.float64
     assert volume.defects == ()
     assert volume.facts.description == name
-    assert volume.frames == ()
+    assert volume.sources == ()
 
 
 def test_a_real_image_has_the_grid_of_its_mask(data: Path) -> None:

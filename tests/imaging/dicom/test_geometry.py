@@ -47,8 +47,8 @@ def test_every_voxel_is_where_the_affine_says(tmp_path: Path, orientation: str, 
     assert volume.array.shape == (1, 7, 5, 4)
     assert volume.array.dtype == np.float32
     assert phantom.worst_error(volume) <= phantom.tolerance
-    assert tuple(frame.sop_instance_uid for frame in volume.frames) == phantom.uids
-    assert tuple(frame.path for frame in volume.frames) == phantom.paths
+    assert tuple(frame.sop_instance_uid for frame in volume.sources) == phantom.uids
+    assert tuple(frame.path for frame in volume.sources) == phantom.paths
     assert volume.spacing == pytest.approx((0.7, 1.3, 2.5))
     assert volume.defects == ()
 
@@ -97,7 +97,7 @@ def test_any_regular_stack_is_read_rightly(
         volume = load_series(Path(folder))
     assert volume.shape == (columns, rows, slices)
     assert phantom.worst_error(volume) <= phantom.tolerance
-    assert tuple(frame.sop_instance_uid for frame in volume.frames) == phantom.uids
+    assert tuple(frame.sop_instance_uid for frame in volume.sources) == phantom.uids
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])

@@ -72,7 +72,7 @@ def test_highdicom_reads_the_mask_of_every_source_slice(tmp_path: Path, orientat
     write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM)
     segmentation = hd.seg.segread(tmp_path / "seg.dcm")
     frames_ZYX = segmentation.get_pixels_by_source_instance(
-        [frame.sop_instance_uid for frame in volume.frames],
+        [frame.sop_instance_uid for frame in volume.sources],
         combine_segments=True,
         assert_missing_frames_are_empty=True,
         ignore_spatial_locations=True,
@@ -144,7 +144,7 @@ def test_frames_of_other_instances_are_a_mismatch(tmp_path: Path, volume: Volume
     path = tmp_path / "seg.dcm"
     write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
     with pytest.raises(OutputMismatch, match="refer to other instances"):
-        check_seg(path.read_bytes(), mask_for(volume), replace(volume, frames=volume.frames[::-1]), LABELS)
+        check_seg(path.read_bytes(), mask_for(volume), replace(volume, sources=volume.sources[::-1]), LABELS)
 
 
 def test_another_number_of_segments_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
@@ -274,7 +274,7 @@ def test_the_seg_belongs_to_its_source(tmp_path: Path, volume: Volume) -> None:
     (referenced,) = dataset.ReferencedSeriesSequence
     assert referenced.SeriesInstanceUID == volume.facts.series_uid
     instances = {item.ReferencedSOPInstanceUID for item in referenced.ReferencedInstanceSequence}
-    assert instances <= {frame.sop_instance_uid for frame in volume.frames}
+    assert instances <= {frame.sop_instance_uid for frame in volume.sources}
 
 
 def test_no_frame_of_reference_no_seg(tmp_path: Path) -> None:

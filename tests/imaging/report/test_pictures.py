@@ -49,7 +49,7 @@ ORIENTATIONS = [
 
 def predicted(array: Array, mask: Array, affine: Array, *, dicom: bool = False) -> Prediction:
     frames = tuple(Frame(f"1.2.3.{z}", 1, Path("f")) for z in range(mask.shape[2])) if dicom else ()
-    volume = Volume(array[None].astype(np.float32), affine, frames=frames)
+    volume = Volume(array[None].astype(np.float32), affine, sources=frames)
     return Prediction(Checkpoint(Path("checkpoint"), CONFIG, {}, ""), volume, mask.astype(np.uint8), {})
 
 

@@ -1,0 +1,211 @@
+"""The instances of a series -> slices: one for each frame, with its own place and scale.
+
+Invariant: what is no picture of the patient in the scanner's frame (reports, localizers, screenshots, results) is set
+aside by what it is, and told; it is never stacked. Single frames and the frames of enhanced multi-frame objects come
+out alike. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pydicom
+
+from imaging.dicom.attributes import MOMENTS, Instance
+from imaging.dicom.scan import Series
+from imaging.errors import (
+    InputRefused,
+    Localizer,
+    MultiFrame,
+    NotAnImage,
+    SecondaryCapture,
+    SeriesRefused,
+    UnreadableDicom,
+)
+
+# PS3.4 annex B.5: the Secondary Capture storage classes share this root.
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+# Results of other software that come as pixels: segmentations, parametric maps, doses.
+_RESULTS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.30", "1.2.840.10008.5.1.4.1.1.481.2")
+# Where the Frame Type of an enhanced object stands (PS3.3 C.8.13, C.8.15).
+_FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One frame of one instance.
+
+    Attributes
+    ----------
+    instance
+        Where it lies.
+    number
+        Frame number, from 1.
+    position, orientation, spacing
+        As `Instance` has them, of this frame.
+    slope, intercept
+        Rescale of this frame; None where malformed.
+    moment
+        What tells it from another frame at the same place.
+    """
+
+    instance: Instance
+    number: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    slope: float | None
+    intercept: float | None
+    moment: tuple[tuple[str, str], ...]
+
+
+def slices_of(series: Series) -> tuple[list[Slice], list[InputRefused]]:
+    """Tell the pictures of a series from the rest.
+
+    Returns
+    -------
+    slices
+        One for each frame that can be a picture or a part of one.
+    refused
+        One refusal for each kind of object that was set aside, with how many there were, and one for each multi-frame
+        object that could not be taken apart.
+    """
+    slices: list[Slice] = []
+    refused: list[InputRefused] = []
+    aside: dict[tuple[type[SeriesRefused], str], int] = {}
+    for instance in series.instances:
+        reason = _aside(instance)
+        if reason is not None:
+            aside[reason] = aside.get(reason, 0) + 1
+        elif instance.has_groups:
+            try:
+                slices += _grouped(instance)
+            except InputRefused as error:
+                refused.append(error)
+        else:
+            slices.append(_single(instance))
+    kinds = [kind(series.facts.subject, seen=f"{count} x {seen}") for (kind, seen), count in aside.items()]
+    return slices, [*kinds, *refused]
+
+
+def _aside(instance: Instance) -> tuple[type[SeriesRefused], str] | None:
+    """Why an instance is no picture of the patient, by what it is."""
+    name, frames = instance.class_name, instance.frames
+    kinds: tuple[tuple[bool, type[SeriesRefused], str], ...] = (
+        (
+            not (instance.rows and instance.columns and instance.pixels.tag),
+            NotAnImage,
+            f"{instance.modality or 'an object'} without pixels",
+        ),
+        (instance.sop_class_uid.startswith(_SECONDARY_CAPTURE), SecondaryCapture, name),
+        (instance.sop_class_uid in _RESULTS, NotAnImage, f"{name}, a result and not a picture"),
+        ("LOCALIZER" in instance.image_type, Localizer, "Image Type LOCALIZER"),
+        ("MOSAIC" in instance.image_type, MultiFrame, "Siemens mosaic, many slices tiled into one picture"),
+        (
+            frames != 1 and not instance.has_groups,
+            MultiFrame,
+            f"{name} with {frames} frames and no place for each",
+        ),
+    )
+    return next(((kind, seen) for holds, kind, seen in kinds if holds), None)
+
+
+def _single(instance: Instance) -> Slice:
+    return Slice(
+        instance,
+        1,
+        instance.position,
+        instance.orientation,
+        instance.spacing,
+        instance.pixels.slope,
+        instance.pixels.intercept,
+        instance.moment,
+    )
+
+
+def _grouped(instance: Instance) -> list[Slice]:
+    """The frames of an object by its functional groups (PS3.3 C.7.6.16).
+
+    Raises
+    ------
+    UnreadableDicom
+        If the groups cannot be read, or do not fit the frames.
+    MultiFrame
+        If they place no frame in the patient.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings quote header values
+            dataset = pydicom.dcmread(instance.path, stop_before_pixels=True)
+            shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), pydicom.Dataset())
+            slices = [
+                _frame(instance, number, shared, group)
+                for number, group in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1)
+            ]
+    except Exception as error:  # pydicom and malformed groups raise whatever they meet; all of it means one thing here
+        seen = f"the functional groups cannot be read ({type(error).__name__})"
+        raise UnreadableDicom(instance.path, seen=seen) from error
+    if len(slices) != instance.frames:
+        raise UnreadableDicom(instance.path, seen=f"{len(slices)} functional groups for {instance.frames} frames")
+    if all(item.position is None for item in slices) and len(slices) > 1:
+        raise MultiFrame(instance.path, seen=f"{instance.class_name} whose frames have no Plane Position (Patient)")
+    return slices
+
+
+def _frame(instance: Instance, number: int, shared: pydicom.Dataset, group: pydicom.Dataset) -> Slice:
+    def macro(sequence: str, keyword: str) -> Any:
+        for source in (group, shared):
+            if source.get(sequence):
+                return source[sequence][0].get(keyword)
+        return None
+
+    def floats(value: Any, count: int) -> tuple[float, ...] | None:
+        return tuple(float(part) for part in value) if value is not None and len(value) == count else None
+
+    def rescale(keyword: str, otherwise: float) -> float | None:
+        value = macro("PixelValueTransformationSequence", keyword)
+        return otherwise if value is None else float(value)
+
+    values = {
+        "EchoTime": macro("MREchoSequence", "EffectiveEchoTime"),
+        "DiffusionBValue": macro("MRDiffusionSequence", "DiffusionBValue"),
+        "DiffusionGradientOrientation": _gradient(group, shared),
+        "TemporalPositionIdentifier": macro("FrameContentSequence", "TemporalPositionIndex"),
+        "NominalPercentageOfCardiacPhase": macro("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
+        "TriggerTime": macro("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+        "AcquisitionNumber": macro("FrameContentSequence", "FrameAcquisitionNumber"),
+        "ImageType": _image_type(group, shared),
+        "AcquisitionTime": macro("FrameContentSequence", "FrameAcquisitionDateTime"),
+    }
+    return Slice(
+        instance,
+        number,
+        floats(macro("PlanePositionSequence", "ImagePositionPatient"), 3),
+        floats(macro("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        floats(macro("PixelMeasuresSequence", "PixelSpacing"), 2),
+        rescale("RescaleSlope", 1.0),
+        rescale("RescaleIntercept", 0.0),
+        tuple((keyword, str(values[keyword])) for keyword in MOMENTS if values.get(keyword) is not None),
+    )
+
+
+def _gradient(group: pydicom.Dataset, shared: pydicom.Dataset) -> str | None:
+    """Diffusion Gradient Orientation (0018,9089), which lies a sequence deeper (PS3.3 C.8.13.5.9)."""
+    for source in (group, shared):
+        for diffusion in source.get("MRDiffusionSequence") or []:
+            for direction in diffusion.get("DiffusionGradientDirectionSequence") or []:
+                return "\\".join(f"{float(part):g}" for part in direction.get("DiffusionGradientOrientation") or [])
+    return None
+
+
+def _image_type(group: pydicom.Dataset, shared: pydicom.Dataset) -> str | None:
+    """Frame Type (0008,9007), which plays Image Type's part for a frame."""
+    for sequence in _FRAME_TYPES:
+        for source in (group, shared):
+            if source.get(sequence):
+                item = source[sequence][0]
+                parts = [*(item.get("FrameType") or []), item.get("ComplexImageComponent") or ""]
+                return "\\".join(str(part) for part in parts if part)
+    return None
