@@ -372,15 +372,16 @@ def _outputs(stage: Path, made_from: Mapping[str, str]) -> tuple[OutputEntry, ..
 def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:
     """Write the mask as the formats ask; an output that fails its check is withheld and told."""
     volume, config = prediction.volume, prediction.checkpoint.config
-    has_own_grid = bool(volume.sources) and not volume.resampled
+    # highdicom builds a SEG over single-frame instances, one for each slice.
+    single = len({frame.sop_instance_uid for frame in volume.sources}) == len(volume.sources) > 0
+    has_own_grid = single and not volume.resampled
     wanted = formats if formats is not None else {"seg" if has_own_grid else "nifti"}
     faults: list[ImagingError] = []
     try:
         if "nifti" in wanted:
             write_mask(_free(stage, f"mask_{config.name}", ".nii.gz"), prediction.mask_XYZ, volume.affine)
         if "seg" in wanted and not has_own_grid:
-            seen = "the volume was resampled" if volume.sources else "a NIfTI file has no instances to refer to"
-            faults.append(FormatNotApplicable(volume.facts.subject, seen=seen))
+            faults.append(FormatNotApplicable(volume.facts.subject, seen=_why_no_seg(volume)))
         elif "seg" in wanted and prediction.mask_XYZ.any():
             algorithm = Algorithm(
                 name=config.name,
@@ -396,6 +397,12 @@ def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] |
     except ImagingError as error:
         faults.append(error)
     return faults
+
+
+def _why_no_seg(volume: Volume) -> str:
+    if not volume.sources:
+        return "a NIfTI file has no instances to refer to"
+    return "the volume was resampled" if volume.resampled else "its slices are frames of a multi-frame instance"
 
 
 def _free(stage: Path, stem: str, suffix: str) -> Path:

@@ -12,7 +12,19 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    NuclearMedicineImageStorage,
+    PositronEmissionTomographyImageStorage,
+    UltrasoundMultiFrameImageStorage,
+    XRayAngiographicImageStorage,
+)
 from pydicom.valuerep import DSfloat
 
 from imaging.volume import Volume
@@ -24,6 +36,18 @@ STUDY_UID = "1.2.826.0.1.3680043.8.498.1"
 # Real-world value = OFFSET + GRADIENT . position in LPS mm. No two steps along any axis give the same difference.
 OFFSET = 1000.0
 GRADIENT = np.array([11.0, 5.3, -7.9])
+
+SOP_CLASSES = {
+    "MR": MRImageStorage,
+    "CT": CTImageStorage,
+    "PT": PositronEmissionTomographyImageStorage,
+    "CR": ComputedRadiographyImageStorage,
+    "DX": DigitalXRayImageStorageForPresentation,
+    "MG": DigitalMammographyXRayImageStorageForPresentation,
+    "NM": NuclearMedicineImageStorage,
+    "XA": XRayAngiographicImageStorage,
+    "US": UltrasoundMultiFrameImageStorage,
+}
 
 Floats = NDArray[np.float64]
 Orientation = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -77,7 +101,8 @@ RESCALES: dict[str, Callable[[int], float | None]] = {
 
 def value_at_lps(points: Floats) -> Floats:
     """The value at points (..., 3) in LPS mm."""
-    return OFFSET + points @ GRADIENT
+    values: Floats = OFFSET + points @ GRADIENT
+    return values
 
 
 def value_at_ras(points: Floats) -> Floats:
@@ -153,7 +178,7 @@ def write_series(
     for rank, k in enumerate(kept):
         along_row, along_column, along_normal = shift(k)
         position = origin + along_row * row + along_column * column + (k * slice_spacing + along_normal) * normal
-        dataset = _header(modality, study_uid, series, rank, patient_id)
+        dataset = header(modality, study_uid, series, rank, patient_id)
         dataset.ImagePositionPatient = [DSfloat(value, auto_format=True) for value in position]
         dataset.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in (*row, *column)]
         dataset.PixelSpacing = [DSfloat(value, auto_format=True) for value in pixel_spacing]
@@ -193,7 +218,8 @@ def _set_pixels(dataset: Dataset, values: Floats, slope: float | None) -> float:
     if slope is not None:
         dataset.RescaleSlope = DSfloat(slope, auto_format=True)
         dataset.RescaleIntercept = DSfloat(intercept, auto_format=True)
-        dataset.RescaleType = "HU" if dataset.Modality == "CT" else "US"
+        if dataset.Modality != "PT":  # which has Units instead (PS3.3 C.8.9.1)
+            dataset.RescaleType = "HU" if dataset.Modality == "CT" else "US"
     stored = np.rint((values - intercept) / (slope or 1.0))
     assert np.abs(stored).max() < 2**15
     dataset.Rows, dataset.Columns = stored.shape
@@ -201,13 +227,14 @@ def _set_pixels(dataset: Dataset, values: Floats, slope: float | None) -> float:
     return 0.5 * (slope or 1.0) + 1e-2
 
 
-def _header(modality: str, study_uid: str, series: int, rank: int, patient_id: str) -> Dataset:
+def header(modality: str, study_uid: str, series: int, rank: int, patient_id: str) -> Dataset:
+    """A data set that lacks its geometry and its pixels."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.ImplementationClassUID = "1.2.826.0.1.3680043.8.498.999"
-    dataset.SOPClassUID = {"MR": MRImageStorage, "CT": CTImageStorage}[modality]
-    dataset.SOPInstanceUID = f"{study_uid}.{series}.{rank + 1}"
+    dataset.file_meta.ImplementationClassUID = UID("1.2.826.0.1.3680043.8.498.999")
+    dataset.SOPClassUID = SOP_CLASSES[modality]
+    dataset.SOPInstanceUID = UID(f"{study_uid}.{series}.{rank + 1}")
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.preamble = b"\0" * 128
@@ -230,7 +257,10 @@ def _header(modality: str, study_uid: str, series: int, rank: int, patient_id: s
     dataset.AcquisitionNumber = 1
     if modality == "CT":
         dataset.KVP = 120
-    else:
+    elif modality == "PT":
+        dataset.Units, dataset.DecayCorrection, dataset.CorrectedImage = "BQML", "START", ["DECY", "ATTN"]
+        dataset.SeriesType = ["STATIC", "IMAGE"]
+    elif modality == "MR":
         dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "GR", "NONE", ""
         dataset.MRAcquisitionType, dataset.EchoTime, dataset.RepetitionTime = "3D", 3, 10
         dataset.EchoTrainLength = 1

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from imaging.dicom.frames import SET_ASIDE
 from imaging.dicom.geometry import stacks
 from imaging.dicom.pixels import read_pixels
 from imaging.dicom.scan import Scan, Series, Study, scan
 from imaging.dicom.stack import Policy, Stack
-from imaging.errors import SeveralSeries
-from imaging.volume import Frame, Volume
+from imaging.errors import ImagingError, SeveralSeries
+from imaging.volume import Defect, Frame, Volume
 
 __all__ = ["Policy", "Scan", "Series", "Stack", "Study", "load_series", "read_series", "read_stack", "scan", "stacks"]
 
@@ -70,14 +71,22 @@ def read_series(series: Series, *, policy: Policy = "repair") -> Volume:
     SeveralSeries
         If the series holds several volumes; `stacks` tells them apart and `read_stack` reads each.
     InputRefused
-        If it holds none, or its pixels cannot be read rightly.
+        If it holds none, if its pixels cannot be read rightly, or, under ``strict``, if a part of it is lost. Under
+        ``repair`` what is left out is told in the volume's defects.
     """
     found, refused = stacks(series, policy=policy)
-    if len(found) == 1:
-        return read_stack(series, found[0])
-    if found or not refused:
+    if len(found) > 1 or not (found or refused):
         raise SeveralSeries(series.facts.subject, seen=f"{len(found)} volumes")
-    raise refused[0]
+    lost = [error for error in refused if not isinstance(error, SET_ASIDE)]
+    if not found or (lost and policy == "strict"):
+        raise (lost or refused)[0]
+    return _telling(read_stack(series, found[0]), refused)
+
+
+def _telling(volume: Volume, refused: Iterable[ImagingError]) -> Volume:
+    """The volume with a note for whatever was left out beside it."""
+    notes = [Defect("left_out", "noted", f"{error.code}: {error.seen}") for error in refused]
+    return replace(volume, defects=(*volume.defects, *notes))
 
 
 def load_series(paths: Path | Iterable[Path], *, policy: Policy = "repair") -> Volume:
@@ -95,12 +104,12 @@ def load_series(paths: Path | Iterable[Path], *, policy: Policy = "repair") -> V
     SeveralSeries
         If there is not one series with one volume; `scan` and `stacks` tell them apart.
     InputRefused
-        If a file or the series cannot be read rightly.
+        If the series cannot be read rightly, or, under ``strict``, if a file cannot.
     """
     found = scan(paths)
-    if found.refused:
-        raise found.refused[0]
     series = [item for study in found.studies for item in study.series]
+    if found.refused and (policy == "strict" or not series):
+        raise found.refused[0]
     if len(series) != 1:
         raise SeveralSeries("load_series", seen=f"{len(series)} series")
-    return read_series(series[0], policy=policy)
+    return _telling(read_series(series[0], policy=policy), found.refused)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydicom.uid import UID
 
 from imaging.dicom.header import Header, read_header
-from imaging.dicom.values import WANTED, Values
+from imaging.dicom.values import WANTED, Values, plain
 from imaging.errors import MissingAttribute, UnreadableDicom
 from imaging.volume import SeriesFacts
 
@@ -54,6 +54,8 @@ class Pixels:
         UID.
     little_endian
         Byte order of native pixels.
+    in_words
+        Whether native pixels are words by their VR (OW): a big-endian file then holds each two of 8 bits swapped.
     samples, planar, bits_allocated, bits_stored, high_bit, signed
         As the header says; 0 where it does not. `planar` is Planar Configuration: each colour lies by itself.
     slope, intercept
@@ -62,8 +64,8 @@ class Pixels:
         Whether the header has them.
     lookup
         Whether the header has a Modality LUT Sequence.
-    unit
-        Rescale Type (0028,1054), or Units (0054,1001) of PET; empty where neither is there.
+    rescale_type, units
+        Rescale Type (0028,1054), and Units (0054,1001) of PET.
     padding, padding_limit
         Pixel Padding Value and Range Limit as stored, or None.
     offset_table
@@ -76,6 +78,7 @@ class Pixels:
     file_size: int
     transfer_syntax: str
     little_endian: bool
+    in_words: bool
     samples: int
     planar: bool
     bits_allocated: int
@@ -86,7 +89,8 @@ class Pixels:
     intercept: float | None
     rescaled: bool
     lookup: bool
-    unit: str
+    rescale_type: str
+    units: str
     padding: int | None
     padding_limit: int | None
     offset_table: tuple[bytes, bytes] | None
@@ -239,7 +243,7 @@ def _class_name(sop_class_uid: str) -> str:
 
 def _instance(path: Path, header: Header, values: Values) -> Instance:
     position = values.numbers("ImagePositionPatient", 3)
-    moment = ((keyword, values.told(keyword)) for keyword in MOMENTS)
+    moment = ((keyword, plain(values.told(keyword))) for keyword in MOMENTS)
     return Instance(
         path=path,
         sop_class_uid=values.uid("SOPClassUID"),
@@ -298,6 +302,7 @@ def _pixels(header: Header, values: Values) -> Pixels:
         file_size=header.size,
         transfer_syntax=header.transfer_syntax,
         little_endian=header.little_endian,
+        in_words=header.pixel_vr == b"OW",
         samples=values.whole("SamplesPerPixel") or 1,
         planar=values.whole("PlanarConfiguration") == 1,
         bits_allocated=allocated,
@@ -308,7 +313,8 @@ def _pixels(header: Header, values: Values) -> Pixels:
         intercept=None if half else values.number("RescaleIntercept", 0.0),
         rescaled=bool(slope and intercept),
         lookup=values.has("ModalityLUTSequence"),
-        unit=values.raw("RescaleType") or values.raw("Units"),
+        rescale_type=values.raw("RescaleType"),
+        units=values.raw("Units"),
         padding=values.whole("PixelPaddingValue", signed=signed),
         padding_limit=values.whole("PixelPaddingRangeLimit", signed=signed),
         offset_table=table if table[0] else None,

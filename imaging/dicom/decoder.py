@@ -40,9 +40,10 @@ from imaging.errors import (
     UnsupportedTransferSyntax,
 )
 
-_LARGEST_FRAME = 256 * 1024 * 1024
+LARGEST_FRAME = 256 * 1024 * 1024
 _STEP = 4 * 1024 * 1024  # in which the shared memory grows
 _LONGEST_ANSWER = 4096
+_DESCRIPTOR = "DESCRIPTOR"  # of the shared memory, in the command
 # The kernel ends a process that computes for too long; this is for one that waits, as on a dead network drive.
 _SECONDS, _SECONDS_EACH_MILLION = 60.0, 4.0
 _FIELDS = tuple(field.name for field in dataclasses.fields(codecs.Request))
@@ -173,10 +174,8 @@ def _request(frame: EncapsulatedFrame) -> codecs.Request:
         frame.rows, frame.columns, frame.samples, bits, frame.bits_stored,
         frame.signed, frame.planar, frame.photometric, at, length, 0,
     )  # fmt: skip
-    if request.size > _LARGEST_FRAME:
-        raise UndecodablePixels(
-            frame.path, seen=f"a frame of {request.size} bytes", expected=f"{_LARGEST_FRAME} may be"
-        )
+    if request.size > LARGEST_FRAME:
+        raise UndecodablePixels(frame.path, seen=f"a frame of {request.size} bytes", expected=f"{LARGEST_FRAME} may be")
     return request
 
 
@@ -197,7 +196,7 @@ def _command() -> list[str]:
         if spec is not None and spec.origin:
             folders.append(str(Path(spec.origin).parent.parent))
     # -S: what `site` adds are folders, and those are given; .pth files of an environment may run anything, slowly.
-    return [sys.executable, "-I", "-S", codecs.__file__, "{descriptor}", *dict.fromkeys(folders)]
+    return [sys.executable, "-I", "-S", codecs.__file__, _DESCRIPTOR, *dict.fromkeys(folders)]
 
 
 class _NoAnswer(Exception):
@@ -215,7 +214,7 @@ class _Process:
         # BLAS would map memory for a thread on each core, and a codec's own threads would only fight the pool's.
         alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         self._child = subprocess.Popen(  # noqa: S603 - our own program, by its path
-            [part.format(descriptor=self._memory) for part in command],
+            [str(self._memory) if part == _DESCRIPTOR else part for part in command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             bufsize=0, pass_fds=(self._memory,), env=os.environ | alone, cwd="/",
         )  # fmt: skip

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pydicom
+from pydicom.uid import UID
 
 from imaging.dicom.attributes import MOMENTS, Instance
 from imaging.dicom.scan import Series
+from imaging.dicom.values import plain
 from imaging.errors import (
     InputRefused,
     Localizer,
@@ -27,6 +29,8 @@ from imaging.errors import (
 
 # PS3.4 annex B.5: the Secondary Capture storage classes share this root.
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+# What a series may hold beside its volume by design; anything else that is refused is a part of it that is lost.
+SET_ASIDE = (NotAnImage, SecondaryCapture, Localizer, MultiFrame)
 # Results of other software that come as pixels: segmentations, parametric maps, doses.
 _RESULTS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.30", "1.2.840.10008.5.1.4.1.1.481.2")
 # Where the Frame Type of an enhanced object stands (PS3.3 C.8.13, C.8.15).
@@ -47,6 +51,10 @@ class Slice:
         As `Instance` has them, of this frame.
     slope, intercept
         Rescale of this frame; None where malformed.
+    is_rescaled
+        Whether the header gives them.
+    unit
+        What the values are then in; empty where nothing says.
     moment
         What tells it from another frame at the same place.
     """
@@ -58,6 +66,8 @@ class Slice:
     spacing: tuple[float, ...] | None
     slope: float | None
     intercept: float | None
+    is_rescaled: bool
+    unit: str
     moment: tuple[tuple[str, str], ...]
 
 
@@ -88,6 +98,18 @@ def slices_of(series: Series) -> tuple[list[Slice], list[InputRefused]]:
             slices.append(_single(instance))
     kinds = [kind(series.facts.subject, seen=f"{count} x {seen}") for (kind, seen), count in aside.items()]
     return slices, [*kinds, *refused]
+
+
+def read_dataset(instance: Instance) -> pydicom.Dataset:
+    """Everything but the pixels of one file, for what lies in sequences; also of a file without a meta header.
+
+    pydicom raises whatever a malformed file leads it to, also when a value is looked at later, and its warnings quote
+    header values: who calls it handles both.
+    """
+    dataset = pydicom.dcmread(instance.path, stop_before_pixels=True, force=True)
+    if not instance.has_meta:
+        dataset.file_meta.TransferSyntaxUID = UID(instance.pixels.transfer_syntax)
+    return dataset
 
 
 def _aside(instance: Instance) -> tuple[type[SeriesRefused], str] | None:
@@ -121,8 +143,16 @@ def _single(instance: Instance) -> Slice:
         instance.spacing,
         instance.pixels.slope,
         instance.pixels.intercept,
+        instance.pixels.rescaled,
+        _unit(instance, instance.pixels.rescale_type),
         instance.moment,
     )
+
+
+def _unit(instance: Instance, rescale_type: str) -> str:
+    """Rescale Type unless it is ``US`` (unspecified), else Units, else HU for CT (PS3.3 C.11.1.1.2, C.8.2.1.1.3)."""
+    told = "" if rescale_type == "US" else rescale_type
+    return told or instance.pixels.units or ("HU" if instance.modality == "CT" else "")
 
 
 def _grouped(instance: Instance) -> list[Slice]:
@@ -138,7 +168,7 @@ def _grouped(instance: Instance) -> list[Slice]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values
-            dataset = pydicom.dcmread(instance.path, stop_before_pixels=True)
+            dataset = read_dataset(instance)
             shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), pydicom.Dataset())
             slices = [
                 _frame(instance, number, shared, group)
@@ -187,7 +217,9 @@ def _frame(instance: Instance, number: int, shared: pydicom.Dataset, group: pydi
         floats(macro("PixelMeasuresSequence", "PixelSpacing"), 2),
         rescale("RescaleSlope", 1.0),
         rescale("RescaleIntercept", 0.0),
-        tuple((keyword, str(values[keyword])) for keyword in MOMENTS if values.get(keyword) is not None),
+        macro("PixelValueTransformationSequence", "RescaleSlope") is not None,
+        _unit(instance, str(macro("PixelValueTransformationSequence", "RescaleType") or "")),
+        tuple((keyword, plain(str(values[keyword]))) for keyword in MOMENTS if values.get(keyword) is not None),
     )
 
 

@@ -22,7 +22,7 @@ from pydicom.uid import UID
 from imaging.dicom.frames import Slice, slices_of
 from imaging.dicom.planar import is_planar, planar_stack
 from imaging.dicom.scan import Series
-from imaging.dicom.split import COSINE_TOLERANCE, Group, split_by_attributes, split_by_moment
+from imaging.dicom.split import COSINE_TOLERANCE, SAME_PLACE_MM, Group, split_by_attributes, split_by_moment
 from imaging.dicom.stack import Floats, Policy, Regrid, Stack
 from imaging.errors import (
     GantryTilt,
@@ -42,6 +42,10 @@ from imaging.volume import Affine, Defect, lps_to_ras
 JITTER_SHARE = 0.02
 # Below this, deviation is the rounding of decimal strings and not worth telling.
 ROUNDING_MM = 1e-3
+# No scanner's pixel is smaller than this or larger than that, in mm, and no two neighbours are farther apart.
+SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
+# As many wider gaps side by side are another spacing, fewer are missing slices.
+_ANOTHER_SPACING = 3
 # In repair a gap of more than this many typical distances is never bridged: what lies in it was not seen.
 LARGEST_BRIDGED = 2.0
 # Modalities whose values are a physical quantity by their rescale (PS3.3 C.8.2.1, C.8.9.1: Type 1).
@@ -122,9 +126,10 @@ def _check_reading(stack: Stack, subject: str, policy: Policy) -> None:
     first = stack.slices[0].instance
     if stack.is_inverted and policy == "strict":
         raise InvertedGrey(subject, seen="MONOCHROME1")
-    quantity = first.modality in _QUANTITIES and stack.channels == 1
-    if quantity and not first.has_groups and not first.pixels.lookup:
-        bare = sum(not item.instance.pixels.rescaled for item in stack.slices)
+    if any(item.slope == 0 for item in stack.slices):
+        raise MissingAttribute(subject, seen="a RescaleSlope of 0, which leaves nothing of the pixels")
+    if first.modality in _QUANTITIES and stack.channels == 1 and not first.pixels.lookup:
+        bare = sum(not item.is_rescaled for item in stack.slices)
         if bare:
             seen = f"RescaleSlope and RescaleIntercept are missing or malformed in {bare} of {len(stack.slices)} slices"
             raise MissingAttribute(subject, seen=seen, expected=f"both were expected in {first.modality} (Type 1)")
@@ -170,9 +175,12 @@ class _Grid:
 
 def _stack(group: Group, subject: str, policy: Policy) -> Stack:
     """One group -> one regular grid, or a refusal."""
+    _check_identity(group, subject)
     grid = _ordered(group, subject)
     if len(grid.slices) < 2:
         raise TooFewSlices(subject, seen="one slice")
+    if float(np.diff(grid.along_N).min()) < SAME_PLACE_MM:
+        raise InvalidGeometry(subject, seen="slices beside each other in one plane, not above each other")
     defects = list(group.defects)
     grid = _without_gaps(grid, policy, defects)
     uneven = _is_uneven(grid)
@@ -216,12 +224,14 @@ def _ordered(group: Group, subject: str) -> _Grid:
     column = column - (column @ row) * row
     column = column / np.linalg.norm(column)
     rows, columns = np.array([item.spacing for item in group.slices], dtype=np.float64).mean(axis=0).tolist()
-    if not (min(rows, columns) > 0 and max(rows, columns) < 1e3):
+    if not (min(rows, columns) > SMALLEST_MM and max(rows, columns) < LARGEST_MM):
         raise InvalidGeometry(subject, seen=f"a pixel spacing of {rows:g} x {columns:g} mm")
     normal = np.cross(row, column)
     positions = np.array([item.position for item in group.slices], dtype=np.float64)
     if float(np.abs(positions).max()) > 1e5:
         raise InvalidGeometry(subject, seen="positions beyond 100 m")
+    if float(np.diff(np.sort(positions @ normal)).max(initial=0)) > LARGEST_MM:
+        raise InvalidGeometry(subject, seen=f"slices more than {LARGEST_MM:g} mm apart")
     order = np.argsort(positions @ normal, kind="stable")
     ordered = tuple(group.slices[index] for index in order)
     return _Grid(subject, ordered, row, column, normal, positions[order], rows, columns)
@@ -230,10 +240,10 @@ def _ordered(group: Group, subject: str) -> _Grid:
 def _without_gaps(grid: _Grid, policy: Policy, defects: list[Defect]) -> _Grid:
     """Where slices are missing from an otherwise regular stack: refuse, or keep the longest whole run."""
     gaps = np.diff(grid.along_N)
-    typical = float(np.median(gaps))
+    typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the median, but always a distance that is there
     steps = np.maximum(np.rint(gaps / max(typical, ROUNDING_MM)), 1)
     multiple = np.abs(gaps - steps * typical) <= np.maximum(JITTER_SHARE * typical, ROUNDING_MM) * steps
-    if not bool(multiple.all()) or not bool((steps > 1).any()):
+    if not bool(multiple.all()) or not bool((steps > 1).any()) or _longest_repeat(steps) >= _ANOTHER_SPACING:
         return grid
     first = int(np.argmax(steps > 1))
     missing = int((steps - 1).sum())
@@ -244,12 +254,22 @@ def _without_gaps(grid: _Grid, policy: Policy, defects: list[Defect]) -> _Grid:
 
 
 def _without_chasms(grid: _Grid, defects: list[Defect]) -> _Grid:
-    """The longest run of unevenly spaced slices without a gap that is too wide to bridge."""
+    """The longest run of unevenly spaced slices without a gap that is too wide to bridge, beside the mean of others."""
     gaps = np.diff(grid.along_N)
-    bridged = gaps <= LARGEST_BRIDGED * float(np.median(gaps))
+    others = (gaps.sum() - gaps) / max(len(gaps) - 1, 1)
+    bridged = (gaps <= LARGEST_BRIDGED * others) | (len(gaps) == 1)
     if bool(bridged.all()):
         return grid
     return _longest_run(grid, bridged, "missing_slices", f"a gap of {gaps.max():.2f} mm cannot be bridged", defects)
+
+
+def _longest_repeat(steps: Floats) -> int:
+    """How many wider gaps of one width lie side by side, at most."""
+    longest = run = 0
+    for before, step in pairwise((1.0, *steps.tolist())):
+        run = run + 1 if step > 1 and step == before else int(step > 1)
+        longest = max(longest, run)
+    return longest
 
 
 def _longest_run(grid: _Grid, whole: NDArray[np.bool_], code: str, seen: str, defects: list[Defect]) -> _Grid:
@@ -352,9 +372,9 @@ def _regridded(grid: _Grid, name: str, defects: list[Defect]) -> Stack:
     uneven, tilted = _is_uneven(grid), _is_tilted(grid)
     target = _targets(along_N) if uneven else np.linspace(0, along_N[-1], len(along_N))
     instance = grid.slices[0].instance
-    low = beside_N2.min(axis=0)
-    shift_N2 = (beside_N2 - low) / [grid.spacing_columns, grid.spacing_rows]
-    more_columns, more_rows = np.ceil(shift_N2.max(axis=0) - 1e-6).astype(int).tolist()
+    low = beside_N2.min(axis=0) if tilted else np.zeros(2)
+    shift_N2 = _shift(grid, low) if tilted else np.zeros_like(beside_N2)
+    more_columns, more_rows = np.ceil(shift_N2.max(axis=0)).astype(int).tolist()
     shape = (instance.columns + more_columns, instance.rows + more_rows, len(target))
     before = instance.columns * instance.rows * len(along_N)
     if shape[0] * shape[1] * shape[2] > LARGEST_GROWTH * before:
@@ -368,11 +388,25 @@ def _regridded(grid: _Grid, name: str, defects: list[Defect]) -> Stack:
     if tilted:
         detail = f"{_tilt(grid)}; each slice was moved to its place in its plane, with linear interpolation"
         defects.append(Defect("gantry_tilt", "repaired", detail))
-    meant_N3 = grid.positions_N3 if uneven else grid.positions_N3 + np.outer(target - along_N, grid.normal)
+    meant_along_N, meant_beside_N2 = along_N if uneven else target, beside_N2 if tilted else 0 * beside_N2
+    meant_N3 = grid.positions_N3[0] + np.outer(meant_along_N, grid.normal)
+    meant_N3 = meant_N3 + meant_beside_N2 @ np.stack([grid.row, grid.column])
     origin = grid.positions_N3[0] + grid.row * low[0] + grid.column * low[1]
     affine = _affine_lps(grid, origin, float(target[1]))
     notes = _unevenness(grid, meant_N3)
     return Stack(grid.slices, lps_to_ras(affine), shape, (*defects, *notes), Regrid(along_N, target, shift_N2), name)
+
+
+def _shift(grid: _Grid, low: Floats) -> Floats:
+    """How far each slice lies beside the grid's first pixel, in pixels.
+
+    What is a whole number of pixels but for rounding is taken as whole, else a slice would lose its outermost pixels.
+    """
+    spacing = np.array([grid.spacing_columns, grid.spacing_rows])
+    shift_N2 = (grid.beside_N2 - low) / spacing
+    whole_N2 = np.rint(shift_N2)
+    snapped_N2: Floats = np.where(np.abs(shift_N2 - whole_N2) * spacing <= ROUNDING_MM, whole_N2, shift_N2)
+    return snapped_N2
 
 
 def _targets(along_N: Floats) -> Floats:

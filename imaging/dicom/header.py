@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Mapping, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,8 @@ _HEAD = {**dict.fromkeys(_LONG, 12), **dict.fromkeys(_SHORT, 8)}
 _CHUNK = 16 * 1024
 _LARGEST_VALUE = 1024 * 1024  # of a chosen attribute; a palette's table is 128 KiB
 _LARGEST_INFLATED = 256 * 1024 * 1024
+# Inflated data sets are held one at a time: a few KB in each of several threads may inflate to as many times the bound.
+INFLATING = threading.Lock()
 _MOST_ELEMENTS = 500_000
 _DEEPEST = 64
 
@@ -59,6 +63,8 @@ class Header:
     pixel_offset, pixel_length
         Where the value of the pixel data begins in the file (in the inflated data set, where that is deflated) and its
         declared length; `UNDEFINED` where it is encapsulated.
+    pixel_vr
+        Their value representation, which tells the byte order of what is smaller than a word; empty in implicit VR.
     size
         Bytes of the file, or of the inflated data set.
     has_meta
@@ -71,6 +77,7 @@ class Header:
     pixel_tag: int
     pixel_offset: int
     pixel_length: int
+    pixel_vr: bytes
     size: int
     has_meta: bool
 
@@ -139,7 +146,8 @@ def read_header(path: Path, wanted: Set[int]) -> Header:
     try:
         window = _Window(descriptor, os.fstat(descriptor).st_size)
         start = _begin(window, wanted, path)
-        return _read(window, wanted, start, path)
+        with INFLATING if start.syntax == DEFLATED else nullcontext():
+            return _read(window, wanted, start, path)
     except _Malformed as error:
         raise UnreadableDicom(path, seen=str(error)) from error
     except OSError as error:
@@ -207,6 +215,7 @@ def _read(window: _Window, wanted: Set[int], start: _Start, path: Path) -> Heade
         walk.pixel_tag,
         walk.pixel_offset,
         walk.pixel_length,
+        walk.pixel_vr,
         window.size,
         start.has_meta,
     )
@@ -286,6 +295,7 @@ class _Walk:
         self._left = _MOST_ELEMENTS
         self.values: dict[int, bytes] = {}
         self.pixel_tag = self.pixel_offset = self.pixel_length = 0
+        self.pixel_vr = b""
 
     def run(self, position: int, wanted: Set[int]) -> None:
         """Step over the elements from `position` to the pixels or the end, keeping what is wanted."""
@@ -312,6 +322,7 @@ class _Walk:
                 ahead = len(buffer) - 12 if self._explicit else -1
             if tag in _PIXELS:
                 self.pixel_tag, self.pixel_offset, self.pixel_length = tag, value, length
+                self.pixel_vr = vr
                 return
             if length == UNDEFINED:
                 if tag in wanted:

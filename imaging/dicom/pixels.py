@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import apply_modality_lut
 
-from imaging.dicom.frames import Slice
+from imaging.dicom.frames import Slice, read_dataset
 from imaging.dicom.regrid import regrid
 from imaging.dicom.stack import Stack
 from imaging.dicom.stored import FrameReader, Samples, check_stored
@@ -159,8 +158,7 @@ def _inverted(samples_YX: Samples, item: Slice) -> Samples:
 def _looked_up(samples_YX: Samples, item: Slice) -> Samples:
     """By the Modality LUT Sequence (PS3.3 C.11.1.1.1)."""
     try:
-        dataset = pydicom.dcmread(item.instance.path, stop_before_pixels=True)
-        return np.asarray(apply_modality_lut(samples_YX, dataset))
+        return np.asarray(apply_modality_lut(samples_YX, read_dataset(item.instance)))
     except Exception as error:  # pydicom raises whatever a malformed table leads it to; all of it means one thing here
         seen = f"the Modality LUT cannot be applied ({type(error).__name__})"
         raise UnreadableDicom(item.instance.path, seen=seen) from error

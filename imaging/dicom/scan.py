@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from imaging.dicom.archives import is_archive, unpack
+from imaging.dicom.archives import Member, is_archive, tell_members, unpack
 from imaging.dicom.attributes import FileFacts, Instance, read_facts
 from imaging.errors import ImagingError, MixedPatients, NotDicom, NothingFound, UnreadableDicom
 from imaging.volume import Defect, SeriesFacts
@@ -24,6 +24,8 @@ from imaging.volume import Defect, SeriesFacts
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 # Files that media and operating systems leave beside images; they hold no image by design.
 _KNOWN_STRAYS = ("dicomdir", "dirfile", "thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
+# Read from a folder, not from an archive.
+_NIFTI = (".nii", ".nii.gz")
 # Root of UIDs made from a UUID (PS3.5 annex B.2).
 _MADE = "2.25."
 # Reading waits for the disk more than for the processor; more threads than this only queue.
@@ -77,7 +79,7 @@ class Scan:
     refused
         For each file or study that could not be taken, the named reason.
     strays
-        Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``).
+        Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``), and archives of nothing else.
     unpacked
         Archives whose files are among the studies; they can be read as long as this is alive.
     """
@@ -143,28 +145,50 @@ def _read_all(files: Sequence[Path], found: _Found) -> None:
 def _read_archive(archive: Path, found: _Found) -> None:
     """Unpack an archive and read what was in it; what is refused in there is told of the archive."""
     folder = TemporaryDirectory(prefix="imgpipe_")
-    members = unpack(archive, Path(folder.name))
-    found.refused.extend(members.refused)
-    found.unpacked.append(Unpacked(archive, folder))
-    inner = _Found([], [], [], [])
+    unpacked = unpack(archive, Path(folder.name))
+    members = [member for member in unpacked.files if not _is_stray(member.name)]
+    read: list[FileFacts] = []
+    refused = list(unpacked.refused)
+    strangers: list[Member] = []
     with ThreadPoolExecutor(_THREADS) as threads:
-        images = [member.path for member in members.files if not _is_stray(member.name)]
-        for facts in threads.map(_try, images):
-            if isinstance(facts, ImagingError):
-                inner.refused.append(facts)
+        for member, facts in zip(members, threads.map(_try, [member.path for member in members]), strict=True):
+            if isinstance(facts, NotDicom):
+                strangers.append(member)
+            elif isinstance(facts, ImagingError):
+                seen = f"its file {member.path.name}: {facts.seen}"
+                refused.append(type(facts)(archive, seen=seen, expected=facts.expected, remedy=facts.remedy))
             elif facts.instance.sop_class_uid != _MEDIA_DIRECTORY:
-                inner.read.append(facts)
-    found.read.extend(inner.read)
-    for error in inner.refused:
-        seen = f"its file {error.path.name if error.path else ''}: {error.seen}"
-        found.refused.append(type(error)(archive, seen=seen, expected=error.expected, remedy=error.remedy))
+                read.append(facts)
+    if strangers:
+        refused.append(_not_dicom(archive, strangers))
+    found.read.extend(read)
+    found.refused.extend(refused)
+    if read:
+        found.unpacked.append(Unpacked(archive, folder))
+    else:
+        folder.cleanup()
+        if not refused:
+            found.strays.append(archive)
+
+
+def _not_dicom(archive: Path, members: Sequence[Member]) -> NotDicom:
+    """One refusal for all of them, for the parts of an office document or of a saved array are no news each."""
+    seen = f"a ZIP or TAR archive in which {tell_members([member.number for member in members], 'not DICOM')}"
+    remedy = "Remove them from the archive, or the archive from the study folder if it holds no images"
+    hidden = [member.number for member in members if member.name.lower().endswith(_NIFTI) or is_archive(member.path)]
+    if hidden:
+        seen += f"; of these {tell_members(hidden, 'NIfTI or packed once more')}"
+        remedy = "Unpack the archive and give its NIfTI files and inner archives themselves"
+    return NotDicom(archive, seen=seen, remedy=remedy)
 
 
 def _try(path: Path) -> FileFacts | ImagingError:
     try:
         return read_facts(path)
     except ImagingError as error:
-        return error
+        # Kept by the thousand: with what it was raised in and from, each would keep its file's bytes in memory.
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
 
 
 def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom]]:
@@ -212,8 +236,8 @@ def _is_index(root: Path) -> bool:
     return root.name.lower() == "dicomdir" and root.is_file()
 
 
-def _identified(read: Sequence[FileFacts]) -> tuple[list[FileFacts], set[str]]:
-    """Give a study and a series UID to files that have none; gives all headers, and the series UIDs that were made.
+def _identified(read: Sequence[FileFacts]) -> tuple[list[FileFacts], set[tuple[str, str]]]:
+    """Give a study and a series UID to files that have none; gives all headers, and which series that made.
 
     Files of one folder and patient that say the same of their series are taken as one; whether they are one volume is
     for their geometry to say. The UID is a function of what they hold (PS3.5 annex B.2, UUID derived).
@@ -227,12 +251,12 @@ def _identified(read: Sequence[FileFacts]) -> tuple[list[FileFacts], set[str]]:
     for item in nameless:
         studies.setdefault(_study_key(item), []).append(item.instance.sop_instance_uid)
         series.setdefault((_study_key(item), item.series), []).append(item.instance.sop_instance_uid)
-    made: set[str] = set()
+    made: set[tuple[str, str]] = set()
     for item in nameless:
         members = series[_study_key(item), item.series]
         study_uid = item.instance.study_uid or _made_uid(studies[_study_key(item)])
         series_uid = item.instance.series_uid or _made_uid(["series", *members])
-        made.add(series_uid)
+        made.add((study_uid, series_uid))
         instance = replace(item.instance, study_uid=study_uid, series_uid=series_uid)
         facts = replace(item.series, study_uid=study_uid, series_uid=series_uid)
         whole.append(replace(item, instance=instance, series=facts))
@@ -271,7 +295,7 @@ def _group(read: Sequence[FileFacts]) -> tuple[tuple[Study, ...], list[ImagingEr
     return tuple(studies), refused
 
 
-def _series(members: Iterable[FileFacts], made: set[str]) -> tuple[Series, ...]:
+def _series(members: Iterable[FileFacts], made: set[tuple[str, str]]) -> tuple[Series, ...]:
     by_series: dict[str, list[FileFacts]] = {}
     for item in members:
         by_series.setdefault(item.instance.series_uid, []).append(item)
@@ -281,6 +305,11 @@ def _series(members: Iterable[FileFacts], made: set[str]) -> tuple[Series, ...]:
         "the files name no study or no series; those of one folder and patient that say the same are taken as one",
     )
     return tuple(
-        Series(uid, items[0].series, tuple(item.instance for item in items), (note,) if uid in made else ())
+        Series(
+            uid,
+            items[0].series,
+            tuple(item.instance for item in items),
+            (note,) if (items[0].instance.study_uid, uid) in made else (),
+        )
         for uid, items in sorted(by_series.items())
     )

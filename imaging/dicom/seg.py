@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from imaging import config as configs
 from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
-from imaging.volume import Affine, Volume, lps_to_ras
+from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
 MANUFACTURER = "imgpipe"
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
@@ -108,7 +108,7 @@ def write_seg(
 def _build(
     mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
 ) -> hd.seg.Segmentation:
-    sources = [_source(frame.path) for frame in volume.sources]
+    sources = [_source(frame.path, volume.facts) for frame in volume.sources]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
     identity.append(algorithm.software_version)
     # A corrected PatientID is another object: an archive keeps the first of two with one UID.
@@ -186,14 +186,18 @@ def _cielab(colour: str) -> hd.color.CIELabColor:
     return hd.color.CIELabColor.from_rgb(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)))
 
 
-def _source(path: Path) -> pydicom.Dataset:
-    """The source's header, with the type 2 attributes that some writers leave out."""
+def _source(path: Path, facts: SeriesFacts) -> pydicom.Dataset:
+    """The source's header, with the type 2 attributes that some writers leave out, and the UIDs it is known by."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
     for keyword in _MAY_BE_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")
+    if not dataset.get("StudyInstanceUID"):
+        dataset.StudyInstanceUID = facts.study_uid
+    if not dataset.get("SeriesInstanceUID"):
+        dataset.SeriesInstanceUID = facts.series_uid
     _mend_character_set(dataset)
     return dataset
 

@@ -71,6 +71,7 @@ _ONCE: dict[str, tuple[Callable[[Slice], object], float | None]] = {
     "Rows": (lambda item: item.instance.rows, None),
     "Columns": (lambda item: item.instance.columns, None),
     "PhotometricInterpretation": (lambda item: item.instance.photometric, None),
+    "Unit": (lambda item: item.unit, None),
     "ImageType": (_reformatted, None),
     "ImageOrientationPatient": (lambda item: item.orientation, COSINE_TOLERANCE),
     "PixelSpacing": (lambda item: item.spacing, SPACING_TOLERANCE_MM),
@@ -100,6 +101,8 @@ def _equal(one: object, other: object, near: float | None) -> bool:
     if near is None or one is None or other is None:
         return one == other
     a, b = np.array(one), np.array(other)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return one == other
     return a.shape == b.shape and bool((np.abs(a - b) <= near).all())
 
 
@@ -144,10 +147,12 @@ def split_by_moment(group: Group, subject: str) -> list[Group]:
 
 def _ways(slices: Sequence[Slice], places: Sequence[int]) -> Iterator[tuple[str, dict[str, list[Slice]]]]:
     """How headers may tell slices at one place apart: by values, one or more together; then by rank in time."""
-    known = [keyword for keyword in MOMENTS if all(keyword in dict(item.moment) for item in slices)]
-    varied = [keyword for keyword in known if len({dict(item.moment)[keyword] for item in slices}) > 1]
+    varied = [keyword for keyword in MOMENTS if len({dict(item.moment).get(keyword) for item in slices}) > 1]
     for together in range(1, _MOST_TOGETHER + 1):
         for keywords in combinations(varied, together):
+            # A gradient's direction without its b-value would tell volumes apart and not say what they are.
+            if "DiffusionGradientOrientation" in keywords and "DiffusionBValue" in set(varied) - set(keywords):
+                continue
             yield " and ".join(keywords), _parts(slices, places, keywords)
     for keyword in _RANKED:
         if keyword in varied:
@@ -160,7 +165,7 @@ def _ranks(slices: Sequence[Slice], places: Sequence[int], keyword: str) -> dict
     for index, (item, place) in enumerate(zip(slices, places, strict=True)):
         try:
             at_place.setdefault(place, []).append((float(dict(item.moment)[keyword]), index))
-        except ValueError:
+        except (KeyError, ValueError):
             return {}
     counts = {len(found) for found in at_place.values()}
     if len(counts) > 1 or any(len(dict(found)) < len(found) for found in at_place.values()):
@@ -212,7 +217,7 @@ def _parts(slices: Sequence[Slice], places: Sequence[int], keywords: Sequence[st
     taken: set[tuple[str, int]] = set()
     for item, place in zip(slices, places, strict=True):
         moment = dict(item.moment)
-        name = " ".join(f"{keyword}={moment[keyword]}" for keyword in keywords)
+        name = " ".join(f"{keyword}={moment.get(keyword, 'none')}" for keyword in keywords)
         if (name, place) in taken:
             return {}
         taken.add((name, place))

@@ -83,7 +83,5 @@ class Stack:
 
     @property
     def unit(self) -> str:
-        """Rescale Type or Units; HU for CT that does not say (PS3.3 C.8.2.1.1.3); ``US`` is unspecified."""
-        instance = self.slices[0].instance
-        unit = instance.pixels.unit or ("HU" if instance.modality == "CT" else "")
-        return "" if unit == "US" else unit
+        """Of the values; the slices of a volume have one."""
+        return self.slices[0].unit

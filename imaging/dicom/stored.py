@@ -13,14 +13,13 @@ import os
 import warnings
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import apply_color_lut, convert_color_space
 from pydicom.uid import UID, RLELossless
 
-from imaging.dicom.decoder import EncapsulatedFrame, decode_frame
-from imaging.dicom.frames import Slice
-from imaging.dicom.header import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, UNDEFINED, read_inflated
+from imaging.dicom.decoder import LARGEST_FRAME, EncapsulatedFrame, decode_frame
+from imaging.dicom.frames import Slice, read_dataset
+from imaging.dicom.header import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, INFLATING, UNDEFINED, read_inflated
 from imaging.dicom.stack import GREY
 from imaging.errors import (
     ColourImage,
@@ -63,6 +62,11 @@ def check_stored(item: Slice) -> None:
     if instance.photometric == "YBR_FULL_422" and instance.columns % 2:
         raise UnreadableDicom(instance.path, seen=f"YBR_FULL_422 with {instance.columns} columns")
     if pixels.transfer_syntax not in _NATIVE:
+        size = instance.rows * instance.columns * pixels.samples * bits // 8
+        if size > LARGEST_FRAME:
+            raise UndecodablePixels(
+                instance.path, seen=f"a compressed frame of {size} bytes", expected=f"at most {LARGEST_FRAME} may be"
+            )
         if pixels.length != UNDEFINED:
             raise UnreadableDicom(instance.path, seen="compressed pixels that are not encapsulated")
         return
@@ -116,6 +120,8 @@ class FrameReader:
         offset = pixels.offset + (item.number - 1) * raw.nbytes
         if pixels.transfer_syntax == DEFLATED:
             read = self._from_inflated(item, raw, offset)
+        elif dtype.itemsize == 1 and pixels.in_words and not pixels.little_endian:
+            read = _from_words(item, raw, offset)
         else:
             descriptor = os.open(instance.path, os.O_RDONLY)
             try:
@@ -134,10 +140,13 @@ class FrameReader:
     def _from_inflated(self, item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
         path = item.instance.path
         if self._inflated[0] != str(path):
-            self._inflated = (str(path), read_inflated(path))
-        part = self._inflated[1][offset : offset + raw.nbytes]
-        raw[: len(part)] = np.frombuffer(part, np.uint8)
-        return len(part)
+            self._inflated = ("", b"")
+            with INFLATING:
+                content = read_inflated(path)
+                if item.instance.frames == 1:
+                    return _copied(content, offset, raw)
+            self._inflated = (str(path), content)  # for its next frame
+        return _copied(self._inflated[1], offset, raw)
 
     def _arranged(self, samples: Samples, item: Slice) -> Samples:
         """Native samples as (rows, columns) or (rows, columns, 3), by Planar Configuration."""
@@ -189,6 +198,23 @@ class FrameReader:
         return decoded.array, decoded.photometric
 
 
+def _copied(content: bytes, offset: int, raw: NDArray[np.uint8]) -> int:
+    part = content[offset : offset + raw.nbytes]
+    raw[: len(part)] = np.frombuffer(part, np.uint8)
+    return len(part)
+
+
+def _from_words(item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
+    """Samples of 8 bits in big-endian words of 16: the first of each two lies second (PS3.5 section 8.1.1, A.3)."""
+    skipped = (offset - item.instance.pixels.offset) % 2  # a frame may begin in the middle of a word
+    with item.instance.path.open("rb") as stream:
+        stream.seek(offset - skipped)
+        words = np.frombuffer(stream.read((skipped + raw.nbytes + 1) // 2 * 2), np.uint8)
+    part = words[: words.size // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)[skipped : skipped + raw.nbytes]
+    raw[: part.size] = part
+    return part.size
+
+
 def _stored_type(item: Slice) -> np.dtype[np.generic]:
     pixels = item.instance.pixels
     order = "<" if pixels.little_endian else ">"
@@ -216,8 +242,7 @@ def _red_green_blue(samples: Samples, space: str, item: Slice) -> Samples:
         if space == "PALETTE COLOR":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's warnings quote header values
-                dataset = pydicom.dcmread(item.instance.path, stop_before_pixels=True)
-            return np.asarray(apply_color_lut(samples, dataset))[..., :3]
+                return np.asarray(apply_color_lut(samples, read_dataset(item.instance)))[..., :3]
         return np.asarray(convert_color_space(samples, "YBR_FULL", "RGB"))
     except ImagingError:
         raise

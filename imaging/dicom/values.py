@@ -89,6 +89,18 @@ WANTED = frozenset(TAGS.values()) | frozenset(_IN_META.values())
 _BINARY = {"DiffusionBValue": 8, "DiffusionGradientOrientation": 8, "NominalPercentageOfCardiacPhase": 4}
 
 
+def plain(text: str) -> str:
+    """A value in one spelling: numbers (``2.50``, ``2.5E0``) without what does not change them; other text as it is."""
+    return "\\".join(_plain(part) for part in text.split("\\"))
+
+
+def _plain(part: str) -> str:
+    try:
+        return f"{float(part):.10g}"
+    except ValueError:
+        return part
+
+
 class Values:
     """The raw values of one header, read as their VR says.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from imaging.volume import Volume, extent_in_ras, lps_to_ras, orientation_of, spacing_of
+from imaging.volume import SeriesFacts, Volume, extent_in_ras, lps_to_ras, orientation_of, spacing_of
 
 SPACING = (0.7, 1.3, 2.5)
 GRIDS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
@@ -98,6 +98,12 @@ def test_shape_spacing_and_orientation_are_those_of_the_grid() -> None:
     assert volume.shape == (3, 4, 5)
     assert volume.spacing == pytest.approx(SPACING)
     assert volume.orientation == "SLP"
+
+
+def test_a_volume_of_a_series_is_named_by_what_tells_it_from_the_others() -> None:
+    assert SeriesFacts(series_uid="1.2.3").subject == "series 1.2.3"
+    assert SeriesFacts(series_uid="1.2.3", volume="EchoTime=4.92").subject == "series 1.2.3 (EchoTime=4.92)"
+    assert SeriesFacts(description="a.nii.gz").subject == "a.nii.gz"
 
 
 @pytest.mark.parametrize("layout", ["C", "slice_by_slice"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from phantom import write_series
+from pydicom.uid import UID
 
 from imaging.errors import (
     CheckpointCorrupt,
@@ -366,6 +368,7 @@ def write_half(path: Path) -> None:
     [
         ("notes.txt", lambda path: path.write_text("hello"), "not_dicom"),
         ("study.zip", write_zip, "not_dicom"),
+        ("broken.zip", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(200)), "archive_refused"),
         ("empty.dcm", lambda path: path.write_bytes(b""), "not_dicom"),
         ("half.dcm", write_half, None),
     ],
@@ -394,13 +397,106 @@ def test_truncated_pixels_refuse_the_series_by_name(run: Infer, beside: Path) ->
     assert codes(*study.problems) == ["truncated_pixels"]
 
 
-def test_missing_slice_refuses_the_series_by_name(run: Infer, beside: Path) -> None:
+def test_missing_slice_refuses_the_series_by_name_under_strict(run: Infer, beside: Path) -> None:
     (beside / "10.dcm").unlink()
-    study = only(run(beside))
+    study = only(run(beside, policy="strict"))
     assert codes(*study.problems) == ["missing_slices"]
     assert study.folder is not None
     assert files_in(study.folder) == ["report.html", "report.json"]
     assert "missing_slices" in (study.folder / "report.html").read_text()
+
+
+def test_missing_slice_is_repaired_and_told(run: Infer, beside: Path, study1: Path) -> None:
+    """The longest run is left: what it holds is measured, and the report says what was done."""
+    positions = {path: float(pydicom.dcmread(path).ImagePositionPatient[2]) for path in study1.iterdir()}
+    ordered = sorted(positions, key=positions.__getitem__)
+    (beside / ordered[3].name).unlink()
+    kept = [pydicom.dcmread(path).SOPInstanceUID for path in ordered[4:]]
+    study = only(run(beside))
+    assert study.problems == ()
+    assert study.report is not None and study.folder is not None
+    (series,) = study.report.series
+    assert (series.instances, series.shape, series.models) == (28, (35, 51, 28), ("hippocampus_mr",))
+    assert list(series.source_sop_instance_uids) == kept
+    assert [(defect.code, defect.action) for defect in series.defects] == [("missing_slices", "repaired")]
+    assert series.defects[0].detail in html.unescape((study.folder / "report.html").read_text())
+    assert {slice_["sop_instance_uid"] for evidence in evidences(study.report) for slice_ in evidence} <= set(kept)
+
+
+@pytest.fixture
+def two_echoes(study1: Path, tmp_path: Path) -> Path:
+    """A real series sent with a second echo, whose pixels are half as bright."""
+    folder = tmp_path / "echoes"
+    folder.mkdir()
+    for path in study1.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.EchoTime = 3
+        dataset.save_as(folder / path.name)
+        dataset.EchoTime = 9
+        dataset.PixelData = (dataset.pixel_array // 2).tobytes()
+        dataset.SOPInstanceUID = UID(f"{dataset.SOPInstanceUID[:50]}.9.{path.stem}")
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(folder / f"second_{path.name}")
+    return folder
+
+
+def test_each_volume_of_a_series_is_measured_and_listed_by_itself(run: Infer, two_echoes: Path) -> None:
+    study = only(run(two_echoes))
+    assert study.report is not None and study.folder is not None
+    assert study.problems == ()
+    assert [series.uid for series in study.report.series] == [study.report.series[0].uid] * 2
+    assert sorted(series.volume for series in study.report.series) == ["EchoTime=3", "EchoTime=9"]
+    first, second = (set(series.source_sop_instance_uids) for series in study.report.series)
+    assert (len(first), len(second), first & second) == (32, 32, set())
+    for series in study.report.series:
+        assert [(defect.code, defect.action) for defect in series.defects] == [("duplicate_slices", "noted")]
+    measured = [{slice_["sop_instance_uid"] for slice_ in evidence} for evidence in evidences(study.report)]
+    assert [uids <= first for uids in measured] == [True, True, False, False]
+    assert all(uids and uids <= second for uids in measured[2:])
+    segs = [pydicom.dcmread(path) for path in study.folder.glob("seg_*.dcm")]
+    assert len(segs) == 2
+    referred = [
+        {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+        for seg in segs
+    ]
+    assert {tuple(uids <= group for group in (first, second)) for uids in referred} == {(True, False), (False, True)}
+    page = (study.folder / "report.html").read_text()
+    assert "EchoTime=3" in page and "EchoTime=9" in page
+
+
+def tilted(folder: Path) -> Path:
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, f"{float(y) + 0.1 * float(z):.4f}", z]
+        dataset.save_as(path)
+    return folder
+
+
+def test_a_resampled_volume_has_a_mask_of_its_own_grid_and_no_seg(run: Infer, beside: Path) -> None:
+    study = only(run(tilted(beside)))
+    assert study.report is not None and study.folder is not None
+    assert study.problems == ()
+    assert files_in(study.folder) == ["mask_hippocampus_mr.nii.gz", "report.html", "report.json"]
+    (series,) = study.report.series
+    assert {"gantry_tilt", "beyond_acquired"} <= {defect.code for defect in series.defects}
+    assert nib.load(study.folder / "mask_hippocampus_mr.nii.gz").shape == series.shape
+    asked = only(run(beside, formats=["json", "seg"]))
+    assert codes(*asked.problems) == ["format_not_applicable"]
+    assert "resampled" in asked.problems[0].seen
+
+
+def test_an_archive_is_reported_on_as_its_folder_would_be(
+    run: Infer, done: StudyResult, study1: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for path in study1.iterdir():
+            archive.write(path, path.name)
+    study = only(run(tmp_path / "study.zip"))
+    assert study.problems == ()
+    assert study.report is not None and done.report is not None
+    assert study.report.findings == done.report.findings
+    assert study.report.series == done.report.series
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "text_only"])

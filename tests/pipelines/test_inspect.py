@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from phantom import change
+from phantom import change, write_series
+from pydicom.dataset import Dataset
 
 from imaging.errors import UnknownCheckpoint
 from pipelines.inspect import inspect
@@ -39,6 +40,43 @@ def test_reason_of_each_checkpoint_is_told(data: Path, model: str) -> None:
     assert series["refusal"]["code"] == "localizer"
     assert series["taken_by"] == []
     assert [Path(path).name for path in found["strays"]] == ["DIRFILE"]
+
+
+def test_each_volume_of_a_series_is_listed_with_what_was_done(study1: Path, model: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(study1, tmp_path / "study")
+    for path in study1.iterdir():
+        change(folder / path.name, EchoTime=3)
+        uid = f"1.2.3.4.{path.stem}"
+        if path.stem != "10":
+            shutil.copy(path, folder / f"second_{path.name}")
+            change(folder / f"second_{path.name}", EchoTime=9, SOPInstanceUID=uid)
+    found = inspect(paths=[folder], models=[model])
+    ((first, second),) = [study["series"] for study in found["studies"]]
+    assert (first["volume"], second["volume"]) == ("EchoTime=3", "EchoTime=9")
+    assert first["series_uid"] == second["series_uid"]
+    assert first["taken_by"] == ["hippocampus_mr"]
+    assert [(d["code"], d["action"]) for d in first["defects"]] == [("duplicate_slices", "noted")]
+    assert [(d["code"], d["action"]) for d in second["defects"]] == [
+        ("duplicate_slices", "noted"),
+        ("missing_slices", "repaired"),
+    ]
+    assert second["instances"] < 31
+    strict = inspect(paths=[folder], models=[model], policy="strict")
+    views = [(view["volume"], view["refusal"] and view["refusal"]["code"]) for view in strict["studies"][0]["series"]]
+    assert views == [("EchoTime=3", None), ("", "missing_slices")]
+
+
+def test_a_colour_series_is_described_and_taken_by_none(model: str, tmp_path: Path) -> None:
+    def edit(dataset: Dataset, _k: int) -> None:
+        dataset.SamplesPerPixel, dataset.PlanarConfiguration, dataset.PhotometricInterpretation = 3, 0, "RGB"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+        dataset.PixelData = bytes(106)
+        dataset.Rows, dataset.Columns = 5, 7
+
+    write_series(tmp_path, edit=edit)
+    ((series,),) = [study["series"] for study in inspect(paths=[tmp_path], models=[model])["studies"]]
+    assert (series["grid"]["channels"], series["taken_by"]) == (3, [])
+    assert series["declined_by"]["hippocampus_mr"]["seen"] == "a colour image"
 
 
 def test_nifti_is_taken_where_the_checkpoint_is_named(image: Path, model: str) -> None:

@@ -1,4 +1,7 @@
-"""Every voxel lies where the affine says, whatever the orientation and numbering; what is not one grid is refused."""
+"""Every voxel lies where the affine says, whatever the orientation and numbering.
+
+What is not one grid is repaired and told, or refused by name; under `strict` always refused.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,16 +30,25 @@ from phantom import (
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
 
-from imaging.dicom import load_series, read_series, scan
+from imaging.dicom import Policy, Series, load_series, read_series, read_stack, scan, stacks
 from imaging.dicom.geometry import JITTER_SHARE, ROUNDING_MM
 from imaging.errors import ImagingError
 from imaging.volume import lps_to_ras
 
+POLICIES: tuple[Policy, ...] = ("strict", "repair")
 
-def refusal(folder: Path) -> ImagingError:
+
+def refusal(folder: Path, policy: Policy = "repair") -> ImagingError:
     with pytest.raises(ImagingError) as caught:
-        load_series(folder)
+        load_series(folder, policy=policy)
     return caught.value
+
+
+def series_in(folder: Path) -> Series:
+    found = scan(folder)
+    assert found.refused == ()
+    ((series,),) = (study.series for study in found.studies)
+    return series
 
 
 @pytest.mark.parametrize("rescale", RESCALES)
@@ -100,57 +113,76 @@ def test_any_regular_stack_is_read_rightly(
     assert tuple(frame.sop_instance_uid for frame in volume.sources) == phantom.uids
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+both_planes = pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+
+
+@both_planes
 @pytest.mark.parametrize(
-    ("keep", "code"),
-    [
-        ([0, 1, 2, 4, 5, 6], "missing_slices"),
-        ([0, 1, 2, 3, 7], "missing_slices"),
-        ([0, 1, 1, 2], "duplicate_slices"),
-        ([0, 0], "duplicate_slices"),
-        ([0], "too_few_slices"),
-    ],
+    ("keep", "run"),
+    [([0, 1, 2, 4, 5, 6], [0, 1, 2]), ([0, 1, 2, 3, 7], [0, 1, 2, 3]), ([0, 2, 3, 4, 6, 7], [1, 2, 3])],
+    ids=["one", "three_at_the_end", "two_holes"],
 )
-def test_holes_and_doubles_are_refused_by_name(
-    tmp_path: Path, keep: list[int], code: str, orientation: Orientation
+def test_missing_slices_are_refused_or_the_longest_whole_run_is_kept(
+    tmp_path: Path, keep: list[int], run: list[int], orientation: Orientation
 ) -> None:
-    write_series(tmp_path, keep=keep, orientation=orientation, numbering="missing")
-    assert refusal(tmp_path).code == code
+    phantom = write_series(tmp_path, keep=keep, orientation=orientation, numbering="missing")
+    assert refusal(tmp_path, "strict").code == "missing_slices"
+    volume = load_series(tmp_path)
+    assert [frame.sop_instance_uid for frame in volume.sources] == [phantom.uids[rank] for rank in run]
+    assert volume.shape == (7, 5, len(run))
+    assert phantom.worst_error(volume) <= phantom.tolerance
+    (defect,) = volume.defects
+    assert (defect.code, defect.action, defect.error_mm) == ("missing_slices", "repaired", 0)
+    assert f"slices {run[0] + 1} to {run[-1] + 1} of {len(keep)}" in defect.detail
+    assert not volume.resampled
 
 
 def test_missing_slices_are_counted_and_located(tmp_path: Path) -> None:
     write_series(tmp_path, keep=[0, 1, 2, 6, 7], origin=(0, 0, 100))
-    error = refusal(tmp_path)
-    assert "3 slices are missing" in error.seen
-    assert "105.00 mm" in error.seen
+    error = refusal(tmp_path, "strict")
     assert "2.500 mm" in error.expected
+    (defect,) = load_series(tmp_path).defects
+    for seen in (error.seen, defect.detail):
+        assert "3 slices are missing" in seen
+        assert "5.00 mm from the first slice" in seen
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("keep", [[0], [0, 0]], ids=["one", "one_twice"])
+def test_one_slice_is_no_volume(tmp_path: Path, keep: list[int], policy: Policy) -> None:
+    write_series(tmp_path, keep=keep)
+    assert refusal(tmp_path, policy).code == "too_few_slices"
 
 
 def along_normal(distances: list[float]) -> Callable[[int], tuple[float, float, float]]:
     return lambda k: (0.0, 0.0, distances[k])
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+@both_planes
 @pytest.mark.parametrize(
     "distances",
     [[0, 0.4, 0, 0.4, 0, 0.4], [0, 0, 0, 0, 0, 0.9], [0, 0.02, 0.06, 0.12, 0.2, 0.3]],
     ids=["alternating", "last", "drift"],
 )
-def test_variable_spacing_is_refused(tmp_path: Path, distances: list[float], orientation: Orientation) -> None:
+def test_variable_spacing_is_refused_under_strict(
+    tmp_path: Path, distances: list[float], orientation: Orientation
+) -> None:
     write_series(tmp_path, slices=6, slice_spacing=1.0, shift=along_normal(distances), orientation=orientation)
-    assert refusal(tmp_path).code == "variable_spacing"
+    assert refusal(tmp_path, "strict").code == "variable_spacing"
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+@both_planes
 @pytest.mark.parametrize("sideways", [(0.0, 0.5), (-0.3, 0.0), (0.2, 0.2)])
-def test_gantry_tilt_is_refused(tmp_path: Path, sideways: tuple[float, float], orientation: Orientation) -> None:
+def test_gantry_tilt_is_refused_under_strict(
+    tmp_path: Path, sideways: tuple[float, float], orientation: Orientation
+) -> None:
     write_series(tmp_path, shift=lambda k: (k * sideways[0], k * sideways[1], 0.0), orientation=orientation)
-    assert refusal(tmp_path).code == "gantry_tilt"
+    assert refusal(tmp_path, "strict").code == "gantry_tilt"
 
 
-def test_one_slice_pushed_aside_is_refused(tmp_path: Path) -> None:
+def test_one_slice_pushed_aside_is_refused_under_strict(tmp_path: Path) -> None:
     write_series(tmp_path, slices=5, shift=lambda k: (2.0 * (k == 2), 0.0, 0.0))
-    assert refusal(tmp_path).code == "gantry_tilt"
+    assert refusal(tmp_path, "strict").code == "gantry_tilt"
 
 
 @pytest.mark.parametrize(
@@ -212,22 +244,46 @@ def test_what_cosines_and_spacings_leave_is_told_in_mm(
         cosines, spacing = plane(k)
         corner = phantom.positions[k] + cosines[:3] * spacing[1] * (columns - 1) + cosines[3:] * spacing[0] * (rows - 1)
         worst = max(worst, float(np.linalg.norm(affine[:3] @ [columns - 1, rows - 1, k, 1] - corner)))
-    told = sum(defect.error_mm for defect in volume.defects)
-    assert worst <= told + 2 * ROUNDING_MM
+    assert worst <= sum(defect.error_mm or 0 for defect in volume.defects) + 2 * ROUNDING_MM
 
 
 def test_jitter_share_is_relative_to_the_spacing(tmp_path: Path) -> None:
     beyond = 1.5 * JITTER_SHARE * 0.5
     write_series(tmp_path, slices=6, slice_spacing=0.5, shift=lambda k: (0.0, 0.0, beyond * (k == 3)))
-    assert refusal(tmp_path).code == "variable_spacing"
+    assert refusal(tmp_path, "strict").code == "variable_spacing"
+    assert [defect.code for defect in load_series(tmp_path).defects] == ["variable_spacing"]
 
 
-def test_multi_frame_is_refused(data: Path) -> None:
-    found = scan(data / "philips_mr_enhanced")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_slices_beside_each_other_in_one_plane_are_no_stack(tmp_path: Path, policy: Policy) -> None:
+    """As tiles of a mosaic would lie; the distance between them along their normal is nothing."""
+    write_series(tmp_path, shift=lambda k: (0.5 * k, 0.0, -2.5 * k))
+    assert refusal(tmp_path, policy).code == "invalid_geometry"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_enhanced_object_gives_the_volumes_that_its_functional_groups_place(data: Path, policy: Policy) -> None:
+    series = series_in(data / "philips_mr_enhanced")
     with pytest.raises(ImagingError) as caught:
-        read_series(found.studies[0].series[0])
-    assert caught.value.code == "multi_frame"
-    assert "64 frames" in caught.value.seen
+        read_series(series, policy=policy)
+    assert caught.value.code == "several_series"
+    found, refused = stacks(series, policy=policy)
+    assert refused == []
+    assert sum(len(stack.slices) for stack in found) == 64
+    assert len({stack.name for stack in found}) == len(found) > 1
+    dataset = pydicom.dcmread(data / "philips_mr_enhanced" / "IM_0027_fMAP.dcm")
+    for stack in found:
+        volume = read_stack(series, stack)
+        assert volume.facts.volume == stack.name
+        affine = lps_to_ras(volume.affine)
+        for index, frame in enumerate(volume.sources):
+            group = dataset.PerFrameFunctionalGroupsSequence[frame.number - 1]
+            position = group.PlanePositionSequence[0].ImagePositionPatient
+            np.testing.assert_allclose(affine[:3] @ [0, 0, index, 1], position, atol=0.05)
+            rescale = group.PixelValueTransformationSequence[0]
+            stored = dataset.pixel_array[frame.number - 1]
+            expected = stored * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept)
+            np.testing.assert_allclose(volume.array[0, :, :, index], expected.T, rtol=1e-5, atol=1e-3)
 
 
 def test_real_localizer_is_refused(data: Path) -> None:
@@ -255,45 +311,27 @@ def as_report(dataset: Dataset, _k: int) -> None:
         delattr(dataset, keyword)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     ("edit", "code"),
     [
         (as_report, "not_an_image"),
         (on(None, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "secondary_capture"),
         (on(None, SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2"), "secondary_capture"),
-        (on(1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
-        (on(None, SamplesPerPixel=3, PhotometricInterpretation="RGB"), "colour_image"),
-        (on(2, PhotometricInterpretation="PALETTE COLOR"), "colour_image"),
+        (on(None, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4"), "not_an_image"),
+        (on(None, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+        (on(None, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "multi_frame"),
+        (on(None, NumberOfFrames=2), "multi_frame"),
         (on(None, PhotometricInterpretation=None), "colour_image"),
-        (on(0, PhotometricInterpretation="MONOCHROME1"), "monochrome1"),
+        (on(None, PhotometricInterpretation="CMYK"), "colour_image"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_stack_of_grey_slices_is_refused_by_what_it_is(tmp_path: Path, edit: Edit, code: str) -> None:
+def test_what_is_no_stack_of_slices_is_refused_by_what_it_is(
+    tmp_path: Path, edit: Edit, code: str, policy: Policy
+) -> None:
     write_series(tmp_path, edit=edit)
-    assert refusal(tmp_path).code == code
-
-
-@pytest.mark.parametrize(
-    ("edit", "named"),
-    [
-        (on(1, Rows=4), "Rows and Columns"),
-        (on(1, Columns=8), "Rows and Columns"),
-        (on(2, FrameOfReferenceUID="1.2.3"), "FrameOfReferenceUID"),
-        (on(2, FrameOfReferenceUID=None), "FrameOfReferenceUID"),
-        (on(0, Modality="CT"), "Modality"),
-        (on(3, SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "SOPClassUID"),
-        (on(1, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "orientation"),
-        (on(1, ImageOrientationPatient=[-1, 0, 0, 0, -1, 0]), "orientation"),
-        (on(1, ImageOrientationPatient=[0.9998, 0.02, 0, -0.02, 0.9998, 0]), "orientation"),
-        (on(1, PixelSpacing=[0.7, 1.3]), "spacing"),
-    ],
-)
-def test_slices_that_differ_are_refused_with_the_attribute(tmp_path: Path, edit: Edit, named: str) -> None:
-    write_series(tmp_path, edit=edit)
-    error = refusal(tmp_path)
-    assert error.code == "mixed_slices"
-    assert named in error.seen
+    assert refusal(tmp_path, policy).code == code
 
 
 @pytest.mark.parametrize(
@@ -316,9 +354,10 @@ def test_slices_that_differ_are_refused_with_the_attribute(tmp_path: Path, edit:
         "cosines_short", "cosines_zero", "cosines_skew", "cosines_parallel", "cosines_nan",
     ],
 )  # fmt: skip
-def test_geometry_that_no_scanner_means_is_refused(tmp_path: Path, edit: Edit) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_geometry_that_no_scanner_means_is_refused(tmp_path: Path, edit: Edit, policy: Policy) -> None:
     write_series(tmp_path, edit=edit)
-    assert refusal(tmp_path).code == "invalid_geometry"
+    assert refusal(tmp_path, policy).code == "invalid_geometry"
 
 
 @pytest.mark.parametrize("k", [None, 1], ids=["all", "one"])
@@ -336,9 +375,11 @@ def test_missing_or_malformed_geometry_is_a_missing_attribute(
 ) -> None:
     for name, value in (("absent", None), ("malformed", malformed)):
         write_series(tmp_path / name, edit=on(k, **{keyword: value}))
-        error = refusal(tmp_path / name)
-        assert error.code == "missing_attribute"
-        assert keyword in error.seen
+        _, refused = stacks(series_in(tmp_path / name))
+        assert [error.code for error in refused] == ["missing_attribute"]
+        assert keyword in refused[0].seen
+        if k is None:
+            assert refusal(tmp_path / name).code == "missing_attribute"
 
 
 def test_several_series_are_not_one(tmp_path: Path) -> None:
@@ -354,8 +395,8 @@ def test_a_bad_file_among_good_ones_is_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_error_names_the_series_and_not_the_patient(tmp_path: Path) -> None:
-    write_series(tmp_path, keep=[0, 0, 1])
-    error = refusal(tmp_path)
+    write_series(tmp_path, keep=[0, 1, 3, 4, 5])
+    error = refusal(tmp_path, "strict")
     assert "1.2.826.0.1.3680043.8.498.1.1" in error.subject
     assert "SECRET" not in str(error)
     assert "Doe" not in str(error)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
 from phantom import PATIENT_ID, PATIENT_NAME, STUDY_UID, change, write_series
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from imaging.dicom import read_series, scan
@@ -68,14 +71,11 @@ def test_the_series_of_a_study_are_told_apart(tmp_path: Path) -> None:
     }
 
 
-def zip_of(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.dcm", b"DICM")
-
-
-def no_preamble(path: Path) -> None:
-    donor = next(file for file in path.parent.iterdir() if file.suffix == ".dcm")
-    path.write_bytes(donor.read_bytes()[132:])
+def zip_of(path: Path, *files: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("notes.txt", "no image")
+        for number, file in enumerate(files):
+            archive.write(file, f"deep/{number}.dcm")
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,12 @@ def no_preamble(path: Path) -> None:
     [
         (lambda path: path.write_text("notes of a study\n" * 20), "text file"),
         (lambda path: path.write_text("short"), "text file"),
-        (zip_of, "ZIP"),
+        (zip_of, "in which member 1 is not DICOM"),
         (lambda path: path.write_bytes(gzip.compress(b"x" * 500)), "gzip"),
         (lambda path: path.write_bytes(b""), "empty"),
-        (no_preamble, "DICM"),
         (lambda path: path.write_bytes(b"\0" * 400), "DICM"),
     ],
-    ids=["text", "short_text", "zip", "gzip", "empty", "no_preamble", "zeros"],
+    ids=["text", "short_text", "text_in_a_zip", "gzip", "empty", "zeros"],
 )
 def test_what_is_not_dicom_is_named_with_what_was_seen(tmp_path: Path, make: object, seen: str) -> None:
     write_series(tmp_path)
@@ -103,13 +102,76 @@ def test_what_is_not_dicom_is_named_with_what_was_seen(tmp_path: Path, make: obj
     assert_whole(tmp_path)
 
 
+def test_a_study_in_an_archive_is_read_and_leads_back_to_it(tmp_path: Path) -> None:
+    phantom = write_series(tmp_path / "study")
+    archive = tmp_path / "inbox" / "study.zip"
+    archive.parent.mkdir()
+    zip_of(archive, *phantom.paths)
+    found = scan(archive)
+    assert codes(found.refused) == ["not_dicom"]
+    assert found.refused[0].path == archive
+    ((series,),) = (study.series for study in found.studies)
+    assert {found.origin(instance.path) for instance in series.instances} == {archive}
+    assert phantom.worst_error(read_series(series)) <= phantom.tolerance
+    folder = Path(found.unpacked[0].folder.name)
+    assert folder.is_dir()
+    del found
+    assert not folder.exists(), "what was unpacked goes with the scan"
+
+
+def test_a_dicomdir_stands_for_its_folder(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    (tmp_path / "DICOMDIR").write_bytes(b"anything")
+    found = scan(tmp_path / "DICOMDIR")
+    assert [path.name for path in found.strays] == ["DICOMDIR"]
+    assert [len(series.instances) for study in found.studies for series in study.series] == [4]
+
+
+def without_preamble(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[132:])
+
+
+def without_meta(path: Path) -> None:
+    """Nothing but the data set, as very old archives keep it."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(b"\x08\x00\x05\x00CS") :])
+
+
+def without_meta_implicit(path: Path) -> None:
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(b"\x08\x00\x05\x00\x0a\0\0\0") :])
+
+
+@pytest.mark.parametrize(
+    ("strip", "noted"),
+    [(without_preamble, []), (without_meta, ["no_meta_header"]), (without_meta_implicit, ["no_meta_header"])],
+)
+def test_files_without_preamble_or_meta_header_are_read(
+    tmp_path: Path, strip: Callable[[Path], None], noted: list[str]
+) -> None:
+    phantom = write_series(tmp_path)
+    for path in phantom.paths:
+        strip(path)
+    found = scan(tmp_path)
+    assert found.refused == ()
+    volume = read_series(found.studies[0].series[0])
+    assert phantom.worst_error(volume) <= phantom.tolerance
+    assert [defect.code for defect in volume.defects] == noted
+
+
 def cut_inside(path: Path, keyword: str, offset: int) -> None:
     """Cut a file some bytes into the value of an attribute."""
     content = path.read_bytes()
     dataset = pydicom.dcmread(path)
     element = dataset.get_item(keyword)
-    assert element is not None
-    path.write_bytes(content[: element.value_tell + offset])  # type: ignore[union-attr]
+    assert isinstance(element, RawDataElement)
+    path.write_bytes(content[: element.value_tell + offset])
 
 
 @pytest.mark.parametrize(
@@ -153,15 +215,29 @@ def test_no_cut_makes_a_study_or_series_that_never_was(tmp_path: Path) -> None:
         assert series == {(STUDY_UID, f"{STUDY_UID}.1")}, f"cut at byte {size}"
 
 
-def test_a_damaged_meta_header_does_not_stop_the_scan(tmp_path: Path) -> None:
-    phantom = write_series(tmp_path, slices=5)
-    content = phantom.paths[4].read_bytes()
-    # An unknown VR of (0002,0003), and a data set without the UID that it repeats.
+def damaged_meta(path: Path, *, leave_copy: bool) -> None:
+    """An unknown VR of (0002,0003), a data set without the UID that it repeats, and perhaps not even the copy."""
+    content = path.read_bytes()
     content = content.replace(b"\x02\x00\x03\x00UI", b"\x02\x00\x03\x00U\\", 1)
     content = content.replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x17\x00UI", 1)
-    phantom.paths[4].write_bytes(content)
-    assert len(scan(tmp_path).refused) == 1
+    if not leave_copy:
+        content = content.replace(b"\x02\x00\x03\x00U\\", b"\x02\x00\x04\x00U\\", 1)
+    path.write_bytes(content)
+
+
+def test_a_damaged_meta_header_does_not_stop_the_scan(tmp_path: Path) -> None:
+    phantom = write_series(tmp_path, slices=5)
+    damaged_meta(phantom.paths[4], leave_copy=False)
+    assert codes(scan(tmp_path).refused) == ["missing_attribute"]
     assert_whole(tmp_path)
+
+
+def test_an_unknown_vr_in_the_meta_header_loses_nothing(tmp_path: Path) -> None:
+    phantom = write_series(tmp_path)
+    damaged_meta(phantom.paths[3], leave_copy=True)
+    assert_whole(tmp_path)
+    instances = scan(tmp_path).studies[0].series[0].instances
+    assert {instance.sop_instance_uid for instance in instances} == set(phantom.uids)
 
 
 @pytest.mark.parametrize("name", ["DIRFILE", "DICOMDIR", "dicomdir", "._0001.dcm", "Thumbs.db", ".DS_Store"])
@@ -193,11 +269,61 @@ def test_a_uid_that_is_none_is_refused(tmp_path: Path, keyword: str, uid: str) -
     assert_whole(tmp_path)
 
 
-@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize(
+    "keywords", [("StudyInstanceUID",), ("SeriesInstanceUID",), ("StudyInstanceUID", "SeriesInstanceUID")]
+)
 @pytest.mark.parametrize("value", [None, ""])
-def test_a_missing_uid_is_a_missing_attribute(tmp_path: Path, keyword: str, value: str | None) -> None:
+def test_files_that_name_no_study_or_series_are_taken_as_one_or_refused(
+    tmp_path: Path, keywords: tuple[str, ...], value: str | None
+) -> None:
+    phantom = write_series(tmp_path / "nameless")
+    for path in phantom.paths:
+        change(path, **dict.fromkeys(keywords, value))
+    write_series(tmp_path / "whole", study_uid=OTHER_STUDY)
+    found = scan(tmp_path)
+    assert found.refused == ()
+    made, whole = sorted((study.series[0] for study in found.studies), key=lambda series: OTHER_STUDY in series.uid)
+    for keyword, uid in (("StudyInstanceUID", made.facts.study_uid), ("SeriesInstanceUID", made.facts.series_uid)):
+        assert (re.fullmatch(r"2\.25\.[1-9][0-9]{1,38}", uid) is not None) == (keyword in keywords)
+    assert made.uid == made.facts.series_uid
+    with pytest.raises(ImagingError) as caught:
+        read_series(made, policy="strict")
+    assert caught.value.code == "missing_attribute"
+    volume = read_series(made)
+    assert phantom.worst_error(volume) <= phantom.tolerance
+    assert [(defect.code, defect.action) for defect in volume.defects] == [("missing_uid", "repaired")]
+    assert read_series(whole, policy="strict").defects == ()
+    again = scan(tmp_path)
+    assert {study.uid for study in again.studies} == {study.uid for study in found.studies}
+    assert made.uid in {series.uid for study in again.studies for series in study.series}
+
+
+def test_one_file_that_names_no_study_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     phantom = write_series(tmp_path, slices=5)
-    change(phantom.paths[4], **{keyword: value})
+    change(phantom.paths[4], StudyInstanceUID=None)
+    studies = {study.uid: study for study in scan(tmp_path).studies}
+    assert sorted(len(study.series[0].instances) for study in studies.values()) == [1, 4]
+    assert read_series(studies[STUDY_UID].series[0], policy="strict").defects == ()
+
+
+def test_files_without_uids_of_two_people_or_folders_are_never_joined(tmp_path: Path) -> None:
+    for folder, patient in (("a", "one"), ("b", "one"), ("c", "two")):
+        phantom = write_series(tmp_path / folder, patient_id=patient, study_uid=f"{OTHER_STUDY}.{ord(folder)}")
+        for path in phantom.paths:
+            change(path, StudyInstanceUID=None, SeriesInstanceUID=None)
+    found = scan(tmp_path)
+    assert found.refused == ()
+    assert len({study.uid for study in found.studies}) == 3
+    assert [len(series.instances) for study in found.studies for series in study.series] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID"])
+def test_an_instance_that_does_not_say_what_it_is_is_refused(tmp_path: Path, keyword: str) -> None:
+    phantom = write_series(tmp_path, slices=5)
+    change(phantom.paths[4], **{keyword: None})
+    content = phantom.paths[4].read_bytes()
+    element = {"SOPClassUID": b"\x02\0\x02\0UI", "SOPInstanceUID": b"\x02\0\x03\0UI"}[keyword]
+    phantom.paths[4].write_bytes(content.replace(element, b"\x02\0\x09\0UI", 1))
     (error,) = scan(tmp_path).refused
     assert error.code == "missing_attribute"
     assert keyword in error.seen
@@ -230,7 +356,7 @@ def test_one_bad_file_of_every_kind_never_stops_the_scan(tmp_path: Path) -> None
     phantom = write_series(tmp_path, slices=7)
     cut_inside(phantom.paths[6], "Rows", 1)
     change(phantom.paths[4], StudyInstanceUID="../../etc")
-    change(phantom.paths[5], StudyInstanceUID=None)
+    damaged_meta(phantom.paths[5], leave_copy=False)
     (tmp_path / "notes.txt").write_text("notes")
     zip_of(tmp_path / "more.zip")
     found = scan(tmp_path)

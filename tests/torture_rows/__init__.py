@@ -1,0 +1,1 @@
+"""The rows of the torture suite; see `torture`."""
