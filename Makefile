@@ -32,4 +32,4 @@ fuzz: $(VENV)/installed-test  ## 20,000 broken files through the reader; what fa
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --mutants 20000 --jobs 2
 
 clean:  ## Remove the environment and what was built
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache fuzz_failures

@@ -112,6 +112,8 @@ def _points(shape: Sequence[int], affine_ras: Floats) -> Floats:
 
 
 def _fits_field(field: Field, array_CXYZ: Values, affine: Floats) -> bool:
+    if not np.isfinite(affine).all():
+        return False
     values = field(_points(array_CXYZ.shape[1:], affine))
     near = 1.0 + _NEAR_MM * float(np.linalg.norm(field.gradient))
     return len(array_CXYZ) == 1 and bool((np.abs(array_CXYZ.reshape(-1) - values) <= near).all())

@@ -35,7 +35,7 @@ class Defect:
     code
         Name of the defect, for example ``uneven_positions``.
     action
-        *noted*: no voxel was moved or left out for it; *repaired*: the volume differs from what was sent, see `detail`.
+        *noted*: every picture is as it was sent; *repaired*: the volume differs from what was sent, see `detail`.
     detail
         What was seen, and how it was repaired.
     error_mm

@@ -48,7 +48,7 @@ from imaging.report.findings import (
 )
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
-from imaging.volume import Volume, orientation_of, spacing_of
+from imaging.volume import SeriesFacts, Volume, orientation_of, spacing_of
 
 FORMATS = ("json", "html", "seg", "nifti")
 _REPORT = "report.json"
@@ -321,6 +321,7 @@ def _entry(
         spacing_mm=spacing_of(view.affine) if view.affine is not None else None,
         orientation=orientation_of(view.affine) if view.affine is not None else None,
         frame_of_reference_uid=view.facts.frame_of_reference_uid,
+        resampled=volume is not None and volume.resampled,
         defects=tuple(DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=d.error_mm) for d in defects),
         source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in sources),
         refusals=refusals_of(reasons),
@@ -337,10 +338,10 @@ def _write(
 ) -> Report:
     """Write a study's files into its stage; an output that is withheld goes to `problems`."""
     faults: list[ImagingError] = []
-    made_from: dict[str, str] = {}
+    made_from: dict[str, SeriesFacts] = {}
     for prediction in predictions:
         faults += _write_masks(stage, prediction, formats)
-        made_from |= {f.name: prediction.volume.facts.series_uid for f in stage.iterdir() if f.name not in made_from}
+        made_from |= {f.name: prediction.volume.facts for f in stage.iterdir() if f.name not in made_from}
     problems += faults
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -362,10 +363,11 @@ def _write(
     return report
 
 
-def _outputs(stage: Path, made_from: Mapping[str, str]) -> tuple[OutputEntry, ...]:
+def _outputs(stage: Path, made_from: Mapping[str, SeriesFacts]) -> tuple[OutputEntry, ...]:
     return tuple(
-        OutputEntry(file=file.name, sha256=sha256_of(file), series_uid=made_from.get(file.name, ""))
+        OutputEntry(file=file.name, sha256=sha256_of(file), series_uid=facts.series_uid, volume=facts.volume)
         for file in sorted(stage.iterdir())
+        for facts in [made_from.get(file.name, SeriesFacts())]
     )
 
 

@@ -25,7 +25,7 @@ def test_every_error_code_is_documented_and_no_other() -> None:
 
 
 def test_every_code_the_readme_names_exists() -> None:
-    table = (ROOT / "README.md").read_text().split("## What it refuses")[1].split("## A tour")[0]
+    table = (ROOT / "README.md").read_text().split("## Right or explained")[1].split("## A tour")[0]
     named = set(re.findall(r"`([a-z]+[a-z0-9_]*)`", table))
     assert named
     assert named <= codes()

@@ -73,4 +73,6 @@ def test_lightning_stays_in_tasks_and_data(path: Path) -> None:
 
 @pytest.mark.parametrize("path", IMAGING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_library_has_no_command_line(path: Path) -> None:
-    assert not {"click", "pipelines", "subprocess"} & imported_by(path)
+    # The one room that starts processes: compressed pixels are decoded where a crash costs nothing.
+    allowed = {"subprocess"} if path.name == "decoder.py" else set()
+    assert not ({"click", "pipelines", "subprocess"} - allowed) & imported_by(path)

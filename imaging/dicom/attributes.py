@@ -243,7 +243,7 @@ def _class_name(sop_class_uid: str) -> str:
 
 def _instance(path: Path, header: Header, values: Values) -> Instance:
     position = values.numbers("ImagePositionPatient", 3)
-    moment = ((keyword, plain(values.told(keyword))) for keyword in MOMENTS)
+    moment = ((keyword, plain(values.told(keyword))) for keyword in MOMENTS if values.has(keyword))
     return Instance(
         path=path,
         sop_class_uid=values.uid("SOPClassUID"),

@@ -23,7 +23,7 @@ from imaging.dicom.frames import Slice, slices_of
 from imaging.dicom.planar import is_planar, planar_stack
 from imaging.dicom.scan import Series
 from imaging.dicom.split import COSINE_TOLERANCE, SAME_PLACE_MM, Group, split_by_attributes, split_by_moment
-from imaging.dicom.stack import Floats, Policy, Regrid, Stack
+from imaging.dicom.stack import ROUNDING_MM, Floats, Policy, Regrid, Stack
 from imaging.errors import (
     GantryTilt,
     InputRefused,
@@ -40,8 +40,6 @@ from imaging.volume import Affine, Defect, lps_to_ras
 # A slice may lie this share of the spacing from its place on the regular grid and still be told as jitter, not as
 # another geometry; what is found is told in mm.
 JITTER_SHARE = 0.02
-# Below this, deviation is the rounding of decimal strings and not worth telling.
-ROUNDING_MM = 1e-3
 # No scanner's pixel is smaller than this or larger than that, in mm, and no two neighbours are farther apart.
 SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
 # As many wider gaps side by side are another spacing, fewer are missing slices.
@@ -394,7 +392,9 @@ def _regridded(grid: _Grid, name: str, defects: list[Defect]) -> Stack:
     origin = grid.positions_N3[0] + grid.row * low[0] + grid.column * low[1]
     affine = _affine_lps(grid, origin, float(target[1]))
     notes = _unevenness(grid, meant_N3)
-    return Stack(grid.slices, lps_to_ras(affine), shape, (*defects, *notes), Regrid(along_N, target, shift_N2), name)
+    return Stack(
+        grid.slices, lps_to_ras(affine), shape, (*defects, *notes), Regrid(meant_along_N, target, shift_N2), name
+    )
 
 
 def _shift(grid: _Grid, low: Floats) -> Floats:

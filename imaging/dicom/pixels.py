@@ -20,7 +20,7 @@ from pydicom.pixels import apply_modality_lut
 from imaging.dicom.frames import Slice, read_dataset
 from imaging.dicom.regrid import regrid
 from imaging.dicom.stack import Stack
-from imaging.dicom.stored import FrameReader, Samples, check_stored
+from imaging.dicom.stored import FrameReader, InflatedFile, Samples, check_stored
 from imaging.errors import InvalidGeometry, MissingAttribute, NotFinite, UnreadableDicom
 from imaging.volume import Defect
 
@@ -58,7 +58,8 @@ def read_pixels(stack: Stack) -> tuple[NDArray[np.float32], tuple[Defect, ...]]:
         _check_scale(item)
     columns, rows, depth = stack.shape
     volume_ZCYX = np.empty((depth, stack.channels, rows, columns), dtype=np.float32)
-    padding = sum(_in_threads(depth, lambda part: _read_part(stack, part, volume_ZCYX)))
+    inflated = InflatedFile()
+    padding = sum(_in_threads(depth, lambda part: _read_part(stack, part, volume_ZCYX, FrameReader(inflated))))
     defects = _filled(stack, volume_ZCYX, padding, subject)
     return volume_ZCYX.transpose(1, 3, 2, 0), defects
 
@@ -74,9 +75,8 @@ def _in_threads(count: int, work: Callable[[range], int]) -> list[int]:
         return list(pool.map(work, parts))
 
 
-def _read_part(stack: Stack, part: range, volume_ZCYX: NDArray[np.float32]) -> int:
+def _read_part(stack: Stack, part: range, volume_ZCYX: NDArray[np.float32], reader: FrameReader) -> int:
     """Some slices of the grid; gives how many pixels of the slices read were padding."""
-    reader = FrameReader()
     if stack.regrid is None:
         return sum(_real_world(stack, number, reader, volume_ZCYX[number]) for number in part)
     padding = 0
@@ -128,7 +128,8 @@ def _scale(samples_YX: Samples, item: Slice, target_YX: NDArray[np.float32]) -> 
         return
     if abs(item.slope) * 2**16 + abs(item.intercept) > _LARGEST_FLOAT:
         raise NotFinite(item.instance.path, seen="a rescale slope or intercept that leads beyond float32")
-    np.multiply(samples_YX, np.float32(item.slope), out=target_YX, dtype=np.float32, casting="unsafe")
+    np.copyto(target_YX, samples_YX)
+    np.multiply(target_YX, np.float32(item.slope), out=target_YX)
     if item.intercept:
         np.add(target_YX, np.float32(item.intercept), out=target_YX)
 

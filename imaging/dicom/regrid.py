@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.dicom.stack import Regrid
+from imaging.dicom.stack import ROUNDING_MM, Regrid
 
 # Shares of a voxel below this are rounding.
 _NEGLIGIBLE = 1e-6
@@ -56,14 +56,15 @@ def regrid(
 
 def _neighbours(plan: Regrid, target: int) -> tuple[int, float]:
     """The acquired slice at or before a slice of the grid, and how far it is to the next, from 0 to 1."""
-    if len(plan.along) == len(plan.target):
-        nearest = int(np.abs(plan.along - plan.target[target]).argmin())
-        # Where only the tilt is undone, every slice stays itself.
-        if abs(plan.along[nearest] - plan.target[target]) < 1e-3:
-            return nearest, 0.0
     upper = int(np.clip(np.searchsorted(plan.along, plan.target[target], side="right"), 1, len(plan.along) - 1))
     below, above = plan.along[upper - 1], plan.along[upper]
-    return upper - 1, float(np.clip((plan.target[target] - below) / (above - below), 0, 1))
+    place = plan.target[target]
+    # A slice of the grid that lies on an acquired one, but for rounding, is that one.
+    if place - below <= ROUNDING_MM:
+        return upper - 1, 0.0
+    if above - place <= ROUNDING_MM:
+        return upper - 1, 1.0
+    return upper - 1, float((place - below) / (above - below))
 
 
 def _moved(image_CYX: NDArray[np.float32], shift: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float32]:

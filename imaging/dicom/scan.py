@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,11 @@ _KNOWN_STRAYS = ("dicomdir", "dirfile", "thumbs.db", ".ds_store", "desktop.ini",
 _NIFTI = (".nii", ".nii.gz")
 # Root of UIDs made from a UUID (PS3.5 annex B.2).
 _MADE = "2.25."
-# Reading waits for the disk more than for the processor; more threads than this only queue.
-_THREADS = 4
+# Files that a thread takes at once: handing each over by itself costs as much as reading it.
+_AT_ONCE = 32
+# Files that take this many times longer than the work on them are waited for; more threads than these only queue.
+_WAITS = 3.0
+_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +134,36 @@ class _Found:
 
 
 def _read_all(files: Sequence[Path], found: _Found) -> None:
+    for path, facts in zip(files, _facts_of(files), strict=True):
+        if isinstance(facts, NotDicom) and is_archive(path):
+            _read_archive(path, found)
+        elif isinstance(facts, ImagingError):
+            found.refused.append(facts)
+        elif facts.instance.sop_class_uid == _MEDIA_DIRECTORY:
+            found.strays.append(path)
+        else:
+            found.read.append(facts)
+
+
+def _facts_of(files: Sequence[Path]) -> Iterator[FileFacts | ImagingError]:
+    """Read headers, in the order of the files: alone while they lie in memory, in threads where the disk is waited for.
+
+    Reading a header is Python's work, so threads only get in each other's way where nothing has to be waited for.
+    """
+    parts = [files[start : start + _AT_ONCE] for start in range(0, len(files), _AT_ONCE)]
+    if not parts:
+        return
+    wall, worked = time.perf_counter(), time.thread_time()
+    first = _try_all(parts[0])
+    waits = time.perf_counter() - wall > _WAITS * (time.thread_time() - worked)
+    yield from first
+    if not waits:
+        for part in parts[1:]:
+            yield from _try_all(part)
+        return
     with ThreadPoolExecutor(_THREADS) as threads:
-        for path, facts in zip(files, threads.map(_try, files), strict=True):
-            if isinstance(facts, NotDicom) and is_archive(path):
-                _read_archive(path, found)
-            elif isinstance(facts, ImagingError):
-                found.refused.append(facts)
-            elif facts.instance.sop_class_uid == _MEDIA_DIRECTORY:
-                found.strays.append(path)
-            else:
-                found.read.append(facts)
+        for answers in threads.map(_try_all, parts[1:]):
+            yield from answers
 
 
 def _read_archive(archive: Path, found: _Found) -> None:
@@ -150,15 +174,14 @@ def _read_archive(archive: Path, found: _Found) -> None:
     read: list[FileFacts] = []
     refused = list(unpacked.refused)
     strangers: list[Member] = []
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for member, facts in zip(members, threads.map(_try, [member.path for member in members]), strict=True):
-            if isinstance(facts, NotDicom):
-                strangers.append(member)
-            elif isinstance(facts, ImagingError):
-                seen = f"its file {member.path.name}: {facts.seen}"
-                refused.append(type(facts)(archive, seen=seen, expected=facts.expected, remedy=facts.remedy))
-            elif facts.instance.sop_class_uid != _MEDIA_DIRECTORY:
-                read.append(facts)
+    for member, facts in zip(members, _facts_of([member.path for member in members]), strict=True):
+        if isinstance(facts, NotDicom):
+            strangers.append(member)
+        elif isinstance(facts, ImagingError):
+            seen = f"its file {member.path.name}: {facts.seen}"
+            refused.append(type(facts)(archive, seen=seen, expected=facts.expected, remedy=facts.remedy))
+        elif facts.instance.sop_class_uid != _MEDIA_DIRECTORY:
+            read.append(facts)
     if strangers:
         refused.append(_not_dicom(archive, strangers))
     found.read.extend(read)
@@ -180,6 +203,10 @@ def _not_dicom(archive: Path, members: Sequence[Member]) -> NotDicom:
         seen += f"; of these {tell_members(hidden, 'NIfTI or packed once more')}"
         remedy = "Unpack the archive and give its NIfTI files and inner archives themselves"
     return NotDicom(archive, seen=seen, remedy=remedy)
+
+
+def _try_all(paths: Sequence[Path]) -> list[FileFacts | ImagingError]:
+    return [_try(path) for path in paths]
 
 
 def _try(path: Path) -> FileFacts | ImagingError:
@@ -206,7 +233,8 @@ def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom
     NothingFound
         If a root does not exist or is an empty folder.
     """
-    files: dict[Path, Path] = {}  # ordered, each once, also where the roots overlap or are spelled differently
+    files: dict[str, Path] = {}  # ordered, each once, also where the roots overlap or are spelled differently
+    folders: dict[Path, Path] = {}
     unreadable: list[UnreadableDicom] = []
 
     def refuse(error: OSError) -> None:
@@ -224,8 +252,17 @@ def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom
         if not below and len(unreadable) == before:
             raise NothingFound(root, seen="the folder holds no file")
         for path in below:
-            files.setdefault(path.resolve(), path)
+            files.setdefault(_place(path, folders), path)
     return list(files.values()), unreadable
+
+
+def _place(path: Path, folders: dict[Path, Path]) -> str:
+    """Where a file lies without links; a folder is looked up once."""
+    if path.is_symlink():
+        return str(path.resolve())
+    if path.parent not in folders:
+        folders[path.parent] = path.parent.resolve()
+    return f"{folders[path.parent]}/{path.name}"
 
 
 def _is_stray(name: str) -> bool:

@@ -8,10 +8,11 @@ they are the same picture twice, or refused. Imports no torch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -33,6 +34,8 @@ _REFORMATTED = frozenset(
 )
 # Moments that may differ a little from place to place within one phase, and so tell phases apart by their rank.
 _RANKED = ("TriggerTime", "FrameReferenceTime", "AcquisitionTime", "ContentTime")
+# A cell of a grid of places, and those beside it.
+_NEIGHBOURS = tuple(product((-1, 0, 1), repeat=3))
 # More attributes than this are not tried together.
 _MOST_TOGETHER = 3
 
@@ -98,7 +101,7 @@ def _differing(one: Slice, other: Slice) -> list[str]:
 
 
 def _equal(one: object, other: object, near: float | None) -> bool:
-    if near is None or one is None or other is None:
+    if near is None or one is None or other is None or one == other:
         return one == other
     a, b = np.array(one), np.array(other)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -191,15 +194,15 @@ def _places(slices: Sequence[Slice]) -> list[int]:
     grid: dict[tuple[int, ...], list[int]] = {}
     places = []
     for number, item in enumerate(slices):
-        if item.position is None or not np.isfinite(item.position).all():
+        if item.position is None or not all(map(math.isfinite, item.position)):
             places.append(-1 - number)  # the stack refuses it by name; here it is a place of its own
             continue
         position = np.array(item.position)
-        cell = tuple(np.floor(position / SAME_PLACE_MM).astype(int).tolist())
+        cell = tuple(math.floor(part / SAME_PLACE_MM) for part in item.position)
         near = [
             place
-            for step in np.ndindex(3, 3, 3)
-            for place in grid.get((cell[0] + step[0] - 1, cell[1] + step[1] - 1, cell[2] + step[2] - 1), ())
+            for step in _NEIGHBOURS
+            for place in grid.get((cell[0] + step[0], cell[1] + step[1], cell[2] + step[2]), ())
             if float(np.linalg.norm(known[place] - position)) < SAME_PLACE_MM
         ]
         if near:

@@ -17,6 +17,8 @@ from imaging.volume import Affine, Defect
 Policy = Literal["strict", "repair"]
 Floats = NDArray[np.float64]
 
+# Below this, deviation is the rounding of decimal strings and not worth telling.
+ROUNDING_MM = 1e-3
 GREY = ("MONOCHROME1", "MONOCHROME2")
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,12 +92,37 @@ def _stored_samples(item: Slice) -> int:
     return 2 if item.instance.photometric == "YBR_FULL_422" else item.instance.pixels.samples
 
 
-class FrameReader:
-    """Reads frames into memory that it uses again for the next one; each thread has its own."""
+class InflatedFile:
+    """The deflated file that was asked for last, inflated; one for all threads, for it may be large."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
+        self._path: Path | None = None
+        self._content = b""
+
+    def content(self, path: Path) -> bytes:
+        """The data set of a file; it is inflated for its first frame and kept for the next."""
+        with self._lock:
+            if self._path != path:
+                self._path, self._content = None, b""
+                with INFLATING:
+                    self._content = read_inflated(path)
+                self._path = path
+            return self._content
+
+
+class FrameReader:
+    """Reads frames into memory that it uses again for the next one; each thread has its own.
+
+    Parameters
+    ----------
+    inflated
+        What threads that read the same files share.
+    """
+
+    def __init__(self, inflated: InflatedFile | None = None) -> None:
         self._scratch: dict[tuple[str, int], NDArray[np.uint8]] = {}
-        self._inflated: tuple[str, bytes] = ("", b"")
+        self._inflated = inflated or InflatedFile()
 
     def __call__(self, item: Slice) -> Samples:
         """The samples of one frame, valid until the next call.
@@ -138,15 +165,9 @@ class FrameReader:
         return self._arranged(samples, item)
 
     def _from_inflated(self, item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
-        path = item.instance.path
-        if self._inflated[0] != str(path):
-            self._inflated = ("", b"")
-            with INFLATING:
-                content = read_inflated(path)
-                if item.instance.frames == 1:
-                    return _copied(content, offset, raw)
-            self._inflated = (str(path), content)  # for its next frame
-        return _copied(self._inflated[1], offset, raw)
+        content = self._inflated.content(item.instance.path)[offset : offset + raw.nbytes]
+        raw[: len(content)] = np.frombuffer(content, np.uint8)
+        return len(content)
 
     def _arranged(self, samples: Samples, item: Slice) -> Samples:
         """Native samples as (rows, columns) or (rows, columns, 3), by Planar Configuration."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes
@@ -89,6 +90,30 @@ WANTED = frozenset(TAGS.values()) | frozenset(_IN_META.values())
 _BINARY = {"DiffusionBValue": 8, "DiffusionGradientOrientation": 8, "NominalPercentageOfCardiacPhase": 4}
 
 
+# The files of a series say mostly the same: what was said before is kept, once.
+_REMEMBERED = 4096
+
+
+@lru_cache(_REMEMBERED)
+def _stripped(value: bytes) -> str:
+    return value.rstrip(b"\0 ").lstrip(b" ").decode("latin-1")
+
+
+@lru_cache(_REMEMBERED)
+def _is_uid(value: str) -> bool:
+    return len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+@lru_cache(_REMEMBERED)
+def _numbers(value: str, count: int) -> tuple[float, ...] | None:
+    try:
+        numbers = tuple(float(part) for part in value.split("\\"))
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count else None
+
+
+@lru_cache(_REMEMBERED)
 def plain(text: str) -> str:
     """A value in one spelling: numbers (``2.50``, ``2.5E0``) without what does not change them; other text as it is."""
     return "\\".join(_plain(part) for part in text.split("\\"))
@@ -118,12 +143,14 @@ class Values:
 
     def raw(self, keyword: str) -> str:
         """The value's bytes as Latin-1 without padding: for what is ASCII by its VR."""
-        value = self._values.get(TAGS[keyword], b"")
-        return value.rstrip(b"\0 ").lstrip(b" ").decode("latin-1")
+        value = self._values.get(TAGS[keyword])
+        return _stripped(value) if value else ""
 
     def text(self, keyword: str) -> str:
         """A string in the header's Specific Character Set."""
         value = self._values.get(TAGS[keyword], b"").strip(b"\0 ")
+        if not value:
+            return ""
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii")
         try:
@@ -151,7 +178,7 @@ class Values:
         value = self.raw(keyword)
         if not value and keyword in _IN_META:
             value = self._values.get(_IN_META[keyword], b"").rstrip(b"\0 ").decode("latin-1")
-        if value and (len(value) > 64 or not _UID.fullmatch(value)):
+        if value and not _is_uid(value):
             raise InvalidUid(self._path, seen=f"{keyword} is not a UID")
         return value
 
@@ -171,8 +198,7 @@ class Values:
         value = self._values.get(TAGS[keyword], b"")
         if len(value) != 2:
             return None
-        number: int = struct.unpack(self._order + ("h" if signed else "H"), value)[0]
-        return number
+        return int.from_bytes(value, "little" if self._order == "<" else "big", signed=signed)
 
     def count(self, keyword: str) -> int:
         """An IS that counts: 1 where it is missing, 0 where it is none."""
@@ -187,9 +213,7 @@ class Values:
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
         """A DS with `count` values, or None."""
-        parts = [self._float(part) for part in self.raw(keyword).split("\\")]
-        numbers = tuple(part for part in parts if part is not None)
-        return numbers if len(parts) == len(numbers) == count else None
+        return _numbers(self.raw(keyword), count)
 
     @staticmethod
     def _float(part: str) -> float | None:

@@ -82,7 +82,8 @@ class Finding(_Part):
     """One coded statement of one checkpoint about one series.
 
     `assessment` is `indeterminate` with its reason wherever no rule says normal or abnormal; a bare volume is not
-    judged. `colour` is that of its outline in the pictures and in the SEG.
+    judged. `colour` is that of its outline in the pictures and in the SEG. `volume` tells which one of several volumes
+    of the series it is about.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Finding(_Part):
     assessment_reason: str
     model: str
     series_uid: str
+    volume: str = ""
     structure: StructureVolume | None
 
 
@@ -102,7 +104,7 @@ class DefectEntry(_Part):
     """A defect of a series, as `imaging.volume.Defect`."""
 
     code: str
-    action: Literal["noted", "repaired", "refused"]
+    action: Literal["noted", "repaired"]
     detail: str
     error_mm: float | None
 
@@ -112,8 +114,8 @@ class SeriesEntry(_Part):
 
     `volume` tells it from the other volumes of its series; empty where it is the only one. `shape` is voxels along X,
     Y, Z; `spacing_mm` likewise; `orientation` the patient direction each axis runs towards.
-    They are None where the geometry could not be read. `models` measured the series; `refusals` say why the reader, or
-    a checkpoint, did not.
+    They are None where the geometry could not be read. Where it was `resampled`, slices lead back to the nearest
+    acquired ones. `models` measured the series; `refusals` say why the reader, or a checkpoint, did not.
     """
 
     uid: str
@@ -126,6 +128,7 @@ class SeriesEntry(_Part):
     spacing_mm: tuple[float, float, float] | None = None
     orientation: str | None = None
     frame_of_reference_uid: str = ""
+    resampled: bool = False
     defects: tuple[DefectEntry, ...] = ()
     source_sop_instance_uids: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -163,11 +166,12 @@ class StudyEntry(_Part):
 
 
 class OutputEntry(_Part):
-    """A file beside the report, with the SHA-256 of its bytes and, for a mask, the series it is of."""
+    """A file beside the report, with the SHA-256 of its bytes and, for a mask, the series and volume it is of."""
 
     file: str
     sha256: str
     series_uid: str = ""
+    volume: str = ""
 
 
 class Report(_Part):
@@ -214,6 +218,7 @@ def _finding(prediction: Prediction, label: Label) -> Finding:
         assessment_reason=reason,
         model=prediction.checkpoint.name,
         series_uid=prediction.volume.facts.series_uid,
+        volume=prediction.volume.facts.volume,
         structure=structure,
     )
 

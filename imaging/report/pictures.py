@@ -45,7 +45,7 @@ class Picture:
         Along Z, from 0.
     of
         Number of slices.
-    series_uid, sop_instance_uid
+    series_uid, volume, sop_instance_uid
         Where it comes from; empty for NIfTI.
     png
         The grey slice as a data URI.
@@ -62,6 +62,7 @@ class Picture:
     index: int
     of: int
     series_uid: str
+    volume: str
     sop_instance_uid: str
     png: str
     columns: int
@@ -122,6 +123,7 @@ def _picture(prediction: Prediction, index: int, low: float, high: float, labels
         index=index,
         of=volume.shape[2],
         series_uid=volume.facts.series_uid,
+        volume=volume.facts.volume,
         sop_instance_uid=volume.sources[index].sop_instance_uid if volume.sources else "",
         png=_png(grey),
         columns=columns,

@@ -31,7 +31,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
 
 from imaging.dicom import Policy, Series, load_series, read_series, read_stack, scan, stacks
-from imaging.dicom.geometry import JITTER_SHARE, ROUNDING_MM
+from imaging.dicom.geometry import JITTER_SHARE
+from imaging.dicom.stack import ROUNDING_MM
 from imaging.errors import ImagingError
 from imaging.volume import lps_to_ras
 
@@ -391,7 +392,10 @@ def test_several_series_are_not_one(tmp_path: Path) -> None:
 def test_a_bad_file_among_good_ones_is_not_passed_over(tmp_path: Path) -> None:
     phantom = write_series(tmp_path)
     change(phantom.paths[1], SOPInstanceUID="../1")
-    assert refusal(tmp_path).code == "invalid_uid"
+    assert refusal(tmp_path, "strict").code == "invalid_uid"
+    told = {defect.code: defect.detail for defect in load_series(tmp_path).defects}
+    assert told.keys() == {"missing_slices", "left_out"}
+    assert told["left_out"].startswith("invalid_uid: ")
 
 
 def test_error_names_the_series_and_not_the_patient(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from phantom import AXIAL, OBLIQUE, Floats, Orientation, Phantom, turned, value_at_ras, write_series
 
 from imaging.dicom import load_series
-from imaging.dicom.geometry import LARGEST_BRIDGED, ROUNDING_MM
+from imaging.dicom.geometry import LARGEST_BRIDGED
+from imaging.dicom.stack import ROUNDING_MM
 from imaging.dicom.regrid import regrid
 from imaging.dicom.stack import Regrid
 from imaging.errors import ImagingError
@@ -60,7 +61,7 @@ def acquired(phantom: Phantom, volume: Volume, kept: range, pixels: tuple[float,
     inside: Bools = np.all(within, axis=-1)
     height = offsets[..., 2]
     # A resampled slice this close to an acquired one is that one; both of its neighbours are the same slice then.
-    height = np.where(np.abs(height) < 2e-3, 0, height)
+    height = np.where(np.abs(height) <= ROUNDING_MM, 0, height)
     below = np.where(height >= 0, height, np.inf).argmin(axis=0)
     above = np.where(height <= 0, -height, np.inf).argmin(axis=0)
     chosen = np.arange(len(points_N3))
