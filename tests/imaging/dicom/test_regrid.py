@@ -15,9 +15,8 @@ from phantom import AXIAL, OBLIQUE, Floats, Orientation, Phantom, turned, value_
 
 from imaging.dicom import load_series
 from imaging.dicom.geometry import LARGEST_BRIDGED
-from imaging.dicom.stack import ROUNDING_MM
 from imaging.dicom.regrid import regrid
-from imaging.dicom.stack import Regrid
+from imaging.dicom.stack import ROUNDING_MM, Regrid
 from imaging.errors import ImagingError
 from imaging.volume import Defect, Volume, lps_to_ras
 
