@@ -93,9 +93,7 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         command = [sys.executable, __file__, "--worker", name]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.begun: dict[str, Any] = self._answer()
 
     def ask(self, folder: Path) -> dict[str, Any]:
