@@ -252,7 +252,9 @@ def _class_name(sop_class_uid: str) -> str:
 
 def _instance(path: Path, header: Header, values: Values) -> Instance:
     position = values.numbers("ImagePositionPatient", 3)
-    moment = ((keyword, plain(keyword, values.told(keyword))) for keyword in MOMENTS if values.has(keyword))
+    told = {keyword: values.told(keyword) for keyword in MOMENTS if values.has(keyword)}
+    told["DiffusionBValue"] = values.b_value()
+    moment = ((keyword, plain(keyword, told[keyword])) for keyword in MOMENTS if told.get(keyword))
     return Instance(
         path=path,
         sop_class_uid=values.uid("SOPClassUID"),

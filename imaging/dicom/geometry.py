@@ -329,7 +329,7 @@ def _without_gaps(grid: _Grid, policy: Policy, defects: list[Defect]) -> _Grid:
     seen = f"{missing} slices are missing, the first after {grid.along_N[first]:.2f} mm from the first slice"
     if policy == "strict":
         raise MissingSlices(grid.subject, seen=seen, expected=f"one every {typical:.3f} mm was expected")
-    return _longest_run(grid, steps == 1, "missing_slices", seen, defects)
+    return _longest_run(grid, steps == 1, seen, defects)
 
 
 def _without_chasms(grid: _Grid, defects: list[Defect]) -> _Grid:
@@ -339,7 +339,7 @@ def _without_chasms(grid: _Grid, defects: list[Defect]) -> _Grid:
     bridged = (gaps <= LARGEST_BRIDGED * others) | (len(gaps) == 1)
     if bool(bridged.all()):
         return grid
-    return _longest_run(grid, bridged, "missing_slices", f"a gap of {gaps.max():.2f} mm cannot be bridged", defects)
+    return _longest_run(grid, bridged, f"a gap of {gaps.max():.2f} mm cannot be bridged", defects)
 
 
 def _longest_repeat(steps: Floats) -> int:
@@ -351,7 +351,7 @@ def _longest_repeat(steps: Floats) -> int:
     return longest
 
 
-def _longest_run(grid: _Grid, whole: NDArray[np.bool_], code: str, seen: str, defects: list[Defect]) -> _Grid:
+def _longest_run(grid: _Grid, whole: NDArray[np.bool_], seen: str, defects: list[Defect]) -> _Grid:
     """The longest run of slices between which every distance is whole."""
     breaks = [-1, *np.flatnonzero(~whole).tolist(), len(whole)]
     runs = [(start + 1, end) for start, end in pairwise(breaks)]
@@ -359,7 +359,7 @@ def _longest_run(grid: _Grid, whole: NDArray[np.bool_], code: str, seen: str, de
     if last - first < 1:
         raise MissingSlices(grid.subject, seen=f"{seen}, and no two neighbours are left")
     kept = f"the longest whole run was kept, slices {first + 1} to {last + 1} of {len(grid.slices)}"
-    defects.append(Defect(code, "repaired", f"{seen}; {kept}"))
+    defects.append(Defect("missing_slices", "repaired", f"{seen}; {kept}"))
     return grid.part(first, last)
 
 

@@ -27,6 +27,9 @@ from imaging.volume import Defect
 SAME_PLACE_MM = 1e-2
 # Moments that may differ a little from place to place within one phase, and so tell phases apart by their rank.
 _RANKED = ("TriggerTime", "FrameReferenceTime", "AcquisitionTime", "ContentTime")
+# Times of day (TM) as the numbers they are written as; those of one series that lie further apart passed midnight.
+_HALF_A_DAY = 120000.0
+_CLOCK = ("AcquisitionTime", "ContentTime")
 # A cell of a grid of places, and those beside it.
 _NEIGHBOURS = tuple(product((-1, 0, 1), repeat=3))
 _CHUNK = 1024 * 1024
@@ -96,6 +99,9 @@ def _ranks(slices: Sequence[Slice], places: Sequence[int], keyword: str) -> dict
     # A phase that begins before the one before it has ended is none: the slices were taken in another order.
     spans = [(min(times), max(times)) for times in ([time for time, _ in rank] for rank in zip(*ranked, strict=True))]
     if any(ends >= begins for (_, ends), (begins, _) in pairwise(spans)):
+        return {}
+    # With six digits before the point the clock says no day, and after midnight it begins anew.
+    if keyword in _CLOCK and _HALF_A_DAY <= spans[-1][1] - spans[0][0] < 2 * _HALF_A_DAY:
         return {}
     return {
         f"{keyword}#{number}": [slices[index] for _, index in rank]

@@ -89,7 +89,19 @@ TAGS = {
 }
 # PS3.10 table 7.1-1: the meta header repeats these two; some writers leave only that copy.
 _IN_META = {"SOPClassUID": 0x00020002, "SOPInstanceUID": 0x00020003}
-WANTED = frozenset(TAGS.values()) | frozenset(_IN_META.values())
+# Where makers wrote the b-value before DICOM had an attribute for it: the block's creator, its value, and its VR.
+_B_VALUES = (
+    (0x00190010, b"SIEMENS MR HEADER", 0x0019100C, "IS"),
+    (0x20010010, b"Philips Imaging DD 001", 0x20011003, "FL"),
+    (0x00430010, b"GEMS_PARM_01", 0x00431039, "IS"),
+)
+# GE adds this to the b-value.
+_GE_ADDS = 10**9
+WANTED = (
+    frozenset(TAGS.values())
+    | frozenset(_IN_META.values())
+    | {tag for creator, _, value, _ in _B_VALUES for tag in (creator, value)}
+)
 # Bytes of a number where the VR is FD or FL.
 _BINARY = {"DiffusionBValue": 8, "DiffusionGradientOrientation": 8, "NominalPercentageOfCardiacPhase": 4}
 
@@ -215,6 +227,20 @@ class Values:
             return ""
         numbers = struct.unpack(f"{self._order}{len(value) // size}{'fd'[size // 8]}", value)
         return "\\".join(f"{number:g}" for number in numbers)
+
+    def b_value(self) -> str:
+        """Diffusion b-value (0018,9087), else the one that the maker wrote into a block of his own; empty if none."""
+        if self.has("DiffusionBValue"):
+            return self.told("DiffusionBValue")
+        for creator, name, tag, vr in _B_VALUES:
+            value = self._values.get(tag, b"")
+            if not value or self._values.get(creator, b"").strip(b"\0 ") != name:
+                continue
+            if vr == "FL":
+                return f"{struct.unpack(f'{self._order}f', value)[0]:g}" if len(value) == 4 else ""
+            first = value.split(b"\\")[0].strip(b"\0 ")
+            return str(int(first) % _GE_ADDS) if first.isdigit() else ""
+        return ""
 
     def whole(self, keyword: str, *, signed: bool = False) -> int | None:
         """A US, or an SS where `signed`."""
