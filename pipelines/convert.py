@@ -23,6 +23,7 @@ from imaging.errors import (
     InputRefused,
     NotDicom,
     OutputNotWritable,
+    SetAside,
     SeveralSeries,
     UnexpectedFault,
     UnknownName,
@@ -68,7 +69,8 @@ def convert(*, path: Path, out: Path, series: str | None = None, policy: Policy 
     series
         Only the series with this SeriesInstanceUID, or the only one whose UID ends so.
     policy
-        ``strict`` refuses whatever would have to be changed; ``repair`` changes what it can and tells it.
+        ``strict`` refuses whatever would have to be changed, and a series beside which a file was refused that may be a
+        part of it; ``repair`` changes what it can and tells it.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def convert(*, path: Path, out: Path, series: str | None = None, policy: Policy 
     refused: list[ImagingError] = list(inputs.scan.refused)
     if inputs.nifti:
         refused.append(_already_nifti(path, len(inputs.nifti)))
-    volumes: list[tuple[Series, Stack, list[InputRefused]]] = []
+    volumes: list[tuple[Series, Stack, list[ImagingError]]] = []
     for item in chosen:
         try:
             stacked, aside = stacks(item, policy=policy)
@@ -90,15 +92,18 @@ def convert(*, path: Path, out: Path, series: str | None = None, policy: Policy 
             log.debug("traceback", exc_info=True)
             refused.append(UnexpectedFault(item.facts.subject, seen=type(error).__name__))
             continue
-        volumes += [(item, stack, aside) for stack in stacked]
         refused += aside
+        left_out = [*inputs.scan.refused, *aside]
+        if policy == "strict" and any(not isinstance(error, SetAside) for error in left_out):
+            continue  # a part of it may be lost, and what is lost is among the refused
+        volumes += [(item, stack, left_out) for stack in stacked]
     if is_nifti(out) and len(volumes) > 1:
         raise _several(path, out, volumes)
     targets = [out] if is_nifti(out) else _targets(out, [(item, stack) for item, stack, _ in volumes])
     written = []
-    for (item, stack, aside), target in zip(volumes, targets, strict=False):
+    for (item, stack, left_out), target in zip(volumes, targets, strict=False):
         try:
-            written.append(_write(telling(read_stack(item, stack), aside), target, path, policy))
+            written.append(_write(telling(read_stack(item, stack), left_out), target, path, policy))
         except (InputRefused, OutputNotWritable) as error:
             refused.append(error)
     return Converted(tuple(written), tuple(refused))
