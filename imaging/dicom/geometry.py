@@ -10,6 +10,7 @@ Shapes: N slices; ``positions_N3`` is LPS mm of each slice's first pixel, ``alon
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -173,7 +174,11 @@ def _check_reading(stack: Stack, subject: str, policy: Policy) -> None:
     """Refuse what the headers and the files' sizes show to be no pixels, or to have no meaning as values."""
     for item in stack.slices:
         check_stored(item)
-        if item.slope is None or item.intercept is None or not np.isfinite([item.slope, item.intercept]).all():
+        if (
+            item.slope is None
+            or item.intercept is None
+            or not (math.isfinite(item.slope) and math.isfinite(item.intercept))
+        ):
             seen = "RescaleSlope and RescaleIntercept are not both there and numbers"
             raise MissingAttribute(item.instance.path, seen=seen)
         if stack.channels == 1 and not item.instance.pixels.is_sign_told and item.instance.pixels.tag == PIXEL_DATA:

@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,14 +90,18 @@ def split_by_attributes(slices: Sequence[Slice]) -> list[Group]:
 
 def _near(values: Sequence[object], near: float) -> list[object]:
     """A label for each tuple of numbers, the same for those within reach of each other, number by number."""
-    numbers = [value for value in values if isinstance(value, tuple) and np.isfinite(value).all()]
+    numbers = [value for value in values if _is_finite(value)]
     columns = []
     for column in np.array(numbers, dtype=np.float64).T:
         known, index = np.unique(column, return_inverse=True)
         columns.append(np.concatenate([[0], np.cumsum(np.diff(known) > near)])[index].tolist())
     labels = iter(list(zip(*columns, strict=True)))
     # What is missing or no number is equal to itself alone.
-    return [next(labels) if isinstance(value, tuple) and np.isfinite(value).all() else str(value) for value in values]
+    return [next(labels) if _is_finite(value) else str(value) for value in values]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(math.isfinite, value))
 
 
 def _named(part: Sequence[Slice], names: Sequence[str]) -> Group:
