@@ -30,6 +30,8 @@ _RANKED = ("TriggerTime", "FrameReferenceTime", "AcquisitionTime", "ContentTime"
 # Times of day (TM) as the numbers they are written as; those of one series that lie further apart passed midnight.
 _HALF_A_DAY = 120000.0
 _CLOCK = ("AcquisitionTime", "ContentTime")
+# No place in a scanner is farther than this from its centre; NaN is not nearer either.
+_FARTHEST_MM = 1e9
 # A cell of a grid of places, and those beside it.
 _NEIGHBOURS = tuple(product((-1, 0, 1), repeat=3))
 _CHUNK = 1024 * 1024
@@ -123,7 +125,7 @@ def _places(slices: Sequence[Slice]) -> list[int]:
     grid: dict[tuple[int, ...], list[int]] = {}
     places = []
     for number, item in enumerate(slices):
-        if item.position is None or not all(map(math.isfinite, item.position)):
+        if item.position is None or not all(abs(part) < _FARTHEST_MM for part in item.position):
             places.append(-1 - number)  # the stack refuses it by name; here it is a place of its own
             continue
         position = np.array(item.position)
