@@ -15,7 +15,7 @@ from imaging.checkpoint import Checkpoint
 from imaging.config import Size3
 from imaging.dicom.geometry import stacks
 from imaging.dicom.scan import Scan, Series, files_under, scan_files
-from imaging.dicom.stack import Policy, Stack
+from imaging.dicom.stack import Policy, Stack, check_policy
 from imaging.errors import ImagingError, NotApplicable, NothingFound, SetAside, UnexpectedFault
 from imaging.nifti import is_nifti, read_geometry
 from imaging.selection import check_choice, check_grey, check_limits
@@ -134,6 +134,7 @@ def view_series(
     series: Series, models: Sequence[Checkpoint], *, named: bool, policy: Policy = "repair"
 ) -> list[tuple[SeriesView, Stack | None]]:
     """What the headers of a DICOM series tell: a view for each of its volumes and for what was set aside or refused."""
+    check_policy(policy)
     try:
         found, refused = stacks(series, policy=policy)
     except Exception as error:  # a fault of ours in one series must not take the others with it

@@ -17,7 +17,7 @@ from typing import Any
 
 from imaging.dicom import read_stack, stacks, telling
 from imaging.dicom.scan import Scan, Series
-from imaging.dicom.stack import Policy, Stack
+from imaging.dicom.stack import Policy, Stack, check_policy
 from imaging.errors import (
     ImagingError,
     InputRefused,
@@ -75,10 +75,11 @@ def convert(*, path: Path, out: Path, series: str | None = None, policy: Policy 
     Raises
     ------
     UnknownName
-        If there is no such series.
+        If there is no such series, or no such policy.
     SeveralSeries
         If `out` is a file name and there are several volumes.
     """
+    check_policy(policy)
     inputs = gather([path], leave_out=None if is_nifti(out) else out)
     chosen = _chosen(inputs.scan, path, series)
     refused: list[ImagingError] = list(inputs.scan.refused)

@@ -7,6 +7,7 @@ out alike. Imports no torch.
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from imaging.errors import (
 )
 
 _FILTERS = threading.RLock()
+# As of `INFLATING`: a process forked in the meantime would wait for ever.
+os.register_at_fork(before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release)
 # PS3.4 annex B.5: the Secondary Capture storage classes share this root.
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Results of other software that come as pixels: segmentations, parametric maps, doses.

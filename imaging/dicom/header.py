@@ -44,6 +44,8 @@ _LARGEST_VALUE = 1024 * 1024  # of a chosen attribute; a palette's table is 128 
 _LARGEST_INFLATED = 256 * 1024 * 1024
 # Inflated data sets are held one at a time: a few KB in each of several threads may inflate to as many times the bound.
 INFLATING = threading.Lock()
+# A process forked while another thread holds it, as data loaders fork theirs, would wait for it for ever.
+os.register_at_fork(before=INFLATING.acquire, after_in_parent=INFLATING.release, after_in_child=INFLATING.release)
 _MOST_ELEMENTS = 500_000
 _DEEPEST = 64
 

@@ -116,11 +116,13 @@ class InflatedFile:
         self._path: Path | None = None
         self._content = b""
 
-    def content(self, path: Path) -> bytes:
-        """The data set of a file; it is inflated for its first frame and kept for the next."""
+    def content(self, item: Slice) -> bytes:
+        """The data set of a frame's file; it is inflated for its first frame and kept for the next."""
+        path = item.instance.path
         with self._lock:
             if self._path != path:
                 self._path, self._content = None, b""
+                _check_unchanged(item)
                 with INFLATING:
                     self._content = read_inflated(path)
                 self._path = path
@@ -177,7 +179,7 @@ class FrameReader:
         return self._arranged(samples, item)
 
     def _from_inflated(self, item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
-        content = self._inflated.content(item.instance.path)[offset : offset + raw.nbytes]
+        content = self._inflated.content(item)[offset : offset + raw.nbytes]
         raw[: len(content)] = np.frombuffer(content, np.uint8)
         return len(content)
 
@@ -222,10 +224,7 @@ class FrameReader:
             extended_offsets=offsets,
             extended_lengths=lengths,
         )
-        try:
-            _check_version(instance.path.stat(), item)
-        except OSError as error:
-            raise UnreadableDicom(instance.path, seen=f"gone since it was scanned ({error.strerror})") from error
+        _check_unchanged(item)
         dtype = _stored_type(item)
         shape = (instance.rows, instance.columns, *([pixels.samples] if pixels.samples > 1 else []))
         scratch = self._bytes("decoded", math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
@@ -234,12 +233,6 @@ class FrameReader:
         if pixels.transfer_syntax in _LOSSLESS or pixels.signed:
             _keep_stored_bits(decoded.array, item)
         return decoded.array, decoded.photometric
-
-
-def _copied(content: bytes, offset: int, raw: NDArray[np.uint8]) -> int:
-    part = content[offset : offset + raw.nbytes]
-    raw[: len(part)] = np.frombuffer(part, np.uint8)
-    return len(part)
 
 
 def _from_file(item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
@@ -255,6 +248,13 @@ def _from_file(item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
         raise UnreadableDicom(path, seen=f"gone since it was scanned ({error.strerror})") from error
 
 
+def _check_unchanged(item: Slice) -> None:
+    try:
+        _check_version(item.instance.path.stat(), item)
+    except OSError as error:
+        raise UnreadableDicom(item.instance.path, seen=f"gone since it was scanned ({error.strerror})") from error
+
+
 def _check_version(about: os.stat_result, item: Slice) -> None:
     """Offsets and scale are those of the scan; of another file they would make another picture."""
     if version_of(about) != item.instance.version:
@@ -264,9 +264,8 @@ def _check_version(about: os.stat_result, item: Slice) -> None:
 def _from_words(item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
     """Samples of 8 bits in big-endian words of 16: the first of each two lies second (PS3.5 section 8.1.1, A.3)."""
     skipped = (offset - item.instance.pixels.offset) % 2  # a frame may begin in the middle of a word
-    with item.instance.path.open("rb") as stream:
-        stream.seek(offset - skipped)
-        words = np.frombuffer(stream.read((skipped + raw.nbytes + 1) // 2 * 2), np.uint8)
+    words = np.zeros((skipped + raw.nbytes + 1) // 2 * 2, np.uint8)
+    words = words[: _from_file(item, words, offset - skipped)]
     part = words[: words.size // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)[skipped : skipped + raw.nbytes]
     raw[: part.size] = part
     return part.size

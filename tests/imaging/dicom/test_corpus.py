@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pydicom
@@ -23,7 +25,7 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from imaging.dicom import Scan, Series, header, load_series, read_stack, scan, stacks
-from imaging.dicom.attributes import Instance
+from imaging.dicom.attributes import Instance, read_facts
 from imaging.dicom.stored import FrameReader, check_stored
 from imaging.errors import ImagingError, InputRefused
 
@@ -297,27 +299,42 @@ def test_a_modality_lut_is_applied_without_a_meta_header(tmp_path: Path) -> None
 
 
 def test_deflated_data_sets_are_inflated_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a few KB that inflate to the bound would together take it as many times as there are threads."""
-    inflate, at_once, most = header._inflate, [0], [0]
+    """Files of a few KB that inflate to the bound would together take it as many times as there are threads.
+
+    Scanned by threads that start together, for a scan of its own would read so few files in one.
+    """
+    inflate, at_once, most, count = header._inflate, [0], [0], 8
 
     def counted(data: bytes) -> bytes:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
-        time.sleep(0.02)
+        time.sleep(0.02)  # the others come to the door
         try:
             return inflate(data)
         finally:
             at_once[0] -= 1
 
     monkeypatch.setattr(header, "_inflate", counted)
-    for number in range(8):
-        (tmp_path / f"{number}.dcm").write_bytes(FILES["test_files/image_dfl.dcm"].read_bytes())
-    ((first, *_),) = [series.instances for series in series_of(scan(tmp_path))]
-    assert most == [1]
-    with ThreadPoolExecutor(4) as threads:
-        frames = list(threads.map(lambda _: FrameReader()(as_slice(first, 1)).copy(), range(8)))
+    paths = [tmp_path / f"{number}.dcm" for number in range(count)]
+    for path in paths:
+        path.write_bytes(FILES["test_files/image_dfl.dcm"].read_bytes())
+    together = Barrier(count)
+
+    def read(path: Path) -> NDArray[np.generic]:
+        together.wait()
+        instance = read_facts(path).instance
+        together.wait()
+        return FrameReader()(as_slice(instance, 1)).copy()
+
+    with ThreadPoolExecutor(count) as threads:
+        frames = list(threads.map(read, paths))
     assert most == [1]
     assert all((frame == frames[0]).all() and frame.any() for frame in frames)
+    # Without the lock they do meet, so that the count above can be another than one.
+    monkeypatch.setattr(header, "INFLATING", nullcontext())
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(lambda path: (together.wait(), read_facts(path)), paths))
+    assert most[0] > 1
 
 
 def test_a_refusal_keeps_nothing_of_its_file_in_memory() -> None:

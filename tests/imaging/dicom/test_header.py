@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
-import time
 import warnings
 import zlib
 from pathlib import Path
@@ -126,21 +125,19 @@ def test_the_walk_finds_what_pydicom_finds(dataset: Dataset, syntax: str, preamb
 
 @settings(max_examples=60, deadline=None, phases=UNSHRUNK)
 @given(dataset=data_sets(), syntax=st.sampled_from(SYNTAXES), position=st.floats(0, 1), damage=st.binary(max_size=6))
-def test_damaged_bytes_are_walked_or_refused_by_name_and_soon(
+def test_damaged_bytes_are_walked_or_refused_by_name(
     dataset: Dataset, syntax: str, position: float, damage: bytes
 ) -> None:
     dataset.add_new(0x7FE00010, "OW", PIXELS)
     content = bytearray(written(dataset, syntax))
     at = int(position * (len(content) - 1))
     content[at : at + len(damage)] = damage
-    began = time.monotonic()
     try:
         header = read(bytes(content))
     except ImagingError as error:
         assert error.code in {"unreadable_dicom", "not_dicom", "unsupported_transfer_syntax"}
     else:
         assert header.pixel_tag == 0 or header.pixel_offset <= header.size
-    assert time.monotonic() - began < 5
 
 
 def test_encapsulated_pixels_have_no_length_of_their_own() -> None:
@@ -192,17 +189,13 @@ ITEM = b"\xfe\xff\x00\xe0" + struct.pack("<I", UNDEFINED)
         "huge", "past_the_end", "no_vr", "item_without_end", "huge_item", "no_item", "nested_deep", "half_a_tag",
     ],
 )  # fmt: skip
-def test_a_header_that_lies_is_unreadable_at_once(body: bytes) -> None:
-    began = time.monotonic()
+def test_a_header_that_lies_is_unreadable(body: bytes) -> None:
     assert refusal(file_of(body)).code == "unreadable_dicom"
-    assert time.monotonic() - began < 2
 
 
 def test_a_million_empty_elements_are_too_many() -> None:
-    began = time.monotonic()
     body = FIRST + element(0x00091001, b"LO", b"") * 1_000_000
     assert "more than" in refusal(file_of(body)).seen
-    assert time.monotonic() - began < 5
 
 
 def test_a_deflated_bomb_is_not_inflated_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

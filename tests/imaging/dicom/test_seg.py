@@ -277,6 +277,20 @@ def test_the_seg_belongs_to_its_source(tmp_path: Path, volume: Volume) -> None:
     assert instances <= {frame.sop_instance_uid for frame in volume.sources}
 
 
+def test_the_source_may_lack_its_meta_header(tmp_path: Path) -> None:
+    """As some senders leave their files; the reader takes them, and so must the result."""
+    phantom = write_series(tmp_path / "source", rows=8, columns=11, slices=6)
+    for path in phantom.paths:
+        content = path.read_bytes()
+        path.write_bytes(content[content.index(b"\x08\0\x05\0CS") :])
+    volume = load_series(tmp_path / "source")
+    assert [defect.code for defect in volume.defects] == ["no_meta_header"]
+    path = tmp_path / "seg.dcm"
+    write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
+    check_seg(path.read_bytes(), mask_for(volume), volume, LABELS)
+    assert segment_numbers(path) == [1, 2]
+
+
 def test_no_frame_of_reference_no_seg(tmp_path: Path) -> None:
     phantom = write_series(tmp_path / "source", rows=8, columns=11, slices=6)
     for path in phantom.paths:
