@@ -246,12 +246,18 @@ def _interval(value: dict[str, float | None]) -> str:
 @as_json
 @_verb
 def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as_json: bool) -> int:
-    """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series."""
-    from pipelines import inspect as verb
+    """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series.
 
-    found = verb.inspect(paths=paths, models=models, policy=policy)
+    A CSV or a dataset.json among PATHS is taken as the manifest of a data set to train on: every case is read, and all
+    that is wrong with it is told at once.
+    """
+    with _progress("Reading") as tell:
+        from pipelines import inspect as verb
+
+        found = verb.inspect(paths=paths, models=models, policy=policy, on_case=_case_teller(tell))
     series = [item for study in found["studies"] for item in study["series"]] + found["nifti"]
-    status = 3 if found["refused"] or any(item["refusal"] for item in series) else 0
+    broken = any(dataset["problems"] for dataset in found["datasets"])
+    status = 3 if found["refused"] or broken or any(item["refusal"] for item in series) else 0
     if as_json:
         _print_json({**found, "exit_status": status})
     else:
@@ -356,3 +362,10 @@ class _progress:
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
             self._status.stop()
+
+
+def _case_teller(tell: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    def on_case(name: str, number: int, total: int) -> None:
+        tell(f"Case {number + 1} of {total}: {name}")
+
+    return on_case
