@@ -267,6 +267,47 @@ def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as
     return status
 
 
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+@main.command(short_help="Propose a config for a data set.")
+@click.argument("dataset", type=PATH)
+@click.option("--out", type=PATH, default=Path("config.yaml"), show_default=True, help="The config; a new file.")
+@click.option("--modality", default="", metavar="MR|CT|...", help="Where the data set does not tell it.")
+@click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True,
+              metavar="GIB", help="What a training step may take.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True, help="Steps of the whole run.")
+@as_json
+@_verb
+def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int, as_json: bool) -> int:
+    """Look DATASET through and write a config that `imgpipe train` takes, with the reason of each choice beside it.
+
+    DATASET is a folder with a dataset.json, that file, or a CSV. Nothing is written while something of it must be
+    mended: all that is wrong is told at once.
+    """
+    with _progress("Reading") as tell:
+        from pipelines import plan as verb
+
+        planned = verb.plan(dataset=dataset, out=out, modality=modality, memory_gib=memory_gib, steps=steps,
+                            on_case=_case_teller(tell))  # fmt: skip
+    status = 3 if planned.proposal is None else 0
+    if as_json:
+        proposal = planned.proposal
+        document = {
+            "dataset": planned.survey.as_dict(),
+            "out": str(out) if proposal else None,
+            "config": proposal.as_dict() if proposal else None,
+            "reasons": {choice.key: choice.why for choice in proposal.choices if choice.why} if proposal else None,
+        }
+        _print_json({**document, "exit_status": status})
+        return status
+    from pipelines.tables import print_dataset
+
+    print_dataset(planned.survey.as_dict())
+    click.echo(f"config: {out}" if planned.proposal else "no config was written")
+    return status
+
+
 # ------------------------------------------------------------------------------------------------------------- convert
 
 

@@ -78,7 +78,7 @@ def print_dataset(found: dict[str, Any]) -> None:
     ]
     lines.append(f"{len(found['problems'])} to mend" if found["problems"] else "nothing to mend")
     for line in lines:
-        console.print(Padding(escape(line), (0, 0, 0, 2)))
+        console.print(f"  {escape(line)}")
 
 
 def _print_rows(console: Console, title: str, rows: list[dict[str, Any]], *, key: str) -> None:

@@ -14,7 +14,7 @@ HEAVY = ("torch", "monai", "lightning")
 LIGHT = (
     "imaging", "imaging.errors", "imaging.volume", "imaging.config", "imaging.nifti", "imaging.selection",
     "imaging.checkpoint", "imaging.dicom.scan", "imaging.dicom.geometry", "pipelines.cli", "pipelines.inspect",
-    "pipelines.models",
+    "pipelines.models", "pipelines.plan", "imaging.plan", "imaging.proposal", "imaging.dataset_check",
 )  # fmt: skip
 IMAGING = sorted((ROOT / "imaging").rglob("*.py"))
 
