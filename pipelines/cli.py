@@ -236,6 +236,46 @@ def _interval(value: dict[str, float | None]) -> str:
     return str(Interval(**value))
 
 
+# ------------------------------------------------------------------------------------------------------------ evaluate
+
+
+@main.command(short_help="Measure a checkpoint on cases with manual masks.")
+@click.argument("checkpoint")
+@click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="A CSV, a dataset.json, or its folder.")
+@click.option("--out", type=PATH, help="The result's folder; by default evaluation/<checkpoint>.")
+@click.option("--tolerance", "tolerance_mm", type=click.FloatRange(min=0), metavar="MM",
+              help="Of the surface Dice; by default the longest edge of the network's voxels.")  # fmt: skip
+@as_json
+@_verb
+def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, as_json: bool) -> int:
+    """Measure CHECKPOINT (a shipped one's name, or a folder) on the cases of a manifest.
+
+    Writes metrics.json with 95 % intervals over patients, predictions.csv with a row a case, and evaluation.html with
+    the worst cases' pictures.
+    """
+    with _progress("Reading") as tell:
+        from pipelines import evaluation as verb
+
+        found = verb.evaluate(
+            checkpoint=checkpoint, data=data, out=out, tolerance_mm=tolerance_mm, on_case=_case_teller(tell)
+        )
+    # A mask that does not fit its image is a config's fault in training; here it is the data's.
+    status = 1 if _status(found.refused) == 1 else 3 if found.refused else 0
+    if as_json:
+        folder = str(found.folder) if found.folder else None
+        _print_json({"folder": folder, "metrics": found.metrics, "exit_status": status})
+        return status
+    for score, title in verb.TITLES.items():
+        for name, value in found.metrics.get(score, {}).items():
+            click.echo(f"{title} of {name}: {_interval(value)} over {found.metrics['cases']} case(s)")
+    if found.metrics["seen_in_training"]:
+        click.echo(f"{len(found.metrics['seen_in_training'])} of the cases took part in the checkpoint's training")
+    for error in found.refused:
+        click.echo(str(error))
+    click.echo(f"report: {(found.folder / verb.PAGE).resolve()}" if found.folder else "nothing was written")
+    return status
+
+
 # ------------------------------------------------------------------------------------------------------------- inspect
 
 
