@@ -2,7 +2,7 @@
 
 Invariant: pure functions of the figures and the budget; the same data set gives the same plan. The rules are those of
 Isensee et al., *nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation*, Nature
-Methods 18 (2021) 203-211, supplementary note 2, except that memory is counted here, not compared with a reference.
+Methods 18 (2021) 203-211, and its supplement, except that memory is counted here, not compared with a reference.
 Imports no torch.
 
 Shapes: sizes in voxels, spacings in mm, both along R-L, A-P, S-I. S stages, the first at full resolution.
@@ -20,7 +20,7 @@ from imaging.config import Size3, Vector3
 from imaging.dataset_check import CaseFacts
 from imaging.errors import ConfigInvalid
 
-# nnU-Net's figures (supplementary note 2): an axis is coarse beyond three times the others; no feature map is pooled
+# nnU-Net's figures: an axis is coarse beyond three times the others; no feature map is pooled
 # below four voxels; 32 filters at full resolution, doubled at each stage up to 320; a patch begins at 256 cubed.
 _ANISOTROPIC = 3
 _LEAST_EDGE = 4

@@ -120,12 +120,6 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
     trained = len(split.side.train)
     plan = plan_network(grid, classes=len(survey.labels) + 1, cases=trained, budget=budget)
     description = survey.description
-    heading = (
-        f"Proposed by `imgpipe plan` from {len(survey.cases)} cases of"
-        f" {len({case.patient for case in survey.cases})} patients. Every line may be changed; the comments say what"
-        " each choice rests on. Sizes and spacings are R-L x A-P x S-I. The rules are those of nnU-Net (Isensee et"
-        " al., Nature Methods 18:203, 2021) where no other reason stands."
-    )
     own = _slug(description.name, "dataset")[:31]
     choices = [
         Choice("name", own),
@@ -142,7 +136,16 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
         *_prediction(survey, plan),
         *_card(survey, modality, name),
     ]
-    return Proposal(heading, tuple(choices))
+    return Proposal(_heading(survey), tuple(choices))
+
+
+def _heading(survey: Survey) -> str:
+    return (
+        f"Proposed by `imgpipe plan` from {len(survey.cases)} cases of"
+        f" {len({case.patient for case in survey.cases})} patients. Every line may be changed; the comments say what"
+        " each choice rests on. Sizes and spacings are R-L x A-P x S-I. The rules are those of nnU-Net (Isensee et"
+        " al., Nature Methods 18:203, 2021) where no other reason stands."
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the sections

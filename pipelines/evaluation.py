@@ -122,13 +122,22 @@ def evaluate(
     }
     folder = (out or Path("evaluation") / opened.name) if scores else None
     if folder is not None:
-        page = render_evaluation(metrics, opened.config.labels, scores, worst, TITLES)
-        names = (METRICS, PREDICTIONS, PAGE)
-        with staged_folder(folder, replaces=names, last=METRICS) as stage:
-            write_whole(stage / METRICS, json.dumps(metrics, indent=1) + "\n")
-            write_whole(stage / PREDICTIONS, _as_csv(scores, opened.config.labels))
-            write_whole(stage / PAGE, page)
+        _write(folder, metrics, scores, worst, opened.config.labels)
     return Evaluation(folder, metrics, tuple(refused))
+
+
+def _write(
+    folder: Path,
+    metrics: dict[str, Any],
+    scores: Sequence[CaseScore],
+    worst: Sequence[WorstCase],
+    labels: Sequence[Label],
+) -> None:
+    page = render_evaluation(metrics, labels, scores, worst, TITLES)
+    with staged_folder(folder, replaces=(METRICS, PREDICTIONS, PAGE), last=METRICS) as stage:
+        write_whole(stage / METRICS, json.dumps(metrics, indent=1) + "\n")
+        write_whole(stage / PREDICTIONS, _as_csv(scores, labels))
+        write_whole(stage / PAGE, page)
 
 
 def _is_worse(score: CaseScore, worst: Sequence[WorstCase]) -> bool:

@@ -1,4 +1,4 @@
-"""The rules give nnU-Net's networks where its paper tells them, what is counted is what is kept, and budgets hold."""
+"""The rules give nnU-Net's networks, what is counted is what is kept, and budgets hold."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_far_apart_slices_that_are_many_are_taken_at_their_median() -> None:
 @pytest.mark.parametrize(
     ("patch", "spacing", "strides"),
     [
-        # What nnU-Net configures for the Decathlon (Isensee et al. 2021, supplementary note 6), turned to X, Y, Z.
+        # nnU-Net's rule, followed by hand for patches and spacings such as those of three Decathlon tasks.
         ((40, 56, 40), (1, 1, 1), [(2, 2, 2)] * 3),
         ((128, 128, 128), (0.77, 0.77, 1), [(2, 2, 2)] * 5),
         ((320, 256, 20), (0.62, 0.62, 3.6), [(2, 2, 1)] * 2 + [(2, 2, 2)] * 2 + [(2, 2, 1)] * 2),
     ],
     ids=["hippocampus", "liver", "prostate"],
 )
-def test_strides_are_those_of_nnunet(patch: Size, spacing: Spacing, strides: list[Size]) -> None:
+def test_strides_follow_the_rule_of_nnunet(patch: Size, spacing: Spacing, strides: list[Size]) -> None:
     topology = topology_for(patch, spacing)
     assert topology.patch == patch
     assert list(topology.strides) == [(1, 1, 1), *strides]
