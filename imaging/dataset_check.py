@@ -32,7 +32,7 @@ from imaging.errors import (
     MissingFile,
 )
 from imaging.manifest import Case, list_cases, manifest_file
-from imaging.nifti import read_nifti
+from imaging.nifti import is_nifti, read_nifti
 from imaging.volume import Volume
 
 # So many voxels of a case's structures stand for all of them in the intensity figures, as in nnU-Net.
@@ -150,12 +150,15 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
     Raises
     ------
     ManifestInvalid
-        If there is no list of cases to look through. All else is collected, not raised.
+        If there is no list of cases with masks to look through. All else is collected, not raised.
     """
     manifest = manifest_file(root)
     listed, description = list_cases(root), describe(root)
     if not listed:
         raise ManifestInvalid(manifest, seen="no case")
+    if not any(is_nifti(case.label) for case in listed):
+        raise ManifestInvalid(manifest, seen=f"no label is a mask, the first is {listed[0].label.name!r}",
+                              expected="NIfTI masks were expected: data sets of classes cannot be looked through")  # fmt: skip
     problems: list[ImagingError] = list(_listed_twice(manifest, listed))
     facts, hashes = [], defaultdict(list)
     for number, case in enumerate(listed):

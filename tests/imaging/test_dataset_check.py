@@ -305,3 +305,8 @@ def test_copy_of_real_data_under_another_name_is_found(data: Path, tmp_path: Pat
     (problem,) = survey(folder).problems
     assert problem.code == "duplicate_image"
     assert "hippocampus_001" in problem.seen and "hippocampus_999" in problem.seen
+
+
+def test_data_set_of_classes_is_refused_as_a_whole(broken: Broken) -> None:
+    with pytest.raises(ManifestInvalid, match="no label is a mask, the first is 'normal'"):
+        broken.csv("image,label", "c0.nii.gz,normal", "c1.nii.gz,pneumonia")
