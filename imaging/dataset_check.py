@@ -157,8 +157,11 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
     if not listed:
         raise ManifestInvalid(manifest, seen="no case")
     if not any(is_nifti(case.label) for case in listed):
-        raise ManifestInvalid(manifest, seen=f"no label is a mask, the first is {listed[0].label.name!r}",
-                              expected="NIfTI masks were expected: data sets of classes cannot be looked through")  # fmt: skip
+        raise ManifestInvalid(
+            manifest,
+            seen=f"no label is a mask, the first is {listed[0].label.name!r}",
+            expected="NIfTI masks were expected: data sets of classes cannot be looked through",
+        )
     problems: list[ImagingError] = list(_listed_twice(manifest, listed))
     facts, hashes = [], defaultdict(list)
     for number, case in enumerate(listed):
