@@ -36,7 +36,7 @@ from synthetic_ct import INTERCEPT, PICTURES, SIZE, SLOPE, SYNTAXES, picture, wr
 OURS = "imgpipe"
 # What peers decode with, where it is installed.
 CODECS = ("numpy", "imagecodecs", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls")
-# Times slower than imgpipe that a peer must be (issue 3), by series; the floor bounds the other way.
+# Times slower than imgpipe that a peer must be, by series; the floor bounds the other way.
 _CODEC_TARGETS = {"monai-pydicom": 4.0, "dicomsdl": 1.0}
 TARGETS: dict[str, dict[str, float]] = {
     "uncompressed": {"monai-pydicom": 20.0, "simpleitk": 8.0, "dcm2niix": 2.5},
@@ -93,9 +93,7 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         command = [sys.executable, __file__, "--worker", name]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.begun: dict[str, Any] = self._answer()
 
     def ask(self, folder: Path) -> dict[str, Any]:

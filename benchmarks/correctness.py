@@ -246,7 +246,7 @@ def known_verdicts(path: Path | None) -> dict[tuple[str, str], Verdict]:
 
 
 def report(verdicts: Sequence[Verdict], *, detail: bool) -> None:
-    """A row for each row of the issue's table (or each case), and the sums, in Markdown."""
+    """A row for each row of the table of kinds (or each case), and the sums, in Markdown."""
     names = [name for name in PEERS if any(item.peer == name for item in verdicts)]
     print(f"\n| what comes | cases | {' | '.join(names)} |")
     print(f"| --- | ---: | {' | '.join('---' for _ in names)} |")

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,16 +21,25 @@ def peak_memory() -> int:
 def reset_peak() -> None:
     """The check of the answer takes memory of its own, which the next peak must not contain (proc(5), clear_refs)."""
     for pid in (os.getpid(), *_children()):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        with suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _children() -> list[int]:
     tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    return [int(pid) for task in tasks for pid in _read(task / "children").split()]
+
+
+def _read(path: Path) -> str:
+    """A file of /proc; nothing where its thread or process has ended meanwhile."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _peak_of(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = _read(Path(f"/proc/{pid}/status")).splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 

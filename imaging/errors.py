@@ -173,7 +173,11 @@ class SeriesRefused(InputRefused):
     code = "series_refused"
 
 
-class NotAnImage(SeriesRefused):
+class SetAside(SeriesRefused):
+    """What a series holds beside pictures by design: listed and left aside, and no fault of anybody."""
+
+
+class NotAnImage(SetAside):
     """The series holds objects without pixels: reports, dose records, presentation states."""
 
     code = "not_an_image"
@@ -181,7 +185,7 @@ class NotAnImage(SeriesRefused):
     remedy = "Nothing to do: the object is listed and left aside"
 
 
-class Localizer(SeriesRefused):
+class Localizer(SetAside):
     """A localizer or scout: pictures to plan with, not a stack."""
 
     code = "localizer"
@@ -189,7 +193,7 @@ class Localizer(SeriesRefused):
     remedy = "Nothing to do: it is listed and left aside"
 
 
-class SecondaryCapture(SeriesRefused):
+class SecondaryCapture(SetAside):
     """Secondary captures are screenshots; their pixels have no position in the patient."""
 
     code = "secondary_capture"
@@ -250,7 +254,7 @@ class MissingSlices(SeriesRefused):
 
     code = "missing_slices"
     expected = "the same distance between all slices was expected"
-    remedy = "Send the series again, with every slice"
+    remedy = "Send the series again, with every slice; --policy repair reads its longest whole part"
 
 
 class VariableSpacing(SeriesRefused):
@@ -258,7 +262,7 @@ class VariableSpacing(SeriesRefused):
 
     code = "variable_spacing"
     expected = "the same distance between all slices was expected"
-    remedy = "Resample the series to regular slices, or reconstruct it again"
+    remedy = "Read it with --policy repair, which resamples it, or reconstruct it with even slices"
 
 
 class GantryTilt(SeriesRefused):
@@ -266,7 +270,7 @@ class GantryTilt(SeriesRefused):
 
     code = "gantry_tilt"
     expected = "slices stacked along their own normal were expected"
-    remedy = "Resample the series to an orthogonal grid, or reconstruct it without tilt"
+    remedy = "Read it with --policy repair, which resamples it, or reconstruct it without tilt"
 
 
 class UnsupportedNifti(SeriesRefused):
@@ -476,19 +480,19 @@ class FormatNotApplicable(WrongUsage):
 
 
 class SeveralSeries(WrongUsage):
-    """Files of one series were asked for and several were found."""
+    """One volume was asked for, and several were found."""
 
     code = "several_series"
-    expected = "the files of one series were expected"
-    remedy = "Choose one with imaging.scan and read it with imaging.read_series"
+    expected = "one volume was expected"
+    remedy = "Name the series, or the volume of the series, that is meant; imgpipe inspect lists them"
 
 
 class OutputNotWritable(WrongUsage):
-    """The output folder cannot be made or written."""
+    """The output cannot be made or written, or something that is not ours lies in its place."""
 
     code = "output_not_writable"
-    expected = "a folder that can be written was expected"
-    remedy = "Give another --out, or free space and permissions"
+    expected = "a place that can be written was expected"
+    remedy = "Give another place for the output, or free space and permissions"
 
 
 class OutputNotBuilt(InternalFault):

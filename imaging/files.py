@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -87,12 +87,14 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "")
     OutputNotWritable
         If the folder cannot be made or written.
     """
+    # Named before it is made, so that an interrupt at any moment finds it.
+    stage = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=PARTIAL, dir=target.parent))
-    except OSError as error:
-        raise OutputNotWritable(target, seen=error.strerror or "cannot be made") from error
-    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stage.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputNotWritable(target, seen=error.strerror or "cannot be made") from error
         yield stage
         try:
             _move_into(stage, target, replaces, last)

@@ -5,6 +5,7 @@ Invariant: nothing that lies there goes unmentioned, and no pixel is read. Impor
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from imaging.config import Size3
 from imaging.dicom.geometry import stacks
 from imaging.dicom.scan import Scan, Series, files_under, scan_files
 from imaging.dicom.stack import Policy, Stack
-from imaging.errors import ImagingError, NotApplicable, NothingFound
+from imaging.errors import ImagingError, NotApplicable, NothingFound, SetAside, UnexpectedFault
 from imaging.nifti import is_nifti, read_geometry
 from imaging.selection import check_choice, check_grey, check_limits
 from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class SeriesView:
             "grid": grid,
             "defects": [asdict(defect) for defect in self.defects],
             "refusal": self.refusal.as_dict() if self.refusal else None,
+            "set_aside": isinstance(self.refusal, SetAside),
             "taken_by": list(self.taken_by),
             "declined_by": {name: reason.as_dict() for name, reason in self.declined_by},
         }
@@ -105,15 +109,17 @@ def gather(paths: Iterable[Path], *, leave_out: Path | None = None) -> Inputs:
     """
     files: dict[Path, Path] = {}  # ordered, each once, also where the paths overlap
     refused: list[ImagingError] = []
+    links: list[Path] = []
     own = leave_out.resolve() if leave_out is not None else None
     for path in paths:
         try:
-            below, unreadable = files_under([path])
+            below = files_under([path])
         except NothingFound as error:
             refused.append(error)
             continue
-        refused += unreadable
-        for file in below:
+        refused += below.unreadable
+        links += below.links
+        for file in below.files:
             place = file.resolve()
             if own is None or not place.is_relative_to(own):
                 files.setdefault(place, file)
@@ -121,14 +127,19 @@ def gather(paths: Iterable[Path], *, leave_out: Path | None = None) -> Inputs:
     nifti = tuple(path for path in files.values() if is_nifti(path))
     if found.strays and not found.studies and not found.refused and not nifti:
         refused.append(NothingFound(found.strays[0].parent, seen="only files that hold no image by design"))
-    return Inputs(replace(found, refused=(*refused, *found.refused)), nifti)
+    return Inputs(replace(found, refused=(*refused, *found.refused), strays=(*links, *found.strays)), nifti)
 
 
 def view_series(
     series: Series, models: Sequence[Checkpoint], *, named: bool, policy: Policy = "repair"
 ) -> list[tuple[SeriesView, Stack | None]]:
     """What the headers of a DICOM series tell: a view for each of its volumes and for what was set aside or refused."""
-    found, refused = stacks(series, policy=policy)
+    try:
+        found, refused = stacks(series, policy=policy)
+    except Exception as error:  # a fault of ours in one series must not take the others with it
+        log.debug("traceback", exc_info=True)
+        fault = UnexpectedFault(series.facts.subject, seen=type(error).__name__)
+        return [(SeriesView(series.facts, len(series.instances), refusal=fault), None)]
     views: list[tuple[SeriesView, Stack | None]] = []
     for stack in found:
         files = len({item.instance.path for item in stack.slices})

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from imaging.config import Augmentation, Preprocess, Size3
 from imaging.dicom import Policy, load_series
+from imaging.dicom.stack import check_policy
 from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, ImagingError, UnknownName
 from imaging.nifti import is_nifti, read_nifti
 from imaging.volume import Affine
@@ -67,8 +68,8 @@ class LoadSeriesd(MapTransform):
     ----------
     keys
         Keys whose values are a folder, a file, or several of both.
-    policy
-        As `imaging.load_series` takes it.
+    policy, series, volume
+        As `imaging.load_series` takes them.
     allow_missing_keys
         Whether a key that is not there is passed over.
 
@@ -84,9 +85,19 @@ class LoadSeriesd(MapTransform):
         As `imaging.load_series` does; inside a `Compose` MONAI makes a RuntimeError of it, with the refusal as cause.
     """
 
-    def __init__(self, keys: KeysCollection, *, policy: Policy = "repair", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        policy: Policy = "repair",
+        series: str | None = None,
+        volume: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        check_policy(policy)
         self._policy: Policy = policy
+        self._series, self._volume = series, volume
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load each of the keys."""
@@ -98,10 +109,17 @@ class LoadSeriesd(MapTransform):
     def _load(self, source: Any) -> MetaTensor:
         paths = [Path(source)] if isinstance(source, str | Path) else [Path(part) for part in source]
         is_file = len(paths) == 1 and is_nifti(paths[0])
-        volume = read_nifti(paths[0]) if is_file else load_series(paths, policy=self._policy)
+        volume = (
+            read_nifti(paths[0])
+            if is_file
+            else load_series(paths, policy=self._policy, series=self._series, volume=self._volume)
+        )
         image = volume.as_metatensor()
         image.meta.update(
             filename_or_obj=str(paths[0]),
+            original_channel_dim=0,  # for EnsureChannelFirstd
+            original_affine=torch.from_numpy(volume.affine),
+            spatial_shape=volume.shape,
             series_uid=volume.facts.series_uid,
             modality=volume.facts.modality,
             unit=volume.unit,

@@ -125,6 +125,8 @@ class Volume:
         Unit of the values (``HU``), empty when they have none.
     resampled
         Whether the grid is another one than that of the frames.
+    keeps
+        What must live as long as the files of `sources` are needed: the folder an archive was unpacked into.
     """
 
     array: NDArray[np.float32]
@@ -134,6 +136,7 @@ class Volume:
     defects: tuple[Defect, ...] = ()
     unit: str = ""
     resampled: bool = False
+    keeps: tuple[object, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

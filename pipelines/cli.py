@@ -85,14 +85,14 @@ def _fail(error: ImagingError, options: dict[str, Any]) -> int:
 
 
 def _status(problems: Sequence[ImagingError]) -> int:
-    """Whose turn it is: ours before the user's before the data's."""
-    from imaging.errors import InternalFault, WrongUsage
+    """Whose turn it is: ours before the user's before the data's; what is set aside by design is nobody's."""
+    from imaging.errors import InternalFault, SetAside, WrongUsage
 
     if any(isinstance(problem, InternalFault) for problem in problems):
         return 1
     if any(isinstance(problem, WrongUsage) for problem in problems):
         return 2
-    return 3 if problems else 0
+    return 3 if any(not isinstance(problem, SetAside) for problem in problems) else 0
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -132,7 +132,9 @@ def infer(
 
         inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, policy=policy, on_study=on_study)
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
-    status = _status(problems)
+    # A study of nothing but what is set aside was asked for, and has no findings.
+    nothing = any(not (study.report and study.report.findings) for study in inferred.studies)
+    status = _status(problems) or (3 if nothing else 0)
     if as_json:
         _print_json(_inferred_as_dict(inferred, status))
     else:
@@ -297,7 +299,8 @@ def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as
         found = verb.inspect(paths=paths, models=models, policy=policy, on_case=_case_teller(tell))
     series = [item for study in found["studies"] for item in study["series"]] + found["nifti"]
     broken = any(dataset["problems"] for dataset in found["datasets"])
-    status = 3 if found["refused"] or broken or any(item["refusal"] for item in series) else 0
+    lost = any(item["refusal"] and not item["set_aside"] for item in series)
+    status = 3 if found["refused"] or broken or lost else 0
     if as_json:
         _print_json({**found, "exit_status": status})
     else:
@@ -354,7 +357,7 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @main.command(short_help="Write DICOM series as NIfTI.")
 @click.argument("path", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--series", metavar="UID", help="Only the series with this SeriesInstanceUID.")
+@click.option("--series", metavar="UID", help="Only the series whose SeriesInstanceUID is this, or ends with it.")
 @with_policy
 @as_json
 @_verb
@@ -373,11 +376,13 @@ def convert(path: Path, out: Path, series: str | None, policy: Policy, as_json: 
         refused = [error.as_dict() for error in converted.refused]
         _print_json({"written": list(converted.written), "refused": refused, "exit_status": status})
         return status
+    from pipelines.tables import defect_line
+
     for document in converted.written:
         size = " x ".join(map(str, document["shape"]))
         click.echo(f"{document['file']}: {size}, {document['orientation']}")
         for defect in document["defects"]:
-            click.echo(f"  {defect['code']} ({defect['action']}): {defect['detail']}")
+            click.echo(f"  {defect_line(defect)}")
     for error in converted.refused:
         click.echo(str(error))
     return status

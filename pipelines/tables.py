@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def finding_line(finding: Finding) -> str:
     """One finding in one line."""
     structure = finding.structure
+    title = f"{finding.title} ({finding.volume})" if finding.volume else finding.title
     if structure is None:
-        return f"{finding.title}: {finding.assessment}"
+        return f"{title}: {finding.assessment}"
     parts = [f"{structure.volume_ml:.3f} mL"]
     if structure.interval:
         low, high = structure.interval.low_mm3 / 1000, structure.interval.high_mm3 / 1000
@@ -27,7 +28,7 @@ def finding_line(finding: Finding) -> str:
         parts.append(f"no interval: {structure.interval_note}")
     if structure.mean_probability is not None:
         parts.append(f"mean probability {structure.mean_probability:.3f}")
-    return f"{finding.title}: {', '.join(parts)}"
+    return f"{title}: {', '.join(parts)}"
 
 
 def print_inspection(found: dict[str, Any]) -> None:
@@ -49,9 +50,13 @@ def print_inspection(found: dict[str, Any]) -> None:
     if found["refused"]:
         console.print("Refused", style="bold")
     for refusal in found["refused"]:
-        console.print(Padding(escape(f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}"), (0, 0, 0, 2)))
+        line = f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}. {refusal['remedy']}"
+        console.print(Padding(escape(line), (0, 0, 0, 2)))
     if found["strays"]:
-        console.print(f"{len(found['strays'])} files hold no image by design (DICOMDIR and the like)")
+        count = len(found["strays"])
+        console.print(
+            f"{count} {'file holds' if count == 1 else 'files hold'} no image by design (DICOMDIR and the like)"
+        )
 
 
 def print_dataset(found: dict[str, Any]) -> None:
@@ -83,14 +88,17 @@ def print_dataset(found: dict[str, Any]) -> None:
 
 def _print_rows(console: Console, title: str, rows: list[dict[str, Any]], *, key: str) -> None:
     """A table with a line a volume, and below it, by the line's number, what was wrong and who would take it."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    console.print(escape(title), style="bold", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("Series", overflow="fold", ratio=1)
-    for column in ("Images", "Size", "Spacing, mm", "Axes"):
+    for column in ("Files", "Size", "Spacing, mm", "Axes"):
         table.add_column(column, no_wrap=True)
     for number, row in enumerate(rows, start=1):
         grid = row["grid"]
-        parts = (row["modality"], row["description"] if key == "series_uid" else "", _short(row[key]), row["volume"])
+        number_told = f"#{row['number']}" if row["number"] else ""
+        told = (row["modality"], number_told, row["description"] if key == "series_uid" else "")
+        parts = (*told, _short(row[key]), row["volume"])
         table.add_row(
             str(number),
             escape(" ".join(part for part in parts if part)),
@@ -100,19 +108,36 @@ def _print_rows(console: Console, title: str, rows: list[dict[str, Any]], *, key
             grid["orientation"] if grid else "",
         )
     console.print(table)
+    rows_of: dict[str, list[int]] = {}
     for number, row in enumerate(rows, start=1):
         for note in _notes(row):
-            console.print(Padding(escape(f"{number}  {note}"), (0, 0, 0, 2)))
+            rows_of.setdefault(note, []).append(number)
+    for note, numbers in rows_of.items():
+        console.print(Padding(escape(f"{_ranges(numbers)}  {note}"), (0, 0, 0, 2)))
     console.print()
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers in short: ``1-3, 5``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def defect_line(defect: dict[str, Any]) -> str:
+    """A defect in one line: its code, what was done, the error that is left, and what was seen."""
+    error = f", up to {defect['error_mm']:.2f} mm" if defect["error_mm"] else ""
+    return f"{defect['code']} ({defect['action']}{error}): {defect['detail']}"
 
 
 def _notes(row: dict[str, Any]) -> list[str]:
     if row["refusal"]:
         return [f"{row['refusal']['code']}: {row['refusal']['seen']}"]
-    notes = []
-    for defect in row["defects"]:
-        error = f", up to {defect['error_mm']:.2f} mm" if defect["error_mm"] else ""
-        notes.append(f"{defect['code']} ({defect['action']}{error}): {defect['detail']}")
+    notes = [defect_line(defect) for defect in row["defects"]]
     if row["taken_by"]:
         return [*notes, f"taken by {', '.join(row['taken_by'])}"]
     reasons = "; ".join(f"{name}: {reason['seen']}" for name, reason in row["declined_by"].items())

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torture_rows import coding, files, frames, kinds, stacks, values
+from torture_rows import coding, files, frames, kinds, protocol, stacks, values
 from torture_rows.truth import Case, Expected, Field, Plane, Truth, misplacement, untold, wrong
 
 __all__ = ["CASES", "Case", "Expected", "Field", "Plane", "Truth", "misplacement", "untold", "wrong"]
 
 CASES: Sequence[Case] = tuple(
-    case for room in (stacks, kinds, frames, values, coding, files) for row in room.ROWS for case in row.cases
+    case for room in (stacks, kinds, protocol, frames, values, coding, files) for row in room.ROWS for case in row.cases
 )

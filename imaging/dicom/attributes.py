@@ -58,6 +58,8 @@ class Pixels:
         Whether native pixels are words by their VR (OW): a big-endian file then holds each two of 8 bits swapped.
     samples, planar, bits_allocated, bits_stored, high_bit, signed
         As the header says; 0 where it does not. `planar` is Planar Configuration: each colour lies by itself.
+    is_sign_told
+        Whether there is a Pixel Representation, without which nobody knows whether the values have a sign.
     slope, intercept
         Rescale; None where only one of the two is there, or one is malformed.
     rescaled
@@ -85,6 +87,7 @@ class Pixels:
     bits_stored: int
     high_bit: int
     signed: bool
+    is_sign_told: bool
     slope: float | None
     intercept: float | None
     rescaled: bool
@@ -152,6 +155,10 @@ class Instance:
         Whether there are per-frame functional groups, which place each frame.
     has_meta
         Whether a meta header names the transfer syntax.
+    version
+        Of the file when it was scanned; it is read only while it is the same.
+    concatenation
+        ConcatenationUID, the part's number and how many there are, where a multi-frame object was cut into parts.
     pixels
         How the pixels are stored.
     projection
@@ -176,6 +183,8 @@ class Instance:
     moment: tuple[tuple[str, str], ...]
     has_groups: bool
     has_meta: bool
+    version: tuple[int, int, int]
+    concatenation: tuple[str, int, int] | None
     pixels: Pixels
     projection: Projection | None
 
@@ -243,14 +252,16 @@ def _class_name(sop_class_uid: str) -> str:
 
 def _instance(path: Path, header: Header, values: Values) -> Instance:
     position = values.numbers("ImagePositionPatient", 3)
-    moment = ((keyword, plain(values.told(keyword))) for keyword in MOMENTS if values.has(keyword))
+    told = {keyword: values.told(keyword) for keyword in MOMENTS if values.has(keyword)}
+    told["DiffusionBValue"] = values.b_value()
+    moment = ((keyword, plain(keyword, told[keyword])) for keyword in MOMENTS if told.get(keyword))
     return Instance(
         path=path,
         sop_class_uid=values.uid("SOPClassUID"),
         sop_instance_uid=values.uid("SOPInstanceUID"),
         study_uid=values.uid("StudyInstanceUID"),
         series_uid=values.uid("SeriesInstanceUID"),
-        frame_of_reference_uid=values.text("FrameOfReferenceUID"),
+        frame_of_reference_uid=values.uid("FrameOfReferenceUID"),
         modality=values.text("Modality"),
         image_type=tuple(part for part in values.text("ImageType").split("\\") if part),
         photometric=values.text("PhotometricInterpretation"),
@@ -263,9 +274,18 @@ def _instance(path: Path, header: Header, values: Values) -> Instance:
         moment=tuple((keyword, value) for keyword, value in moment if value),
         has_groups=values.has("PerFrameFunctionalGroupsSequence"),
         has_meta=header.has_meta,
+        version=header.version,
+        concatenation=_concatenation(values),
         pixels=_pixels(header, values),
-        projection=_projection(values) if position is None else None,
+        projection=_projection(values) if position is None or values.has("PerFrameFunctionalGroupsSequence") else None,
     )
+
+
+def _concatenation(values: Values) -> tuple[str, int, int] | None:
+    """PS3.3 C.7.6.16.2.2.4; the total may be left out, and is then the number of parts that came."""
+    uid = values.uid("ConcatenationUID")
+    number = values.whole("InConcatenationNumber") or 0
+    return (uid, number, values.whole("InConcatenationTotalNumber") or 0) if uid else None
 
 
 def _patient(values: Values) -> tuple[str, str, str]:
@@ -276,20 +296,22 @@ def _patient(values: Values) -> tuple[str, str, str]:
 
 
 def _projection(values: Values) -> Projection:
+    number = values.raw("InstanceNumber")
     return Projection(
         imager_spacing=values.numbers("ImagerPixelSpacing", 2),
         magnification=values.number("EstimatedRadiographicMagnificationFactor", 1.0),
         calibration=values.raw("PixelSpacingCalibrationType"),
         intent=values.raw("PresentationIntentType"),
         voi=bool(values.raw("WindowCenter")) or values.has("VOILUTSequence"),
-        number=values.raw("InstanceNumber"),
+        number=number if number.isdigit() else "",
     )
 
 
 def _pixels(header: Header, values: Values) -> Pixels:
     allocated = values.whole("BitsAllocated") or 0
     stored = values.whole("BitsStored") or allocated
-    signed = values.whole("PixelRepresentation") == 1
+    representation = values.whole("PixelRepresentation")
+    signed = representation == 1
     high = values.whole("HighBit")
     slope, intercept = values.raw("RescaleSlope"), values.raw("RescaleIntercept")
     # One without the other (PS3.3 C.11.1 requires both) leaves the scale unknown.
@@ -309,6 +331,7 @@ def _pixels(header: Header, values: Values) -> Pixels:
         bits_stored=stored,
         high_bit=stored - 1 if high is None else high,
         signed=signed,
+        is_sign_told=representation in (0, 1),
         slope=None if half else values.number("RescaleSlope", 1.0),
         intercept=None if half else values.number("RescaleIntercept", 0.0),
         rescaled=bool(slope and intercept),

@@ -40,7 +40,7 @@ _MOST_FRAGMENTS = 1 << 20
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _END_OF_IMAGE = b"\xff\xd9"  # the same two bytes end JPEG, JPEG-LS and JPEG 2000
 _RLE, _DEFLATED = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"
-_WITHOUT_END = frozenset((_RLE, _DEFLATED))  # their frames have one fragment each (PS3.5 A.4.2)
+WORDS = frozenset((_RLE, _DEFLATED))  # their frames have one fragment each (PS3.5 A.4.2)
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOF_LOSSLESS, _SOF_JPEG_LS = 0xC3, 0xF7
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a segment
@@ -127,6 +127,13 @@ class Fragments:
     def __init__(self, path: str, offset: int) -> None:
         # A pipe or a device would keep the opening or the reading waiting.
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            self._read(offset)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, offset: int) -> None:
         about = os.fstat(self._descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise Refused("unreadable", "it is not a file")
@@ -201,7 +208,7 @@ class Fragments:
     def _by_ends(self, request: Request) -> list[int]:
         """The first item of each frame by which items end with an end of image."""
         ends = [number for number in range(len(self.items)) if _END_OF_IMAGE in self._tail(number)]
-        if request.syntax in _WITHOUT_END or len(ends) != request.frames or ends[-1] != len(self.items) - 1:
+        if request.syntax in WORDS or len(ends) != request.frames or ends[-1] != len(self.items) - 1:
             seen = f"{request.frames} frames in {len(self.items)} fragments without a usable offset table"
             raise Refused("truncated", seen)
         return [0, *(end + 1 for end in ends[:-1])]

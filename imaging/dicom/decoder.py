@@ -138,7 +138,10 @@ def decode_frame(frame: EncapsulatedFrame, out: NDArray[np.generic] | None = Non
         If the file cannot be read or its items do not follow each other.
     """
     request = _request(frame)
-    process = _pool.take()
+    try:
+        process = _pool.take()
+    except OSError as error:
+        raise UndecodablePixels(frame.path, seen=f"no decoding process can be started ({error.strerror})") from error
     try:
         process.ask(request)
         photometric = process.answer(request, frame.path)
@@ -147,6 +150,9 @@ def decode_frame(frame: EncapsulatedFrame, out: NDArray[np.generic] | None = Non
         process.copy(out)
     except InputRefused:
         raise
+    except OSError as error:  # no memory to share
+        process.close()
+        raise UndecodablePixels(frame.path, seen=f"a frame cannot be shared ({error.strerror})") from error
     except BaseException:  # an interrupt in the middle leaves an answer behind that belongs to no later frame
         process.close()
         raise
@@ -213,11 +219,15 @@ class _Process:
         self._dead = False
         # BLAS would map memory for a thread on each core, and a codec's own threads would only fight the pool's.
         alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-        self._child = subprocess.Popen(  # noqa: S603 - our own program, by its path
-            [str(self._memory) if part == _DESCRIPTOR else part for part in command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            bufsize=0, pass_fds=(self._memory,), env=os.environ | alone, cwd="/",
-        )  # fmt: skip
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - our own program, by its path
+                [str(self._memory) if part == _DESCRIPTOR else part for part in command],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                bufsize=0, pass_fds=(self._memory,), env=os.environ | alone, cwd="/",
+            )  # fmt: skip
+        except OSError:
+            os.close(self._memory)
+            raise
         assert self._child.stdin is not None and self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
         os.set_blocking(self._to.fileno(), False)
@@ -373,6 +383,6 @@ def _shared_memory() -> int:
     return descriptor
 
 
-_pool = _Pool(max(2, os.cpu_count() or 1))
+_pool = _Pool(max(2, len(os.sched_getaffinity(0))))
 atexit.register(_pool.close)
 os.register_at_fork(after_in_child=_pool.abandon)

@@ -7,7 +7,10 @@ out alike. Imports no torch.
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +30,9 @@ from imaging.errors import (
     UnreadableDicom,
 )
 
+_FILTERS = threading.RLock()
 # PS3.4 annex B.5: the Secondary Capture storage classes share this root.
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-# What a series may hold beside its volume by design; anything else that is refused is a part of it that is lost.
-SET_ASIDE = (NotAnImage, SecondaryCapture, Localizer, MultiFrame)
 # Results of other software that come as pixels: segmentations, parametric maps, doses.
 _RESULTS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.30", "1.2.840.10008.5.1.4.1.1.481.2")
 # Where the Frame Type of an enhanced object stands (PS3.3 C.8.13, C.8.15).
@@ -100,11 +102,19 @@ def slices_of(series: Series) -> tuple[list[Slice], list[InputRefused]]:
     return slices, [*kinds, *refused]
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without pydicom's warnings, which quote header values; one thread at a time, for the filters are everybody's."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_dataset(instance: Instance) -> pydicom.Dataset:
     """Everything but the pixels of one file, for what lies in sequences; also of a file without a meta header.
 
-    pydicom raises whatever a malformed file leads it to, also when a value is looked at later, and its warnings quote
-    header values: who calls it handles both.
+    pydicom raises whatever a malformed file leads it to, and warns with header values, also when a value is looked at
+    later: who calls it handles the one, and does all of it `quietly`.
     """
     dataset = pydicom.dcmread(instance.path, stop_before_pixels=True, force=True)
     if not instance.has_meta:
@@ -121,7 +131,7 @@ def _aside(instance: Instance) -> tuple[type[SeriesRefused], str] | None:
             NotAnImage,
             f"{instance.modality or 'an object'} without pixels",
         ),
-        (instance.sop_class_uid.startswith(_SECONDARY_CAPTURE), SecondaryCapture, name),
+        (_is_capture(instance.sop_class_uid), SecondaryCapture, name),
         (instance.sop_class_uid in _RESULTS, NotAnImage, f"{name}, a result and not a picture"),
         ("LOCALIZER" in instance.image_type, Localizer, "Image Type LOCALIZER"),
         ("MOSAIC" in instance.image_type, MultiFrame, "Siemens mosaic, many slices tiled into one picture"),
@@ -132,6 +142,10 @@ def _aside(instance: Instance) -> tuple[type[SeriesRefused], str] | None:
         ),
     )
     return next(((kind, seen) for holds, kind, seen in kinds if holds), None)
+
+
+def _is_capture(sop_class_uid: str) -> bool:
+    return sop_class_uid == _SECONDARY_CAPTURE or sop_class_uid.startswith(f"{_SECONDARY_CAPTURE}.")
 
 
 def _single(instance: Instance) -> Slice:
@@ -150,9 +164,9 @@ def _single(instance: Instance) -> Slice:
 
 
 def _unit(instance: Instance, rescale_type: str) -> str:
-    """Rescale Type unless it is ``US`` (unspecified), else Units, else HU for CT (PS3.3 C.11.1.1.2, C.8.2.1.1.3)."""
+    """Rescale Type unless it is ``US`` (unspecified), else Units; HU for CT that says nothing (PS3.3 C.8.2.1.1.3)."""
     told = "" if rescale_type == "US" else rescale_type
-    return told or instance.pixels.units or ("HU" if instance.modality == "CT" else "")
+    return told or instance.pixels.units or ("HU" if instance.modality == "CT" and not rescale_type else "")
 
 
 def _grouped(instance: Instance) -> list[Slice]:
@@ -166,8 +180,7 @@ def _grouped(instance: Instance) -> list[Slice]:
         If they place no frame in the patient.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote header values
+        with quietly():
             dataset = read_dataset(instance)
             shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), pydicom.Dataset())
             slices = [
@@ -194,9 +207,8 @@ def _frame(instance: Instance, number: int, shared: pydicom.Dataset, group: pydi
     def floats(value: Any, count: int) -> tuple[float, ...] | None:
         return tuple(float(part) for part in value) if value is not None and len(value) == count else None
 
-    def rescale(keyword: str, otherwise: float) -> float | None:
-        value = macro("PixelValueTransformationSequence", keyword)
-        return otherwise if value is None else float(value)
+    slope, intercept = (macro("PixelValueTransformationSequence", f"Rescale{part}") for part in ("Slope", "Intercept"))
+    half = (slope is None) != (intercept is None)  # one without the other leaves the scale unknown
 
     values = {
         "EchoTime": macro("MREchoSequence", "EffectiveEchoTime"),
@@ -215,11 +227,13 @@ def _frame(instance: Instance, number: int, shared: pydicom.Dataset, group: pydi
         floats(macro("PlanePositionSequence", "ImagePositionPatient"), 3),
         floats(macro("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
         floats(macro("PixelMeasuresSequence", "PixelSpacing"), 2),
-        rescale("RescaleSlope", 1.0),
-        rescale("RescaleIntercept", 0.0),
-        macro("PixelValueTransformationSequence", "RescaleSlope") is not None,
+        None if half else float(1 if slope is None else slope),
+        None if half else float(0 if intercept is None else intercept),
+        slope is not None and intercept is not None,
         _unit(instance, str(macro("PixelValueTransformationSequence", "RescaleType") or "")),
-        tuple((keyword, plain(str(values[keyword]))) for keyword in MOMENTS if values.get(keyword) is not None),
+        tuple(
+            (keyword, plain(keyword, str(values[keyword]))) for keyword in MOMENTS if values.get(keyword) is not None
+        ),
     )
 
 

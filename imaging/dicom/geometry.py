@@ -10,6 +10,8 @@ Shapes: N slices; ``positions_N3`` is LPS mm of each slice's first pixel, ``alon
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +22,18 @@ from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from imaging.dicom.frames import Slice, slices_of
+from imaging.dicom.phases import SAME_PLACE_MM, split_by_moment
 from imaging.dicom.planar import is_planar, planar_stack
 from imaging.dicom.scan import Series
-from imaging.dicom.split import COSINE_TOLERANCE, SAME_PLACE_MM, Group, split_by_attributes, split_by_moment
-from imaging.dicom.stack import ROUNDING_MM, Floats, Policy, Regrid, Stack
+from imaging.dicom.split import (
+    COSINE_TOLERANCE,
+    SPACING_TOLERANCE_MM,
+    Group,
+    split_by_attributes,
+    split_by_protocol,
+)
+from imaging.dicom.stack import LARGEST_MM, ROUNDING_MM, SMALLEST_MM, Floats, Policy, Regrid, Stack, check_policy
+from imaging.dicom.stored import PIXEL_DATA, check_stored
 from imaging.errors import (
     GantryTilt,
     InputRefused,
@@ -33,6 +43,7 @@ from imaging.errors import (
     MissingSlices,
     SharedInstanceUid,
     TooFewSlices,
+    UnreadableDicom,
     VariableSpacing,
 )
 from imaging.volume import Affine, Defect, lps_to_ras
@@ -40,8 +51,9 @@ from imaging.volume import Affine, Defect, lps_to_ras
 # A slice may lie this share of the spacing from its place on the regular grid and still be told as jitter, not as
 # another geometry; what is found is told in mm.
 JITTER_SHARE = 0.02
-# No scanner's pixel is smaller than this or larger than that, in mm, and no two neighbours are farther apart.
-SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
+_TRY_REPAIR = "Read it with --policy repair, or correct it at its source"
+# Values of neighbours within the tolerance may differ by this many times as much from end to end.
+_MOST_SPREAD = 10.0
 # As many wider gaps side by side are another spacing, fewer are missing slices.
 _ANOTHER_SPACING = 3
 # In repair a gap of more than this many typical distances is never bridged: what lies in it was not seen.
@@ -72,20 +84,58 @@ def stacks(series: Series, *, policy: Policy = "repair") -> tuple[list[Stack], l
     refused
         What was set aside or cannot be a volume, by name.
     """
+    check_policy(policy)
     slices, aside = slices_of(series)
     subject = series.facts.subject
     refused: list[InputRefused] = list(aside)
     found: list[Stack] = []
     if policy == "strict" and series.defects:
-        return [], [*refused, MissingAttribute(subject, seen=series.defects[0].detail)]
+        return [], [*refused, MissingAttribute(subject, seen=series.defects[0].detail, remedy=_TRY_REPAIR)]
+    lacking = _lacking_parts(series)
+    if policy == "strict" and lacking:
+        return [], [*refused, MissingSlices(subject, seen=lacking[0].detail)]
     for make in _candidates(slices, subject, policy, refused):
         try:
             stack = make()
             _check_reading(stack, subject, policy)
-            found.append(replace(stack, defects=(*series.defects, *stack.defects, *_reading_notes(stack))))
+            found.append(replace(stack, defects=(*series.defects, *lacking, *stack.defects, *_reading_notes(stack))))
         except InputRefused as error:
             refused.append(error)
-    return found, refused
+    return _with_own_identity(found, refused, subject), _gathered(refused, subject)
+
+
+def _lacking_parts(series: Series) -> tuple[Defect, ...]:
+    """Tell where parts of a concatenation, a multi-frame object that was cut for transfer, did not come."""
+    parts: dict[str, set[int]] = {}
+    totals: dict[str, int] = {}
+    for instance in series.instances:
+        if instance.concatenation is not None:
+            uid, number, total = instance.concatenation
+            parts.setdefault(uid, set()).add(number)
+            totals[uid] = max(totals.get(uid, 0), total, number)
+    came, meant = sum(map(len, parts.values())), sum(totals.values())
+    if came >= meant:
+        return ()
+    return (Defect("missing_slices", "noted", f"{came} of {meant} parts of a concatenated multi-frame object came"),)
+
+
+def _with_own_identity(found: list[Stack], refused: list[InputRefused], subject: str) -> list[Stack]:
+    """Leave out volumes that share an instance with another: no result could say which of them it means."""
+    users = Counter((item.instance.sop_instance_uid, item.number) for stack in found for item in stack.slices)
+    own = [s for s in found if all(users[i.instance.sop_instance_uid, i.number] == 1 for i in s.slices)]
+    if len(own) < len(found):
+        seen = f"{len(found) - len(own)} volumes whose slices share their SOPInstanceUIDs"
+        refused.append(SharedInstanceUid(subject, seen=seen))
+    return own
+
+
+def _gathered(refused: list[InputRefused], subject: str) -> list[InputRefused]:
+    """One refusal for all the single slices of a series."""
+    single = [error for error in refused if isinstance(error, TooFewSlices)]
+    if len(single) < 2:
+        return refused
+    others = [error for error in refused if not isinstance(error, TooFewSlices)]
+    return [*others, TooFewSlices(subject, seen=f"{len(single)} slices that are alone of their kind")]
 
 
 def _candidates(
@@ -102,7 +152,8 @@ def _candidates(
         except InputRefused as error:
             refused.append(error)
             continue
-        yield from (partial(_stack, group, subject, policy) for group in groups)
+        for group in groups:
+            yield from (partial(_stack, part, subject, policy) for part in split_by_protocol(group))
 
 
 def _reading_notes(stack: Stack) -> Iterator[Defect]:
@@ -120,17 +171,41 @@ def _reading_notes(stack: Stack) -> Iterator[Defect]:
 
 
 def _check_reading(stack: Stack, subject: str, policy: Policy) -> None:
-    """Refuse what the headers show to have no meaning as values."""
-    first = stack.slices[0].instance
-    if stack.is_inverted and policy == "strict":
-        raise InvertedGrey(subject, seen="MONOCHROME1")
+    """Refuse what the headers and the files' sizes show to be no pixels, or to have no meaning as values."""
+    for item in stack.slices:
+        check_stored(item)
+        if (
+            item.slope is None
+            or item.intercept is None
+            or not (math.isfinite(item.slope) and math.isfinite(item.intercept))
+        ):
+            seen = "RescaleSlope and RescaleIntercept are not both there and numbers"
+            raise MissingAttribute(item.instance.path, seen=seen)
+        if stack.channels == 1 and not item.instance.pixels.is_sign_told and item.instance.pixels.tag == PIXEL_DATA:
+            raise MissingAttribute(item.instance.path, seen="PixelRepresentation is missing or malformed")
+        if item.instance.pixels.lookup and item.is_rescaled:
+            raise UnreadableDicom(item.instance.path, seen="a Modality LUT and a rescale, of which there can be one")
     if any(item.slope == 0 for item in stack.slices):
         raise MissingAttribute(subject, seen="a RescaleSlope of 0, which leaves nothing of the pixels")
-    if first.modality in _QUANTITIES and stack.channels == 1 and not first.pixels.lookup:
-        bare = sum(not item.is_rescaled for item in stack.slices)
-        if bare:
-            seen = f"RescaleSlope and RescaleIntercept are missing or malformed in {bare} of {len(stack.slices)} slices"
-            raise MissingAttribute(subject, seen=seen, expected=f"both were expected in {first.modality} (Type 1)")
+    scaled = sum(item.is_rescaled or item.instance.pixels.lookup for item in stack.slices)
+    if scaled < len(stack.slices) and (scaled or (stack.modality in _QUANTITIES and stack.channels == 1)):
+        bare = len(stack.slices) - scaled
+        seen = f"RescaleSlope and RescaleIntercept are missing or malformed in {bare} of {len(stack.slices)} slices"
+        raise MissingAttribute(subject, seen=seen, expected="the scale of every slice was expected")
+    if stack.is_inverted:
+        _check_inverted(stack, subject, policy)
+
+
+def _check_inverted(stack: Stack, subject: str, policy: Policy) -> None:
+    """MONOCHROME1 is turned round within the range of its pixels, which must be one for all slices."""
+    if policy == "strict":
+        raise InvertedGrey(subject, seen="MONOCHROME1")
+    pixels = [(item.instance.pixels, item) for item in stack.slices]
+    ranges = {(stored.bits_stored, stored.signed, item.slope, item.intercept) for stored, item in pixels}
+    if len(ranges) > 1:
+        raise InvertedGrey(
+            subject, seen=f"MONOCHROME1 with {len(ranges)} scales, so that no one range turns all slices round"
+        )
 
 
 def _check_identity(group: Group, subject: str) -> None:
@@ -184,7 +259,9 @@ def _stack(group: Group, subject: str, policy: Policy) -> Stack:
     uneven = _is_uneven(grid)
     if uneven:
         if policy == "strict":
-            raise VariableSpacing(subject, seen=_distances(grid))
+            raise VariableSpacing(
+                subject, seen="; ".join([_distances(grid), *([_tilt(grid)] if _is_tilted(grid) else [])])
+            )
         grid = _without_chasms(grid, defects)
     tilted = _is_tilted(grid)
     if tilted and policy == "strict":
@@ -210,6 +287,7 @@ def _ordered(group: Group, subject: str) -> _Grid:
             raise MissingAttribute(subject, seen=seen)
         if not np.isfinite(np.array(values)).all():
             raise InvalidGeometry(subject, seen=f"{keyword} that is not finite")
+    _check_spread(group, subject)
     cosines = np.array([item.orientation for item in group.slices], dtype=np.float64).mean(axis=0)
     row, column = cosines[:3], cosines[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
@@ -235,6 +313,14 @@ def _ordered(group: Group, subject: str) -> _Grid:
     return _Grid(subject, ordered, row, column, normal, positions[order], rows, columns)
 
 
+def _check_spread(group: Group, subject: str) -> None:
+    """Refuse cosines or spacings that creep from slice to slice until the ends are not alike."""
+    for keyword, tolerance in (("orientation", COSINE_TOLERANCE), ("spacing", SPACING_TOLERANCE_MM)):
+        spread = float(np.ptp(np.array([getattr(item, keyword) for item in group.slices]), axis=0).max())
+        if spread > _MOST_SPREAD * tolerance:
+            raise InvalidGeometry(subject, seen=f"{_KEYWORDS[keyword]} that creeps by {spread:.4g} through the slices")
+
+
 def _without_gaps(grid: _Grid, policy: Policy, defects: list[Defect]) -> _Grid:
     """Where slices are missing from an otherwise regular stack: refuse, or keep the longest whole run."""
     gaps = np.diff(grid.along_N)
@@ -248,7 +334,7 @@ def _without_gaps(grid: _Grid, policy: Policy, defects: list[Defect]) -> _Grid:
     seen = f"{missing} slices are missing, the first after {grid.along_N[first]:.2f} mm from the first slice"
     if policy == "strict":
         raise MissingSlices(grid.subject, seen=seen, expected=f"one every {typical:.3f} mm was expected")
-    return _longest_run(grid, steps == 1, "missing_slices", seen, defects)
+    return _longest_run(grid, steps == 1, seen, defects)
 
 
 def _without_chasms(grid: _Grid, defects: list[Defect]) -> _Grid:
@@ -258,7 +344,7 @@ def _without_chasms(grid: _Grid, defects: list[Defect]) -> _Grid:
     bridged = (gaps <= LARGEST_BRIDGED * others) | (len(gaps) == 1)
     if bool(bridged.all()):
         return grid
-    return _longest_run(grid, bridged, "missing_slices", f"a gap of {gaps.max():.2f} mm cannot be bridged", defects)
+    return _longest_run(grid, bridged, f"a gap of {gaps.max():.2f} mm cannot be bridged", defects)
 
 
 def _longest_repeat(steps: Floats) -> int:
@@ -270,7 +356,7 @@ def _longest_repeat(steps: Floats) -> int:
     return longest
 
 
-def _longest_run(grid: _Grid, whole: NDArray[np.bool_], code: str, seen: str, defects: list[Defect]) -> _Grid:
+def _longest_run(grid: _Grid, whole: NDArray[np.bool_], seen: str, defects: list[Defect]) -> _Grid:
     """The longest run of slices between which every distance is whole."""
     breaks = [-1, *np.flatnonzero(~whole).tolist(), len(whole)]
     runs = [(start + 1, end) for start, end in pairwise(breaks)]
@@ -278,7 +364,7 @@ def _longest_run(grid: _Grid, whole: NDArray[np.bool_], code: str, seen: str, de
     if last - first < 1:
         raise MissingSlices(grid.subject, seen=f"{seen}, and no two neighbours are left")
     kept = f"the longest whole run was kept, slices {first + 1} to {last + 1} of {len(grid.slices)}"
-    defects.append(Defect(code, "repaired", f"{seen}; {kept}"))
+    defects.append(Defect("missing_slices", "repaired", f"{seen}; {kept}"))
     return grid.part(first, last)
 
 

@@ -8,6 +8,7 @@ stepped over; whoever needs what is inside them (functional groups) parses that 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import threading
 import zlib
@@ -26,6 +27,7 @@ EXPLICIT_BE = "1.2.840.10008.1.2.2"
 _STANDARD = "1.2.840.10008.1.2"
 
 UNDEFINED = 0xFFFFFFFF
+_SOMETHING = b"\0"
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _SYNTAX = 0x00020010
@@ -57,7 +59,8 @@ class Header:
     little_endian
         Byte order of the data set and of native pixels.
     values
-        For each chosen tag that is there, the raw bytes of its value; empty for a sequence of undefined length.
+        For each chosen tag that is there, the raw bytes of its value; `_SOMETHING` for a sequence of undefined length
+        with an item.
     pixel_tag
         (7FE0,0010), (7FE0,0008) or (7FE0,0009); 0 where there are no pixels.
     pixel_offset, pixel_length
@@ -69,6 +72,8 @@ class Header:
         Bytes of the file, or of the inflated data set.
     has_meta
         Whether a meta header names the transfer syntax; else it was told from what the bytes look like.
+    version
+        Of the file when it was read; see `version_of`.
     """
 
     transfer_syntax: str
@@ -80,6 +85,12 @@ class Header:
     pixel_vr: bytes
     size: int
     has_meta: bool
+    version: tuple[int, int, int]
+
+
+def version_of(about: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written again: its inode, size and time in ns."""
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 class _Malformed(Exception):
@@ -140,14 +151,18 @@ def read_header(path: Path, wanted: Set[int]) -> Header:
         If it cannot be walked and its transfer syntax is none of PS3.5.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # A pipe would keep the opening waiting.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise UnreadableDicom(path, seen=f"cannot be opened ({error.strerror})") from error
     try:
-        window = _Window(descriptor, os.fstat(descriptor).st_size)
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise UnreadableDicom(path, seen="is no file, but a pipe, a device or a folder")
+        window = _Window(descriptor, about.st_size)
         start = _begin(window, wanted, path)
         with INFLATING if start.syntax == DEFLATED else nullcontext():
-            return _read(window, wanted, start, path)
+            return _read(window, wanted, start, path, version_of(about))
     except _Malformed as error:
         raise UnreadableDicom(path, seen=str(error)) from error
     except OSError as error:
@@ -165,6 +180,8 @@ def read_inflated(path: Path) -> bytes:
         If it cannot be inflated, or not within the bound.
     """
     try:
+        if path.stat().st_size > _LARGEST_INFLATED:
+            raise UnreadableDicom(path, seen=f"a deflated file of more than {_LARGEST_INFLATED} bytes")
         content = path.read_bytes()
         window = _Inflated(content)
         return _inflate(content[_begin(window, frozenset(), path).position :])
@@ -194,9 +211,11 @@ def _begin(window: _Window, wanted: Set[int], path: Path) -> _Start:
     return _Start(0, _guess(window.buffer, path), {}, False)
 
 
-def _read(window: _Window, wanted: Set[int], start: _Start, path: Path) -> Header:
+def _read(window: _Window, wanted: Set[int], start: _Start, path: Path, version: tuple[int, int, int]) -> Header:
     begin = start.position
     if start.syntax == DEFLATED:
+        if window.size > _LARGEST_INFLATED:
+            raise _Malformed(f"a deflated file of more than {_LARGEST_INFLATED} bytes")
         index = window.at(begin, window.size - begin)
         window, begin = _Inflated(_inflate(window.buffer[index:])), 0
     explicit, little = start.syntax != IMPLICIT_LE, start.syntax != EXPLICIT_BE
@@ -218,6 +237,7 @@ def _read(window: _Window, wanted: Set[int], start: _Start, path: Path) -> Heade
         walk.pixel_vr,
         window.size,
         start.has_meta,
+        version,
     )
 
 
@@ -325,9 +345,9 @@ class _Walk:
                 self.pixel_vr = vr
                 return
             if length == UNDEFINED:
-                if tag in wanted:
-                    values[tag] = b""
                 position = self._skip_sequence(value, explicit=self._explicit and vr != b"UN", depth=0)
+                if tag in wanted:
+                    values[tag] = _SOMETHING if position > value + 8 else b""  # no more than the delimiter
                 continue
             if value + length > size:
                 raise _Malformed(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) declares {length} bytes at {value} of {size}")

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.pixels import apply_modality_lut
 
-from imaging.dicom.frames import Slice, read_dataset
+from imaging.dicom.frames import Slice, quietly, read_dataset
 from imaging.dicom.regrid import regrid
 from imaging.dicom.stack import Stack
-from imaging.dicom.stored import FrameReader, InflatedFile, Samples, check_stored
-from imaging.errors import InvalidGeometry, MissingAttribute, NotFinite, UnreadableDicom
+from imaging.dicom.stored import FrameReader, InflatedFile, Samples
+from imaging.errors import InvalidGeometry, NotFinite, UnreadableDicom
 from imaging.volume import Defect
 
 # Bounds what a lying header can make us allocate: 4 GiB of float32 is 1,000 slices of 1,024 x 1,024.
@@ -53,18 +53,17 @@ def read_pixels(stack: Stack) -> tuple[NDArray[np.float32], tuple[Defect, ...]]:
     voxels = max(first.rows * first.columns * len(stack.slices), int(np.prod(stack.shape, dtype=np.int64)))
     if voxels * stack.channels > _LARGEST_VOXELS:
         raise InvalidGeometry(subject, seen=f"{len(stack.slices)} slices of {first.rows} x {first.columns}")
-    for item in stack.slices:
-        check_stored(item)
-        _check_scale(item)
     columns, rows, depth = stack.shape
     volume_ZCYX = np.empty((depth, stack.channels, rows, columns), dtype=np.float32)
     inflated = InflatedFile()
-    padding = sum(_in_threads(depth, lambda part: _read_part(stack, part, volume_ZCYX, FrameReader(inflated))))
-    defects = _filled(stack, volume_ZCYX, padding, subject)
+    padding: dict[int, int] = {}
+    for found in _in_threads(depth, lambda part: _read_part(stack, part, volume_ZCYX, FrameReader(inflated))):
+        padding |= found
+    defects = _filled(stack, volume_ZCYX, sum(padding.values()), subject)
     return volume_ZCYX.transpose(1, 3, 2, 0), defects
 
 
-def _in_threads(count: int, work: Callable[[range], int]) -> list[int]:
+def _in_threads(count: int, work: Callable[[range], dict[int, int]]) -> list[dict[int, int]]:
     """Neighbouring slices go to one thread, since a resampled slice needs its neighbour."""
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), count)
     bounds = np.linspace(0, count, threads + 1).round().astype(int).tolist()
@@ -75,27 +74,20 @@ def _in_threads(count: int, work: Callable[[range], int]) -> list[int]:
         return list(pool.map(work, parts))
 
 
-def _read_part(stack: Stack, part: range, volume_ZCYX: NDArray[np.float32], reader: FrameReader) -> int:
-    """Some slices of the grid; gives how many pixels of the slices read were padding."""
+def _read_part(stack: Stack, part: range, volume_ZCYX: NDArray[np.float32], reader: FrameReader) -> dict[int, int]:
+    """Some slices of the grid; gives for each acquired slice that was read how many of its pixels were padding."""
     if stack.regrid is None:
-        return sum(_real_world(stack, number, reader, volume_ZCYX[number]) for number in part)
-    padding = 0
+        return {number: _real_world(stack, number, reader, volume_ZCYX[number]) for number in part}
+    padding: dict[int, int] = {}
 
     def acquired(number: int) -> NDArray[np.float32]:
-        nonlocal padding
         instance = stack.slices[number].instance
         image_CYX = np.empty((stack.channels, instance.rows, instance.columns), np.float32)
-        padding += _real_world(stack, number, reader, image_CYX)
+        padding[number] = _real_world(stack, number, reader, image_CYX)
         return image_CYX
 
     regrid(acquired, stack.regrid, part, volume_ZCYX)
     return padding
-
-
-def _check_scale(item: Slice) -> None:
-    if item.slope is None or item.intercept is None or not np.isfinite([item.slope, item.intercept]).all():
-        seen = "RescaleSlope and RescaleIntercept are not both there and numbers"
-        raise MissingAttribute(item.instance.path, seen=seen)
 
 
 def _real_world(stack: Stack, number: int, reader: FrameReader, target_CYX: NDArray[np.float32]) -> int:
@@ -159,7 +151,8 @@ def _inverted(samples_YX: Samples, item: Slice) -> Samples:
 def _looked_up(samples_YX: Samples, item: Slice) -> Samples:
     """By the Modality LUT Sequence (PS3.3 C.11.1.1.1)."""
     try:
-        return np.asarray(apply_modality_lut(samples_YX, read_dataset(item.instance)))
+        with quietly():
+            return np.asarray(apply_modality_lut(samples_YX, read_dataset(item.instance)))
     except Exception as error:  # pydicom raises whatever a malformed table leads it to; all of it means one thing here
         seen = f"the Modality LUT cannot be applied ({type(error).__name__})"
         raise UnreadableDicom(item.instance.path, seen=seen) from error
@@ -186,6 +179,7 @@ def _filled(stack: Stack, volume_ZCYX: NDArray[np.float32], padding: int, subjec
         defects.append(Defect("padding", "noted", f"{detail}{min(smallest):g}{unit}"))
     if stack.regrid is not None and filled:
         share = filled / volume_ZCYX.size
-        detail = f"{share:.1%} of the new grid has no acquired value and was set to {min(smallest):g}{unit}"
+        what = "no acquired value but padding" if padding else "no acquired value"
+        detail = f"{share:.1%} of the new grid has {what} and was set to {min(smallest):g}{unit}"
         defects.append(Defect("beyond_acquired", "noted", detail))
     return tuple(defects)

@@ -10,7 +10,7 @@ import numpy as np
 
 from imaging.dicom.attributes import Projection
 from imaging.dicom.frames import Slice
-from imaging.dicom.stack import Policy, Stack
+from imaging.dicom.stack import LARGEST_MM, SMALLEST_MM, Policy, Stack
 from imaging.errors import InvalidGeometry, MissingAttribute
 from imaging.volume import Defect, lps_to_ras
 
@@ -20,7 +20,8 @@ CROSS_SECTIONAL = frozenset(("CT", "MR", "PT"))
 
 def is_planar(item: Slice) -> bool:
     """Whether a frame is a picture of its own rather than a slice that lost its place."""
-    return item.position is None and item.instance.frames == 1 and item.instance.modality not in CROSS_SECTIONAL
+    alone = item.instance.frames == 1 and item.instance.projection is not None
+    return item.position is None and alone and item.instance.modality not in CROSS_SECTIONAL
 
 
 def planar_stack(item: Slice, subject: str, policy: Policy, *, alone: bool) -> Stack:
@@ -83,6 +84,6 @@ def _spacing(item: Slice, projection: Projection, subject: str, policy: Policy) 
 
 def _checked(spacing: tuple[float, ...], subject: str) -> tuple[float, float]:
     rows, columns = spacing
-    if not (np.isfinite(spacing).all() and min(spacing) > 0 and max(spacing) < 1e3):
+    if not (np.isfinite(spacing).all() and min(spacing) > SMALLEST_MM and max(spacing) < LARGEST_MM):
         raise InvalidGeometry(subject, seen=f"a pixel spacing of {rows:g} x {columns:g} mm")
     return rows, columns

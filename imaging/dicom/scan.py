@@ -10,15 +10,17 @@ import hashlib
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from imaging.dicom.archives import Member, is_archive, tell_members, unpack
 from imaging.dicom.attributes import FileFacts, Instance, read_facts
-from imaging.errors import ImagingError, MixedPatients, NotDicom, NothingFound, UnreadableDicom
+from imaging.errors import ArchiveRefused, ImagingError, MixedPatients, NotDicom, NothingFound, UnreadableDicom
 from imaging.volume import Defect, SeriesFacts
 
 # PS3.10 annex: the DICOMDIR of a medium is an index of its files.
@@ -36,17 +38,31 @@ _WAITS = 3.0
 _THREADS = 8
 
 
+# A folder, a file, an archive, or several of them.
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Where an archive was unpacked; the folder goes when nothing refers to it any more."""
+
+    archive: Path
+    folder: TemporaryDirectory[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """The instances of one SeriesInstanceUID of one study, in no particular order.
 
-    `defects` tells where the UIDs are not those of the files but were made, because the files have none.
+    `defects` tells where the UIDs are not those of the files but were made, because the files have none. `unpacked`
+    keeps the files of archives alive.
     """
 
     uid: str
     facts: SeriesFacts
     instances: tuple[Instance, ...]
     defects: tuple[Defect, ...] = ()
+    unpacked: tuple[Unpacked, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +81,6 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True)
-class Unpacked:
-    """Where an archive was unpacked; the folder goes when nothing refers to it any more."""
-
-    archive: Path
-    folder: TemporaryDirectory[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Scan:
     """What lies under some paths.
 
@@ -83,9 +91,10 @@ class Scan:
     refused
         For each file or study that could not be taken, the named reason.
     strays
-        Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``), and archives of nothing else.
+        Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``), archives of nothing else, and links
+        to folders, which are not followed.
     unpacked
-        Archives whose files are among the studies; they can be read as long as this is alive.
+        Archives whose files are among the studies; they can be read as long as this, or a series of it, is alive.
     """
 
     studies: tuple[Study, ...]
@@ -98,7 +107,7 @@ class Scan:
         return next((item.archive for item in self.unpacked if path.is_relative_to(item.folder.name)), path)
 
 
-def scan(paths: Path | Iterable[Path]) -> Scan:
+def scan(paths: Paths) -> Scan:
     """Read the headers of all files under the given folders or files.
 
     Parameters
@@ -112,16 +121,17 @@ def scan(paths: Path | Iterable[Path]) -> Scan:
     NothingFound
         If a path does not exist or is an empty folder.
     """
-    files, refused = files_under([paths] if isinstance(paths, Path) else paths)
-    found = scan_files(files)
-    return replace(found, refused=(*refused, *found.refused))
+    roots = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    below = files_under(roots)
+    found = scan_files(below.files)
+    return replace(found, refused=(*below.unreadable, *found.refused), strays=(*below.links, *found.strays))
 
 
 def scan_files(files: Sequence[Path]) -> Scan:
     """The same of files that were found before; see `files_under`."""
     found = _Found([], [path for path in files if _is_stray(path.name)], [], [])
     _read_all([path for path in files if not _is_stray(path.name)], found)
-    studies, conflicts = _group(found.read)
+    studies, conflicts = _group(found.read, tuple(found.unpacked))
     return Scan(studies, (*found.refused, *conflicts), tuple(found.strays), tuple(found.unpacked))
 
 
@@ -168,7 +178,11 @@ def _facts_of(files: Sequence[Path]) -> Iterator[FileFacts | ImagingError]:
 
 def _read_archive(archive: Path, found: _Found) -> None:
     """Unpack an archive and read what was in it; what is refused in there is told of the archive."""
-    folder = TemporaryDirectory(prefix="imgpipe_")
+    try:
+        folder = TemporaryDirectory(prefix="imgpipe_")
+    except OSError as error:
+        found.refused.append(ArchiveRefused(archive, seen=f"there is no room to unpack it ({error.strerror})"))
+        return
     unpacked = unpack(archive, Path(folder.name))
     members = [member for member in unpacked.files if not _is_stray(member.name)]
     read: list[FileFacts] = []
@@ -218,15 +232,26 @@ def _try(path: Path) -> FileFacts | ImagingError:
         return error.with_traceback(None)
 
 
-def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom]]:
-    """All files under some folders or files, sorted within each, each once; a DICOMDIR stands for its folder.
+class Below(NamedTuple):
+    """What lies under some paths.
 
-    Returns
-    -------
+    Attributes
+    ----------
     files
-        Links to nothing are among them, so that whoever reads them names them.
+        Sorted within each path, each once. Links to nothing are among them, so that whoever reads them names them.
     unreadable
         A refusal for each folder that cannot be listed; what lies in it may belong to a study that was found.
+    links
+        Links to folders, which are not followed.
+    """
+
+    files: list[Path]
+    unreadable: list[UnreadableDicom]
+    links: list[Path]
+
+
+def files_under(roots: Iterable[Path]) -> Below:
+    """All files under some folders or files, sorted within each, each once; a DICOMDIR stands for its folder.
 
     Raises
     ------
@@ -236,6 +261,7 @@ def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom
     files: dict[str, Path] = {}  # ordered, each once, also where the roots overlap or are spelled differently
     folders: dict[Path, Path] = {}
     unreadable: list[UnreadableDicom] = []
+    links: list[Path] = []
 
     def refuse(error: OSError) -> None:
         unreadable.append(UnreadableDicom(Path(error.filename), seen=f"the folder cannot be listed ({error.strerror})"))
@@ -245,15 +271,16 @@ def files_under(roots: Iterable[Path]) -> tuple[list[Path], list[UnreadableDicom
             raise NothingFound(given, seen="the path does not exist")
         root = given.parent if _is_index(given) else given
         before = len(unreadable)
-        walked = os.walk(root, onerror=refuse)
-        below = (
-            [root] if root.is_file() else sorted(Path(folder) / name for folder, _, names in walked for name in names)
-        )
+        below: list[Path] = [root] if root.is_file() else []
+        for folder, folders_in, names in os.walk(root, onerror=refuse) if root.is_dir() else ():
+            below += [Path(folder) / name for name in names]
+            links += [Path(folder) / name for name in folders_in if (Path(folder) / name).is_symlink()]
+        below.sort()
         if not below and len(unreadable) == before:
             raise NothingFound(root, seen="the folder holds no file")
         for path in below:
             files.setdefault(_place(path, folders), path)
-    return list(files.values()), unreadable
+    return Below(list(files.values()), unreadable, links)
 
 
 def _place(path: Path, folders: dict[Path, Path]) -> str:
@@ -311,7 +338,7 @@ def _made_uid(parts: Iterable[str]) -> str:
     return f"{_MADE}{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
-def _group(read: Sequence[FileFacts]) -> tuple[tuple[Study, ...], list[ImagingError]]:
+def _group(read: Sequence[FileFacts], unpacked: tuple[Unpacked, ...]) -> tuple[tuple[Study, ...], list[ImagingError]]:
     """Headers -> studies; a study with two patients is refused, for nobody can tell whose it is."""
     by_study: dict[str, list[FileFacts]] = {}
     whole, made = _identified(read)
@@ -327,19 +354,41 @@ def _group(read: Sequence[FileFacts]) -> tuple[tuple[Study, ...], list[ImagingEr
             continue
         first = members[0]
         studies.append(
-            Study(uid, first.study_description, _series(members, made), first.patient_id, first.date, first.accession)
+            Study(
+                uid=uid,
+                description=first.study_description,
+                series=_series(members, made, unpacked),
+                patient_id=first.patient_id,
+                date=first.date,
+                accession=first.accession,
+            )
         )
-    return tuple(studies), refused
+    return _telling_shared_series(studies), refused
 
 
-def _series(members: Iterable[FileFacts], made: set[tuple[str, str]]) -> tuple[Series, ...]:
+def _telling_shared_series(studies: list[Study]) -> tuple[Study, ...]:
+    """Tell of a series whose files are of several studies; each has a part of it, and its volume may be one in two."""
+    users = Counter(series.uid for study in studies for series in study.series if not series.defects)
+    if max(users.values(), default=0) < 2:
+        return tuple(studies)
+    note = Defect("shared_series", "noted", "files of this SeriesInstanceUID belong to other studies too")
+    told = [
+        tuple(replace(s, defects=(*s.defects, note)) if users[s.uid] > 1 else s for s in study.series)
+        for study in studies
+    ]
+    return tuple(replace(study, series=series) for study, series in zip(studies, told, strict=True))
+
+
+def _series(
+    members: Iterable[FileFacts], made: set[tuple[str, str]], unpacked: tuple[Unpacked, ...]
+) -> tuple[Series, ...]:
     by_series: dict[str, list[FileFacts]] = {}
     for item in members:
         by_series.setdefault(item.instance.series_uid, []).append(item)
     note = Defect(
         "missing_uid",
         "repaired",
-        "the files name no study or no series; those of one folder and patient that say the same are taken as one",
+        "the files name no study or no series; under repair those of one folder and patient that say the same are one",
     )
     return tuple(
         Series(
@@ -347,6 +396,7 @@ def _series(members: Iterable[FileFacts], made: set[tuple[str, str]]) -> tuple[S
             items[0].series,
             tuple(item.instance for item in items),
             (note,) if (items[0].instance.study_uid, uid) in made else (),
+            unpacked,
         )
         for uid, items in sorted(by_series.items())
     )

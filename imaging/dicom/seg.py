@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from imaging import config as configs
+from imaging.dicom.frames import quietly
 from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
@@ -120,8 +120,7 @@ def _build(
     numbers = np.zeros(256, dtype=np.uint8)
     for number, label in enumerate(labels, start=1):
         numbers[label.id] = number
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings quote header values
+    with quietly():
         segmentation = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=numbers[frames_ZYX],
@@ -188,9 +187,11 @@ def _cielab(colour: str) -> hd.color.CIELabColor:
 
 def _source(path: Path, facts: SeriesFacts) -> pydicom.Dataset:
     """The source's header, with the type 2 attributes that some writers leave out, and the UIDs it is known by."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    with quietly():
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    # Some files have no meta header; highdicom asks for the transfer syntax of its sources.
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     for keyword in _MAY_BE_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")

@@ -6,20 +6,36 @@ Frames: DICOM positions and cosines are in LPS mm (PS3.3 C.7.6.2.1.1); an affine
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imaging.dicom.frames import Slice
+from imaging.errors import UnknownName
 from imaging.volume import Affine, Defect
 
 Policy = Literal["strict", "repair"]
 Floats = NDArray[np.float64]
 
+# No scanner's pixel is smaller than this or larger than that, in mm, and no two neighbours are farther apart.
+SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
 # Below this, deviation is the rounding of decimal strings and not worth telling.
 ROUNDING_MM = 1e-3
 GREY = ("MONOCHROME1", "MONOCHROME2")
+
+
+def check_policy(policy: str) -> None:
+    """Refuse a policy that is none; a misspelt ``strict`` must not repair.
+
+    Raises
+    ------
+    UnknownName
+        If it is neither ``strict`` nor ``repair``.
+    """
+    known = get_args(Policy)
+    if policy not in known:
+        raise UnknownName("policy", seen=repr(policy), expected=f"{' or '.join(known)} was expected")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +88,11 @@ class Stack:
     def channels(self) -> int:
         """1 for grey values, 3 for red, green and blue."""
         return 1 if self.slices[0].instance.photometric in GREY else 3
+
+    @property
+    def modality(self) -> str:
+        """Modality (0008,0060); the slices of a volume have one."""
+        return self.slices[0].instance.modality
 
     @property
     def is_inverted(self) -> bool:

@@ -10,18 +10,27 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.pixels import apply_color_lut, convert_color_space
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID
 
+from imaging.dicom.codecs import CODECS
 from imaging.dicom.decoder import LARGEST_FRAME, EncapsulatedFrame, decode_frame
-from imaging.dicom.frames import Slice, read_dataset
-from imaging.dicom.header import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, INFLATING, UNDEFINED, read_inflated
+from imaging.dicom.frames import Slice, quietly, read_dataset
+from imaging.dicom.header import (
+    DEFLATED,
+    EXPLICIT_BE,
+    EXPLICIT_LE,
+    IMPLICIT_LE,
+    INFLATING,
+    UNDEFINED,
+    read_inflated,
+    version_of,
+)
 from imaging.dicom.stack import GREY
 from imaging.errors import (
     ColourImage,
@@ -36,7 +45,11 @@ from imaging.errors import (
 Samples = NDArray[np.generic]
 
 _NATIVE = frozenset((IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE, DEFLATED))
-_PIXEL_DATA, _FLOAT, _DOUBLE = 0x7FE00010, 0x7FE00008, 0x7FE00009
+PIXEL_DATA, _FLOAT, _DOUBLE = 0x7FE00010, 0x7FE00008, 0x7FE00009
+# RLE, deflated frames, and JPEG, JPEG-LS, JPEG 2000, HTJ2K and JPEG XL where they lose nothing (PS3.6 annex A).
+_LOSSLESS = frozenset(
+    f"1.2.840.10008.1.2.{part}" for part in ("5", "8.1", "4.57", "4.70", "4.80", "4.90", "4.201", "4.202", "4.110")
+)
 _COLOUR = frozenset(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR"))
 
 
@@ -54,16 +67,19 @@ def check_stored(item: Slice) -> None:
     bits = _bits(item)
     if bits not in (8, 16, 32, 64):
         raise UnsupportedPixels(instance.path, seen=f"{bits} bits allocated")
-    if not 0 < pixels.bits_stored <= pixels.high_bit + 1 <= bits and pixels.tag == _PIXEL_DATA:
+    if not 0 < pixels.bits_stored <= pixels.high_bit + 1 <= bits and pixels.tag == PIXEL_DATA:
         seen = f"{pixels.bits_stored} bits stored up to bit {pixels.high_bit} in {bits} allocated"
         raise UnreadableDicom(instance.path, seen=seen)
     if instance.photometric not in GREY and instance.photometric not in _COLOUR:
-        raise ColourImage(instance.path, seen=instance.photometric[:16] or "no Photometric Interpretation")
+        known = "an unknown" if instance.photometric else "no"
+        raise ColourImage(instance.path, seen=f"{known} Photometric Interpretation")
     if pixels.samples != (3 if instance.photometric in _COLOUR and instance.photometric != "PALETTE COLOR" else 1):
         raise UnreadableDicom(instance.path, seen=f"{pixels.samples} samples a pixel in {instance.photometric}")
     if instance.photometric == "YBR_FULL_422" and instance.columns % 2:
         raise UnreadableDicom(instance.path, seen=f"YBR_FULL_422 with {instance.columns} columns")
     if pixels.transfer_syntax not in _NATIVE:
+        if pixels.transfer_syntax not in CODECS:
+            raise UnsupportedTransferSyntax(instance.path, seen=f"there is no decoder for {pixels.transfer_syntax}")
         size = instance.rows * instance.columns * pixels.samples * bits // 8
         if size > LARGEST_FRAME:
             raise UndecodablePixels(
@@ -150,17 +166,13 @@ class FrameReader:
         elif dtype.itemsize == 1 and pixels.in_words and not pixels.little_endian:
             read = _from_words(item, raw, offset)
         else:
-            descriptor = os.open(instance.path, os.O_RDONLY)
-            try:
-                read = os.preadv(descriptor, [raw.data], offset)
-            finally:
-                os.close(descriptor)
+            read = _from_file(item, raw, offset)
         if read != raw.nbytes:
             raise TruncatedPixels(
                 instance.path, seen=f"{read} bytes of a frame", expected=f"{raw.nbytes} were expected"
             )
         samples = raw.view(dtype)
-        if pixels.tag == _PIXEL_DATA:
+        if pixels.tag == PIXEL_DATA:
             _keep_stored_bits(samples, item)
         return self._arranged(samples, item)
 
@@ -210,11 +222,16 @@ class FrameReader:
             extended_offsets=offsets,
             extended_lengths=lengths,
         )
+        try:
+            _check_version(instance.path.stat(), item)
+        except OSError as error:
+            raise UnreadableDicom(instance.path, seen=f"gone since it was scanned ({error.strerror})") from error
         dtype = _stored_type(item)
         shape = (instance.rows, instance.columns, *([pixels.samples] if pixels.samples > 1 else []))
         scratch = self._bytes("decoded", math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
         decoded = decode_frame(frame, scratch)
-        if pixels.transfer_syntax == RLELossless or pixels.signed:
+        # Where nothing is lost the bits are those of a native file; a lossy codec may overshoot the stored bits.
+        if pixels.transfer_syntax in _LOSSLESS or pixels.signed:
             _keep_stored_bits(decoded.array, item)
         return decoded.array, decoded.photometric
 
@@ -223,6 +240,25 @@ def _copied(content: bytes, offset: int, raw: NDArray[np.uint8]) -> int:
     part = content[offset : offset + raw.nbytes]
     raw[: len(part)] = np.frombuffer(part, np.uint8)
     return len(part)
+
+
+def _from_file(item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
+    path = item.instance.path
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            _check_version(os.fstat(descriptor), item)
+            return os.preadv(descriptor, [raw.data], offset)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UnreadableDicom(path, seen=f"gone since it was scanned ({error.strerror})") from error
+
+
+def _check_version(about: os.stat_result, item: Slice) -> None:
+    """Offsets and scale are those of the scan; of another file they would make another picture."""
+    if version_of(about) != item.instance.version:
+        raise UnreadableDicom(item.instance.path, seen="was written again since it was scanned")
 
 
 def _from_words(item: Slice, raw: NDArray[np.uint8], offset: int) -> int:
@@ -261,8 +297,7 @@ def _red_green_blue(samples: Samples, space: str, item: Slice) -> Samples:
         return samples
     try:
         if space == "PALETTE COLOR":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pydicom's warnings quote header values
+            with quietly():
                 return np.asarray(apply_color_lut(samples, read_dataset(item.instance)))[..., :3]
         return np.asarray(convert_color_space(samples, "YBR_FULL", "RGB"))
     except ImagingError:

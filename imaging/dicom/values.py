@@ -10,13 +10,14 @@ import struct
 from functools import lru_cache
 from pathlib import Path
 
-from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 
 from imaging.dicom.header import Header
 from imaging.errors import InvalidUid
 
 # PS3.5 section 9.1. Components with a leading zero break the rule and are common; they are safe as file names.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 # Tags by keyword (PS3.6). Kept as numbers, so that nothing is looked up while thousands of files are read.
 TAGS = {
@@ -50,6 +51,9 @@ TAGS = {
     "StudyInstanceUID": 0x0020000D,
     "SeriesInstanceUID": 0x0020000E,
     "SeriesNumber": 0x00200011,
+    "ConcatenationUID": 0x00209161,
+    "InConcatenationNumber": 0x00209162,
+    "InConcatenationTotalNumber": 0x00209163,
     "AcquisitionNumber": 0x00200012,
     "InstanceNumber": 0x00200013,
     "ImagePositionPatient": 0x00200032,
@@ -85,18 +89,44 @@ TAGS = {
 }
 # PS3.10 table 7.1-1: the meta header repeats these two; some writers leave only that copy.
 _IN_META = {"SOPClassUID": 0x00020002, "SOPInstanceUID": 0x00020003}
-WANTED = frozenset(TAGS.values()) | frozenset(_IN_META.values())
+# Where makers wrote the b-value before DICOM had an attribute for it: the block's creator, its value, and its VR.
+_B_VALUES = (
+    (0x00190010, b"SIEMENS MR HEADER", 0x0019100C, "IS"),
+    (0x20010010, b"Philips Imaging DD 001", 0x20011003, "FL"),
+    (0x00430010, b"GEMS_PARM_01", 0x00431039, "IS"),
+)
+# GE adds this to the b-value.
+_GE_ADDS = 10**9
+WANTED = (
+    frozenset(TAGS.values())
+    | frozenset(_IN_META.values())
+    | {tag for creator, _, value, _ in _B_VALUES for tag in (creator, value)}
+)
 # Bytes of a number where the VR is FD or FL.
 _BINARY = {"DiffusionBValue": 8, "DiffusionGradientOrientation": 8, "NominalPercentageOfCardiacPhase": 4}
 
 
+# TM, or DT where a frame says it: digits that are no number.
+_TIMES = frozenset(("AcquisitionTime", "ContentTime"))
 # The files of a series say mostly the same: what was said before is kept, once.
 _REMEMBERED = 4096
 
 
+def _number(part: str) -> float:
+    """A DS; Python's own reading of ``1_3`` as 13 is none of DICOM's."""
+    if "_" in part:
+        raise ValueError(part)
+    return float(part)
+
+
 @lru_cache(_REMEMBERED)
 def _stripped(value: bytes) -> str:
-    return value.rstrip(b"\0 ").lstrip(b" ").decode("latin-1")
+    return _printable(value.rstrip(b"\0 ").lstrip(b" ").decode("latin-1"))
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which a terminal would obey."""
+    return text if text.isprintable() else _CONTROL.sub("", text)
 
 
 @lru_cache(_REMEMBERED)
@@ -107,21 +137,23 @@ def _is_uid(value: str) -> bool:
 @lru_cache(_REMEMBERED)
 def _numbers(value: str, count: int) -> tuple[float, ...] | None:
     try:
-        numbers = tuple(float(part) for part in value.split("\\"))
+        numbers = tuple(_number(part) for part in value.split("\\"))
     except ValueError:
         return None
     return numbers if len(numbers) == count else None
 
 
 @lru_cache(_REMEMBERED)
-def plain(text: str) -> str:
-    """A value in one spelling: numbers (``2.50``, ``2.5E0``) without what does not change them; other text as it is."""
+def plain(keyword: str, text: str) -> str:
+    """A value in one spelling: numbers (``2.50``, ``2.5E0``) and times without what does not change them."""
+    if keyword in _TIMES:
+        return text.rstrip("0").rstrip(".") if "." in text else text
     return "\\".join(_plain(part) for part in text.split("\\"))
 
 
 def _plain(part: str) -> str:
     try:
-        return f"{float(part):.10g}"
+        return f"{_number(part):.15g}"
     except ValueError:
         return part
 
@@ -152,16 +184,19 @@ class Values:
         if not value:
             return ""
         if value.isascii() and b"\x1b" not in value:
-            return value.decode("ascii")
+            return _printable(value.decode("ascii"))
+        terms = self.raw("SpecificCharacterSet").split("\\")
+        # pydicom warns of a term that it does not know, with the term.
+        if not set(terms) <= python_encoding.keys():
+            return _printable(value.decode("latin-1"))
         try:
-            encodings = convert_encodings(self.raw("SpecificCharacterSet").split("\\"))
-            return decode_bytes(value, encodings, {0x5C}).strip()
+            return _printable(decode_bytes(value, convert_encodings(terms), {0x5C}).strip())
         except (LookupError, UnicodeError, ValueError):
-            return value.decode("latin-1")
+            return _printable(value.decode("latin-1"))
 
     def has(self, keyword: str) -> bool:
-        """Whether the attribute is there, be it empty."""
-        return TAGS[keyword] in self._values
+        """Whether the attribute is there with a value, or a sequence with an item."""
+        return bool(self._values.get(TAGS[keyword]))
 
     def bytes(self, keyword: str) -> bytes:
         """The value as it stands in the file."""
@@ -193,6 +228,20 @@ class Values:
         numbers = struct.unpack(f"{self._order}{len(value) // size}{'fd'[size // 8]}", value)
         return "\\".join(f"{number:g}" for number in numbers)
 
+    def b_value(self) -> str:
+        """Diffusion b-value (0018,9087), else the one that the maker wrote into a block of his own; empty if none."""
+        if self.has("DiffusionBValue"):
+            return self.told("DiffusionBValue")
+        for creator, name, tag, vr in _B_VALUES:
+            value = self._values.get(tag, b"")
+            if not value or self._values.get(creator, b"").strip(b"\0 ") != name:
+                continue
+            if vr == "FL":
+                return f"{struct.unpack(f'{self._order}f', value)[0]:g}" if len(value) == 4 else ""
+            first = value.split(b"\\")[0].strip(b"\0 ")
+            return str(int(first) % _GE_ADDS) if first.isdigit() else ""
+        return ""
+
     def whole(self, keyword: str, *, signed: bool = False) -> int | None:
         """A US, or an SS where `signed`."""
         value = self._values.get(TAGS[keyword], b"")
@@ -218,6 +267,6 @@ class Values:
     @staticmethod
     def _float(part: str) -> float | None:
         try:
-            return float(part)
+            return _number(part)
         except ValueError:
             return None

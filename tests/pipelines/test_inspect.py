@@ -110,7 +110,7 @@ def test_no_patient_is_named(invoke: Invoke, both_studies: Path, flags: list[str
     assert not [secret for secret in ("PGBM", "Avasarala", "Thanos") if secret in result.output]
 
 
-@pytest.mark.parametrize(("path", "status"), [("hippocrop_study1", 0), ("philips_localiser", 3), ("nothing", 3)])
+@pytest.mark.parametrize(("path", "status"), [("hippocrop_study1", 0), ("philips_localiser", 0), ("nothing", 3)])
 def test_json_tells_the_exit_status(invoke: Invoke, data: Path, path: str, status: int) -> None:
     result = invoke("inspect", data / path, "--json")
     assert result.exit_code == json.loads(result.stdout)["exit_status"] == status

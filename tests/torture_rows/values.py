@@ -260,9 +260,16 @@ def inverted(**layout: Any) -> Writer:
     return make
 
 
-COLOUR.add("monochrome1_12_bit", inverted(stored=12, signed=False, slope=0.05, turn=_turned(0, 4095)),
+def _inverted_by_slice(folder: Path) -> Truth:
+    """No one range turns all slices round."""
+    inverted()(folder)
+    return Truth((), ())
+
+
+COLOUR.add("monochrome1_12_bit", inverted(stored=12, signed=False, intercept=200.0, turn=_turned(0, 4095)),
            strict=["monochrome1"])  # fmt: skip
-COLOUR.add("monochrome1_signed", inverted(signed=True, turn=_turned(-32768, 32767)), strict=["monochrome1"])
+COLOUR.add("monochrome1_signed", inverted(intercept=400.0, turn=_turned(-32768, 32767)), strict=["monochrome1"])
+COLOUR.refused("monochrome1_with_a_scale_a_slice", _inverted_by_slice, "monochrome1")
 COLOUR.add("monochrome1_with_a_unit", right("monochrome1", modality="CT", unit="HU",
            edit=put_on(None, PhotometricInterpretation="MONOCHROME1")))  # fmt: skip
 

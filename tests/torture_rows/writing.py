@@ -149,6 +149,7 @@ def put(
     slope: float | None = 0.1,
     rest: int = 0,
     centre: int | None = None,
+    intercept: float | None = None,
     turn: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda whole: whole,
 ) -> float:
     """Store values by a slope and an intercept that centres them; gives the quantisation error.
@@ -161,6 +162,8 @@ def put(
         What lies in the bits that are not stored.
     centre
         The stored number of the mean; the middle of the stored bits where not given.
+    intercept
+        The same for all slices, where given.
     turn
         Applied to the stored numbers, as MONOCHROME1 asks for.
     """
@@ -168,9 +171,11 @@ def put(
     high = stored - 1 if high is None else high
     if centre is None:
         centre = 0 if signed else 2 ** (stored - 1)
-    intercept = 0.0
-    if slope is not None:
+    if slope is None:
+        intercept = 0.0
+    elif intercept is None:
         intercept = float(np.rint(values.mean() - slope * centre))
+    if slope is not None:
         dataset.RescaleSlope = DSfloat(slope, auto_format=True)
         dataset.RescaleIntercept = DSfloat(intercept, auto_format=True)
     else:

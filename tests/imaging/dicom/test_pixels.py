@@ -409,7 +409,7 @@ def test_a_size_beyond_any_scanner_is_refused(tmp_path: Path) -> None:
     phantom = write_series(tmp_path)
     for path in phantom.paths:
         change(path, Rows=65_535, Columns=65_535)
-    assert refusal(tmp_path).code == "invalid_geometry"
+    assert refusal(tmp_path).code == "truncated_pixels"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,11 @@ def test_a_study_in_an_archive_is_read_and_leads_back_to_it(tmp_path: Path) -> N
     folder = Path(found.unpacked[0].folder.name)
     assert folder.is_dir()
     del found
-    assert not folder.exists(), "what was unpacked goes with the scan"
+    assert folder.is_dir(), "the series can still be read"
+    volume = read_series(series)
+    assert all(frame.path.exists() for frame in volume.sources)
+    del series, volume
+    assert not folder.exists(), "what was unpacked goes with the last that needs it"
 
 
 def test_a_dicomdir_stands_for_its_folder(tmp_path: Path) -> None:
