@@ -25,6 +25,35 @@ def _trained(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _drawn(metrics: Mapping[str, Any]) -> str:
+    """What the intervals were drawn over; earlier checkpoints say nothing of patients."""
+    return "patients" if any("patients" in metrics.get(side, {}) for side in ("validation", "test")) else "cases"
+
+
+def _borders(config: Config, metrics: Mapping[str, Any]) -> list[str]:
+    """How far off the borders and the volumes are; checkpoints from before these were measured have none of it."""
+    lines = []
+    for side in ("validation", "test"):
+        part = metrics.get(side, {})
+        for label in config.labels if "hd95_mm" in part else ():
+            distance, share, error = (
+                Interval(**part[score][label.name]) for score in ("hd95_mm", "surface_dice", "volume_error_percent")
+            )
+            lines.append(f"| {side} | {label.title} | {distance} | {share} | {error} |")
+    if not lines:
+        return []
+    tolerance = next(metrics[side]["tolerance_mm"] for side in ("test", "validation") if side in metrics)
+    return [
+        "",
+        "Borders: the 95th percentile Hausdorff distance, the share of the surfaces within"
+        f" {tolerance:g} mm of each other, and the signed error of the volume.",
+        "",
+        "| cases | structure | HD95, mm | surface Dice | volume error, % |",
+        "| --- | --- | --- | --- | --- |",
+        *lines,
+    ]
+
+
 def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
     """The README of a checkpoint: what it is for, on what it was trained, how well it does, and where it ends."""
     card = config.card
@@ -47,7 +76,7 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
         "## Measured",
         "",
         "Dice of the masks on each image's own grid, restored by the same code that serves; mean over cases with the",
-        "95 % bootstrap interval over cases.",
+        f"95 % bootstrap interval over {_drawn(metrics)}.",
         "",
         "| cases | n | " + " | ".join(label.title for label in config.labels) + " |",
         "| --- | --- |" + " --- |" * len(config.labels),
@@ -57,6 +86,7 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
             part = metrics[side]
             cells = [str(Interval(**part["dice"][label.name])) for label in config.labels]
             lines.append(f"| {side} | {part['cases']} | " + " | ".join(cells) + " |")
+    lines += _borders(config, metrics)
     for label in config.labels:
         interval = (metrics.get("volume_interval") or {}).get(label.name)
         if interval:

@@ -16,7 +16,7 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imaging.config import Config
-from imaging.errors import LabelMismatch
+from imaging.dataset_check import mismatches
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
 from imaging.transforms import IMAGE, LABEL, apply, as_label_tensor, augmentation, preprocessing
@@ -41,18 +41,8 @@ def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
         If the mask has another shape or lies elsewhere than its image, or holds other values.
     """
     image, mask = read_nifti(case.image), read_nifti(case.label)
-    if image.shape != mask.shape:
-        raise LabelMismatch(case.label, seen=f"shape {mask.shape}, the image has {image.shape}")
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*image.shape, 1]
-    apart = float(np.linalg.norm((corners @ (image.affine - mask.affine).T)[:, :3], axis=1).max())
-    if apart > 0.1 * min(image.spacing):
-        raise LabelMismatch(case.label, seen=f"it lies up to {apart:.2f} mm from its image")
-    values = np.unique(mask.array)
-    wrong = [value for value in values.tolist() if value not in range(labels + 1)]
-    if wrong:
-        raise LabelMismatch(
-            case.label, seen=f"the value {wrong[0]:g}", expected=f"whole numbers 0 to {labels} were expected"
-        )
+    for problem in mismatches(image, mask, case.label, range(1, labels + 1)):
+        raise problem
     return image, mask
 
 

@@ -372,6 +372,30 @@ class ManifestInvalid(WrongUsage):
     remedy = "Correct the manifest"
 
 
+class MissingFile(InputRefused):
+    """A manifest names a file that is not there."""
+
+    code = "missing_file"
+    expected = "an image and a mask for each row of the manifest were expected"
+    remedy = "Put the file in its place, or take the row out of the manifest"
+
+
+class DuplicateImage(InputRefused):
+    """Two patients have the same voxels, so that a split would put one picture on both sides."""
+
+    code = "duplicate_image"
+    expected = "another image in each case was expected"
+    remedy = "Take one of them out, or give both rows the same patient"
+
+
+class EmptyClass(InputRefused):
+    """No case has a structure that the data set names, so that nothing could learn it."""
+
+    code = "empty_class"
+    expected = "at least one case with each structure was expected"
+    remedy = "Add cases that have it, or take it out of the labels"
+
+
 class PatientLeak(WrongUsage):
     """A patient is on both sides of a split."""
 

@@ -54,6 +54,28 @@ class Split:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
+def manifest_file(root: Path) -> Path:
+    """The file that lists the cases: `root` itself, or the ``dataset.json`` in it."""
+    return root / "dataset.json" if root.is_dir() else root
+
+
+def list_cases(root: Path) -> list[Case]:
+    """The cases as the manifest lists them, whether or not their files exist; see `read_manifest`.
+
+    Raises
+    ------
+    ManifestInvalid
+        If it cannot be read as a list of cases.
+    """
+    manifest = manifest_file(root)
+    if not manifest.is_file():
+        raise ManifestInvalid(manifest, seen="it does not exist", remedy="Check data.root")
+    try:
+        return _read_csv(manifest) if manifest.suffix.lower() == ".csv" else _read_decathlon(manifest)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__}: {error})") from error
+
+
 def read_manifest(root: Path) -> list[Case]:
     """Read the cases of a data set.
 
@@ -68,13 +90,8 @@ def read_manifest(root: Path) -> list[Case]:
     ManifestInvalid
         If it cannot be read, names a file that does not exist, or names a case twice.
     """
-    manifest = root / "dataset.json" if root.is_dir() else root
-    if not manifest.is_file():
-        raise ManifestInvalid(manifest, seen="it does not exist", remedy="Check data.root")
-    try:
-        cases = _read_csv(manifest) if manifest.suffix.lower() == ".csv" else _read_decathlon(manifest)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__}: {error})") from error
+    manifest = manifest_file(root)
+    cases = list_cases(root)
     if not cases:
         raise ManifestInvalid(manifest, seen="no case")
     for case in cases:

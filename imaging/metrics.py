@@ -7,6 +7,7 @@ Shapes: N cases, K structures. ``scores_NK`` means float64 of shape (N, K); mask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,36 +26,46 @@ def dice(mask: NDArray[Any], truth: NDArray[Any], label: int) -> float:
     return 2 * int((a & b).sum()) / total if total else float("nan")
 
 
-def bootstrap_means(scores_NK: NDArray[np.float64], *, resamples: int = 2_000, seed: int = 0) -> tuple[Interval, ...]:
-    """Mean of each structure's score over cases, with its 95 % percentile bootstrap interval.
+def bootstrap_means(
+    scores_NK: NDArray[np.float64], *, patients: Sequence[str] | None = None, resamples: int = 2_000, seed: int = 0
+) -> tuple[Interval, ...]:
+    """Mean of each structure's score over cases, with its 95 % percentile bootstrap interval over patients.
 
     Parameters
     ----------
     scores_NK
         A score a case and structure; NaN where the case does not have the structure.
+    patients
+        Whose each case is; the cases of a patient are drawn together, for they are alike. By default each case is of
+        another patient.
     resamples
-        How often N cases are drawn with replacement.
+        How often as many patients as there are are drawn with replacement.
     seed
         Of the generator.
 
     Returns
     -------
     tuple of Interval
-        For each structure. With fewer than two cases there is nothing to resample and the bounds are None; without any
-        case the mean is None too.
+        For each structure. With fewer than two patients there is nothing to resample and the bounds are None; without
+        any case the mean is None too.
 
     Notes
     -----
     Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), section 13.3.
     """
+    owner_N = np.unique(patients, return_inverse=True)[1] if patients is not None else np.arange(len(scores_NK))
     generator = np.random.default_rng(seed)
     intervals = []
     for column in scores_NK.T:
-        scores_N = column[~np.isnan(column)]
-        if len(scores_N) < 2:
+        there = ~np.isnan(column)
+        scores_N = column[there]
+        _, owner = np.unique(owner_N[there], return_inverse=True)
+        sums_P, counts_P = np.bincount(owner, weights=scores_N), np.bincount(owner)
+        if len(sums_P) < 2:
             intervals.append(Interval(float(scores_N.mean()) if len(scores_N) else None, None, None))
             continue
-        drawn_RN = generator.integers(len(scores_N), size=(resamples, len(scores_N)))
-        low, high = np.percentile(scores_N[drawn_RN].mean(axis=1), [2.5, 97.5])
+        drawn_RP = generator.integers(len(sums_P), size=(resamples, len(sums_P)))
+        means_R = sums_P[drawn_RP].sum(axis=1) / counts_P[drawn_RP].sum(axis=1)
+        low, high = np.percentile(means_R, [2.5, 97.5])
         intervals.append(Interval(float(scores_N.mean()), float(low), float(high)))
     return tuple(intervals)

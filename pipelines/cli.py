@@ -238,6 +238,46 @@ def _interval(value: dict[str, float | None]) -> str:
     return str(Interval(**value))
 
 
+# ------------------------------------------------------------------------------------------------------------ evaluate
+
+
+@main.command(short_help="Measure a checkpoint on cases with manual masks.")
+@click.argument("checkpoint")
+@click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="A CSV, a dataset.json, or its folder.")
+@click.option("--out", type=PATH, help="The result's folder; by default evaluation/<checkpoint>.")
+@click.option("--tolerance", "tolerance_mm", type=click.FloatRange(min=0), metavar="MM",
+              help="Of the surface Dice; by default the longest edge of the network's voxels.")  # fmt: skip
+@as_json
+@_verb
+def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, as_json: bool) -> int:
+    """Measure CHECKPOINT (a shipped one's name, or a folder) on the cases of a manifest.
+
+    Writes metrics.json with 95 % intervals over patients, predictions.csv with a row a case, and evaluation.html with
+    the worst cases' pictures.
+    """
+    with _progress("Reading") as tell:
+        from pipelines import evaluation as verb
+
+        found = verb.evaluate(
+            checkpoint=checkpoint, data=data, out=out, tolerance_mm=tolerance_mm, on_case=_case_teller(tell)
+        )
+    # A mask that does not fit its image is a config's fault in training; here it is the data's.
+    status = 1 if _status(found.refused) == 1 else 3 if found.refused else 0
+    if as_json:
+        folder = str(found.folder) if found.folder else None
+        _print_json({"folder": folder, "metrics": found.metrics, "exit_status": status})
+        return status
+    for score, title in verb.TITLES.items():
+        for name, value in found.metrics.get(score, {}).items():
+            click.echo(f"{title} of {name}: {_interval(value)} over {found.metrics['cases']} case(s)")
+    if found.metrics["seen_in_training"]:
+        click.echo(f"{len(found.metrics['seen_in_training'])} of the cases took part in the checkpoint's training")
+    for error in found.refused:
+        click.echo(str(error))
+    click.echo(f"report: {(found.folder / verb.PAGE).resolve()}" if found.folder else "nothing was written")
+    return status
+
+
 # ------------------------------------------------------------------------------------------------------------- inspect
 
 
@@ -248,18 +288,66 @@ def _interval(value: dict[str, float | None]) -> str:
 @as_json
 @_verb
 def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as_json: bool) -> int:
-    """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series."""
-    from pipelines import inspect as verb
+    """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series.
 
-    found = verb.inspect(paths=paths, models=models, policy=policy)
+    A CSV or a dataset.json among PATHS is taken as the manifest of a data set to train on: every case is read, and all
+    that is wrong with it is told at once.
+    """
+    with _progress("Reading") as tell:
+        from pipelines import inspect as verb
+
+        found = verb.inspect(paths=paths, models=models, policy=policy, on_case=_case_teller(tell))
     series = [item for study in found["studies"] for item in study["series"]] + found["nifti"]
-    status = 3 if found["refused"] or any(item["refusal"] and not item["set_aside"] for item in series) else 0
+    broken = any(dataset["problems"] for dataset in found["datasets"])
+    lost = any(item["refusal"] and not item["set_aside"] for item in series)
+    status = 3 if found["refused"] or broken or lost else 0
     if as_json:
         _print_json({**found, "exit_status": status})
     else:
         from pipelines.tables import print_inspection
 
         print_inspection(found)
+    return status
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+@main.command(short_help="Propose a config for a data set.")
+@click.argument("dataset", type=PATH)
+@click.option("--out", type=PATH, default=Path("config.yaml"), show_default=True, help="The config; a new file.")
+@click.option("--modality", default="", metavar="MR|CT|...", help="Where the data set does not tell it.")
+@click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True,
+              metavar="GIB", help="What a training step may take.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True, help="Steps of the whole run.")
+@as_json
+@_verb
+def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int, as_json: bool) -> int:
+    """Look DATASET through and write a config that `imgpipe train` takes, with the reason of each choice beside it.
+
+    DATASET is a folder with a dataset.json, that file, or a CSV. Nothing is written while something of it must be
+    mended: all that is wrong is told at once.
+    """
+    with _progress("Reading") as tell:
+        from pipelines import plan as verb
+
+        planned = verb.plan(dataset=dataset, out=out, modality=modality, memory_gib=memory_gib, steps=steps,
+                            on_case=_case_teller(tell))  # fmt: skip
+    status = 3 if planned.proposal is None else 0
+    if as_json:
+        proposal = planned.proposal
+        document = {
+            "dataset": planned.survey.as_dict(),
+            "out": str(out) if proposal else None,
+            "config": proposal.as_dict() if proposal else None,
+            "reasons": {choice.key: choice.why for choice in proposal.choices if choice.why} if proposal else None,
+        }
+        _print_json({**document, "exit_status": status})
+        return status
+    from pipelines.tables import print_dataset
+
+    print_dataset(planned.survey.as_dict())
+    click.echo(f"config: {out}" if planned.proposal else "no config was written")
     return status
 
 
@@ -360,3 +448,10 @@ class _progress:
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
             self._status.stop()
+
+
+def _case_teller(tell: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    def on_case(name: str, number: int, total: int) -> None:
+        tell(f"Case {number + 1} of {total}: {name}")
+
+    return on_case

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from imaging.calibrate import conformal_ratio
-from imaging.data import load_case
 from imaging.manifest import Case
-from imaging.metrics import bootstrap_means, dice
+from imaging.mask_scores import summary
 from imaging.predict import Predictor
+from pipelines.score import default_tolerance, score_case
 
 # Validation sets of some 30 cases cannot show more than this (see `conformal_ratio`).
 VOLUME_COVERAGE = 0.9
@@ -24,38 +22,29 @@ _Volumes = dict[str, dict[str, tuple[list[float], list[float]]]]
 
 
 def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, Any]:
-    """Dice and volumes on each side's cases, on each image's own grid.
+    """Scores on each side's cases, on each image's own grid.
 
     Returns
     -------
     dict
-        For each side ``cases``, ``dice`` (mean and 95 % bootstrap interval for each label) and ``each`` (Dice of every
-        case); and ``volume_interval``, the conformal factors from the validation cases with their coverage on test.
+        For each side what `imaging.mask_scores.summary` gives; and ``volume_interval``, the conformal factors from the
+        validation cases with their coverage on test.
     """
-    labels = predictor.checkpoint.config.labels
+    config = predictor.checkpoint.config
+    tolerance = default_tolerance(config)
     metrics: dict[str, Any] = {}
     volumes: _Volumes = {}
     for side, cases in sides.items():
-        scores: dict[str, list[float]] = {}
-        volumes[side] = {label.name: ([], []) for label in labels}
-        for case in cases:
-            image, mask = load_case(case, labels=len(labels))
-            truth = mask.array[0]
-            found = predictor(image).mask_XYZ
-            scores[case.name] = [dice(found, truth, label.id) for label in labels]
-            for label in labels:
-                truths, founds = volumes[side][label.name]
-                truths.append(float((truth == label.id).sum()) * image.voxel_volume)
-                founds.append(float((found == label.id).sum()) * image.voxel_volume)
-        means = bootstrap_means(np.array(list(scores.values())))
-        metrics[side] = {
-            "cases": len(cases),
-            "dice": {label.name: mean.as_dict() for label, mean in zip(labels, means, strict=True)},
-            "each": {
-                name: [None if np.isnan(score) else round(score, 5) for score in row] for name, row in scores.items()
-            },
+        scored = [score_case(predictor, case, tolerance_mm=tolerance).score for case in cases]
+        metrics[side] = summary(scored, config.labels, tolerance_mm=tolerance)
+        volumes[side] = {
+            label.name: (
+                [case.structures[label.name].truth_mm3 for case in scored],
+                [case.structures[label.name].found_mm3 for case in scored],
+            )
+            for label in config.labels
         }
-    metrics["volume_interval"] = {label.name: _volume_interval(volumes, label.name) for label in labels}
+    metrics["volume_interval"] = {label.name: _volume_interval(volumes, label.name) for label in config.labels}
     return metrics
 
 

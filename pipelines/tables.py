@@ -45,6 +45,8 @@ def print_inspection(found: dict[str, Any]) -> None:
         _print_rows(console, title, study["series"], key="series_uid")
     if found["nifti"]:
         _print_rows(console, "NIfTI files", found["nifti"], key="path")
+    for dataset in found["datasets"]:
+        print_dataset(dataset)
     if found["refused"]:
         console.print("Refused", style="bold")
     for refusal in found["refused"]:
@@ -55,6 +57,33 @@ def print_inspection(found: dict[str, Any]) -> None:
         console.print(
             f"{count} {'file holds' if count == 1 else 'files hold'} no image by design (DICOMDIR and the like)"
         )
+
+
+def print_dataset(found: dict[str, Any]) -> None:
+    """Print what is in a data set, what must be mended and what should be known.
+
+    Parameters
+    ----------
+    found
+        As `imaging.dataset_check.Survey.as_dict` gives it.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(escape(f"Data set {found['name']} ({found['path']})"), style="bold")
+    modality = f", {found['modality']}" if found["modality"] else ""
+    lines = [f"{found['cases']} cases of which {found['read']} are sound, {found['patients']} patients{modality}"]
+    for key, unit in (("size", "voxels"), ("spacing_mm", "mm")):
+        if found[key]:
+            low, middle, high = (" x ".join(f"{v:.4g}" for v in found[key][k]) for k in ("least", "median", "greatest"))
+            lines.append(f"{key.partition('_')[0]} R-L x A-P x S-I: {low} to {high}, median {middle} {unit}")
+    lines += [f"{name!r} is in {count} cases" for name, count in found["cases_with"].items()]
+    lines += [f"{note['code']} (noted): {note['detail']}" for note in found["notes"]]
+    lines += [
+        f"{problem['code']}: {problem['subject']}: {problem['seen']}; {problem['expected']}. {problem['remedy']}."
+        for problem in found["problems"]
+    ]
+    lines.append(f"{len(found['problems'])} to mend" if found["problems"] else "nothing to mend")
+    for line in lines:
+        console.print(f"  {escape(line)}")
 
 
 def _print_rows(console: Console, title: str, rows: list[dict[str, Any]], *, key: str) -> None:

@@ -14,7 +14,7 @@ HEAVY = ("torch", "monai", "lightning")
 LIGHT = (
     "imaging", "imaging.errors", "imaging.volume", "imaging.config", "imaging.nifti", "imaging.selection",
     "imaging.checkpoint", "imaging.dicom.scan", "imaging.dicom.geometry", "pipelines.cli", "pipelines.inspect",
-    "pipelines.models",
+    "pipelines.models", "pipelines.plan", "imaging.plan", "imaging.proposal", "imaging.dataset_check",
 )  # fmt: skip
 IMAGING = sorted((ROOT / "imaging").rglob("*.py"))
 
@@ -46,7 +46,15 @@ def test_the_check_for_heavy_modules_would_see_one() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["infer", "--help"], ["train", "--help"], ["models"], ["inspect", "tests/data/hippocrop_study1"]],
+    [
+        ["--help"],
+        ["infer", "--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["models"],
+        ["inspect", "tests/data/hippocrop_study1"],
+        ["inspect", "tests/data/hippocampus/dataset.json"],
+    ],
     ids=" ".join,
 )
 def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:

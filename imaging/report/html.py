@@ -12,16 +12,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from imaging.report.findings import Report
 from imaging.report.pictures import Picture
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=PackageLoader("imaging.report"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters["dicom_date"] = lambda da: f"{da[:4]}-{da[4:6]}-{da[6:]}" if len(da) == 8 and da.isdigit() else da
+TEMPLATES.filters["dicom_date"] = lambda da: f"{da[:4]}-{da[4:6]}-{da[6:]}" if len(da) == 8 and da.isdigit() else da
 
 
 def render_html(report: Report, pictures: Sequence[Picture]) -> str:
     """The page of a report with its key slices."""
-    return _TEMPLATES.get_template("report.html.j2").render(report=report, pictures=pictures)
+    return TEMPLATES.get_template("report.html.j2").render(report=report, pictures=pictures)

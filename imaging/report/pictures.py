@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class Picture:
     outlines: tuple[Outline, ...]
 
 
-def key_pictures(prediction: Prediction, *, most: int = 6) -> tuple[Picture, ...]:
+def key_pictures(prediction: Prediction, *, most: int = 6, slices: Sequence[int] | None = None) -> tuple[Picture, ...]:
     """The slices that show a prediction best.
 
     For each structure the slice where it is largest, then slices spread evenly over all that was found; without any
@@ -88,13 +88,32 @@ def key_pictures(prediction: Prediction, *, most: int = 6) -> tuple[Picture, ...
         Mask and volume.
     most
         How many pictures at the most.
+    slices
+        Show these instead, along Z from 0.
     """
     volume = prediction.volume
     values = volume.array[0]
     low, high = np.percentile(values, [0.5, 99.5])
     labels = prediction.checkpoint.config.labels
-    indices = _key_slices(prediction.mask_XYZ, [label.id for label in labels], most)
+    ids = [label.id for label in labels]
+    indices = _key_slices(prediction.mask_XYZ, ids, most) if slices is None else slices
     return tuple(_picture(prediction, index, float(low), float(high), labels) for index in indices)
+
+
+def comparison(prediction: Prediction, truth_XYZ: NDArray[Any]) -> tuple[Picture, Picture]:
+    """The slice on which a prediction and a manual mask differ in most voxels: with the one, and with the other.
+
+    Parameters
+    ----------
+    prediction
+        Mask and volume.
+    truth_XYZ
+        Label ids on the same grid.
+    """
+    index = int((prediction.mask_XYZ != truth_XYZ).sum(axis=(0, 1)).argmax())
+    manual = replace(prediction, mask_XYZ=truth_XYZ.astype(np.uint8))
+    found, truth = (key_pictures(shown, slices=(index,)) for shown in (prediction, manual))
+    return found[0], truth[0]
 
 
 def _key_slices(mask_XYZ: NDArray[np.uint8], ids: Sequence[int], most: int) -> list[int]:

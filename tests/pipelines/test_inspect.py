@@ -137,3 +137,40 @@ def test_hostile_description_is_shown_as_it_is(
         change(path, SeriesDescription="[red]<b>[/nothing]")
     result = invoke("inspect", folder)
     assert "[red]<b>[/nothing]" in result.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------ data sets
+
+
+def test_data_set_is_described_by_its_manifest(invoke: Invoke, data: Path) -> None:
+    result = invoke("inspect", data / "hippocampus" / "dataset.json", "--json")
+    content = json.loads(result.stdout)
+    (dataset,) = content["datasets"]
+    assert (result.exit_code, dataset["cases"], dataset["problems"]) == (0, 8, [])
+    assert (content["studies"], content["nifti"], content["refused"]) == ([], [], [])
+
+
+def test_all_that_is_wrong_with_a_data_set_is_listed_at_once(
+    invoke: Invoke, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    shutil.copytree(data / "hippocampus", tmp_path / "set")
+    rows = [f"set/imagesTr/hippocampus_{n}.nii.gz,set/labelsTr/hippocampus_{m}.nii.gz"
+            for n, m in (("001", "001"), ("003", "999"), ("006", "007"))]  # fmt: skip
+    (tmp_path / "cases.csv").write_text("\n".join(["image,label", *rows]))
+    result = invoke("inspect", tmp_path / "cases.csv")
+    assert result.exit_code == 3
+    assert "missing_file" in result.stdout and "label_mismatch" in result.stdout
+    assert "2 to mend" in result.stdout
+
+
+def test_folder_of_a_data_set_is_still_shown_file_by_file(data: Path) -> None:
+    found = inspect(paths=[data / "hippocampus" / "imagesTr"])
+    assert len(found["nifti"]) == 8
+    assert found["datasets"] == []
+
+
+def test_manifest_that_lists_nothing_is_wrong_usage(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("image,label\n")
+    result = invoke("inspect", tmp_path / "cases.csv", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (2, "manifest_invalid")

@@ -16,7 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from imaging.checkpoint import open_checkpoint
+from imaging.card import model_card
+from imaging.checkpoint import find_checkpoint, open_checkpoint
 from imaging.config import load_config
 from imaging.data import load_case
 from imaging.errors import (
@@ -386,3 +387,22 @@ def test_structure_that_no_case_has_leaves_the_metrics_valid_json(trained: Run, 
 
     metrics = evaluate(FindsNothing(trained.checkpoint), {"validation": cases})
     json.dumps(metrics, allow_nan=False)
+
+
+def test_metrics_and_card_tell_borders_and_volumes(trained: Run) -> None:
+    card = (trained.checkpoint.folder / "README.md").read_text()
+    assert "HD95" in card and "interval over patients" in card
+    for side in ("validation", "test"):
+        measured = trained.checkpoint.metrics[side]
+        assert measured["tolerance_mm"] == 1
+        for label in trained.checkpoint.config.labels:
+            assert 0 <= measured["surface_dice"][label.name]["mean"] <= 1
+            assert 0 < measured["hd95_mm"][label.name]["mean"] < 60
+            assert f"{measured['hd95_mm'][label.name]['mean']:.3f}" in card
+
+
+def test_card_of_a_checkpoint_without_borders_has_none() -> None:
+    shipped_one = open_checkpoint(find_checkpoint("hippocampus_mr"))
+    assert "hd95_mm" not in shipped_one.metrics["test"]
+    card = model_card(shipped_one.config, shipped_one.metrics)
+    assert "HD95" not in card and "interval over cases" in card

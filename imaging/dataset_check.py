@@ -1,0 +1,338 @@
+"""What is in a data set and what is wrong with it, told before an hour is spent on training.
+
+Invariant: every case is looked at once and every problem is told at once; what cannot be read takes part in no figure.
+No text here names a patient. Imports no torch.
+
+Shapes: ``mask_XYZ`` lies on its image's grid; sizes and spacings are ordered R-L, A-P, S-I by the patient axis that
+each voxel axis is closest to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.config import Size3, Vector3
+from imaging.description import Description, describe
+from imaging.errors import (
+    ConstantImage,
+    DuplicateImage,
+    EmptyClass,
+    ImagingError,
+    LabelMismatch,
+    ManifestInvalid,
+    MissingFile,
+)
+from imaging.manifest import Case, list_cases, manifest_file
+from imaging.nifti import is_nifti, read_nifti
+from imaging.volume import Volume
+
+# So many voxels of a case's structures stand for all of them in the intensity figures, as in nnU-Net.
+_SAMPLED = 10_000
+_LARGEST_ID = 255
+
+OnCase = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that a person should know and need not mend."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaseFacts:
+    """What one case shows.
+
+    Attributes
+    ----------
+    name, patient
+        As the manifest has them.
+    size, spacing_mm
+        Voxels and mm along R-L, A-P, S-I.
+    orientation
+        Where the file's own axes run towards.
+    mean, deviation
+        Of all voxels.
+    foreground
+        Values of at most 10,000 voxels inside the structures, drawn without order.
+    voxels
+        Number of voxels of each label id that is there, without the background.
+    voxel_volume
+        mm3.
+    """
+
+    name: str
+    patient: str
+    size: Size3
+    spacing_mm: Vector3
+    orientation: str
+    mean: float
+    deviation: float
+    foreground: NDArray[np.float32]
+    voxels: Mapping[int, int]
+    voxel_volume: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """A data set, looked through.
+
+    Attributes
+    ----------
+    manifest
+        The file that lists the cases.
+    description
+        What the data set says of itself.
+    labels
+        Names of the structures with the ids 1, 2, 3, ...
+    listed
+        Number of rows.
+    cases
+        What could be read whole.
+    problems
+        What must be mended before training.
+    notes
+        What should be known.
+    """
+
+    manifest: Path
+    description: Description
+    labels: tuple[str, ...]
+    listed: int
+    cases: tuple[CaseFacts, ...]
+    problems: tuple[ImagingError, ...]
+    notes: tuple[Note, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "path": str(self.manifest),
+            "name": self.description.name,
+            "modality": self.description.modality or None,
+            "cases": self.listed,
+            "read": len(self.cases),
+            "patients": len({case.patient for case in self.cases}),
+            "labels": dict(enumerate(self.labels, start=1)),
+            "cases_with": {name: with_label(self.cases, id_) for id_, name in enumerate(self.labels, start=1)},
+            "size": _range_of([case.size for case in self.cases]),
+            "spacing_mm": _range_of([case.spacing_mm for case in self.cases]),
+            "problems": [problem.as_dict() for problem in self.problems],
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+def with_label(cases: Sequence[CaseFacts], label: int) -> int:
+    """In how many cases a structure is there."""
+    return sum(label in case.voxels for case in cases)
+
+
+def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
+    """Read every case of a data set once and tell what is there and what is wrong.
+
+    Parameters
+    ----------
+    root
+        As `imaging.manifest.read_manifest` takes it.
+    on_case
+        Called before each case with its name, its number from 0 and how many there are.
+
+    Raises
+    ------
+    ManifestInvalid
+        If there is no list of cases with masks to look through. All else is collected, not raised.
+    """
+    manifest = manifest_file(root)
+    listed, description = list_cases(root), describe(root)
+    if not listed:
+        raise ManifestInvalid(manifest, seen="no case")
+    if not any(is_nifti(case.label) for case in listed):
+        raise ManifestInvalid(
+            manifest,
+            seen=f"no label is a mask, the first is {listed[0].label.name!r}",
+            expected="NIfTI masks were expected: data sets of classes cannot be looked through",
+        )
+    problems: list[ImagingError] = list(_listed_twice(manifest, listed))
+    facts, hashes = [], defaultdict(list)
+    for number, case in enumerate(listed):
+        if on_case:
+            on_case(case.name, number, len(listed))
+        image, mask, found = _read(case, description.labels)
+        problems += found
+        if image is not None:
+            hashes[_hash_of(image)].append(case)
+        if image is not None and mask is not None and not found:
+            facts.append(_facts_of(case, image, mask, seed=number))
+    labels, of_labels = _named(manifest, description, facts)
+    problems += [*of_labels, *_duplicates(hashes.values())]
+    return Survey(manifest, description, labels, len(listed), tuple(facts), tuple(problems),
+                  tuple(_notes(listed, facts, hashes.values())))  # fmt: skip
+
+
+def mismatches(image: Volume, mask: Volume, path: Path, ids: Sequence[int] | None) -> list[LabelMismatch]:
+    """Why a mask does not belong to an image.
+
+    Parameters
+    ----------
+    image, mask
+        As they were read.
+    path
+        The mask's file, for the message.
+    ids
+        The values that it may hold beside 0; None where nobody knows, and any whole number up to 255 will do.
+
+    Returns
+    -------
+    list of LabelMismatch
+        For another shape, another place (0.1 of the smallest spacing is allowed), and a value that has no meaning.
+    """
+    problems = []
+    if image.shape != mask.shape:
+        problems.append(LabelMismatch(path, seen=f"shape {mask.shape}, the image has {image.shape}"))
+    else:
+        corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*image.shape, 1]
+        apart = float(np.linalg.norm((corners @ (image.affine - mask.affine).T)[:, :3], axis=1).max())
+        if apart > 0.1 * min(image.spacing):
+            problems.append(LabelMismatch(path, seen=f"it lies up to {apart:.2f} mm from its image"))
+    allowed = range(_LARGEST_ID + 1) if ids is None else (0, *ids)
+    wrong = [value for value in np.unique(mask.array).tolist() if value not in allowed]
+    if wrong:
+        last = max(allowed)
+        dense = f"whole numbers 0 to {last} were expected"
+        expected = dense if len(allowed) == last + 1 else f"one of {', '.join(map(str, allowed))} was expected"
+        problems.append(LabelMismatch(path, seen=f"the value {wrong[0]:g}", expected=expected))
+    return problems
+
+
+def _listed_twice(manifest: Path, cases: Sequence[Case]) -> Iterator[ImagingError]:
+    for name, times in Counter(case.name for case in cases).items():
+        if times > 1:
+            yield ManifestInvalid(manifest, seen=f"the case {name!r} is there more than once")
+    images = Counter(case.image.resolve() for case in cases if case.image.is_file())
+    for path, times in images.items():
+        if times > 1:
+            yield ManifestInvalid(manifest, seen=f"the image {path.name!r} is listed {times} times")
+
+
+def _read(case: Case, ids: Mapping[int, str] | None) -> tuple[Volume | None, Volume | None, list[ImagingError]]:
+    """Image and mask, as far as they can be read, and what is wrong with them."""
+    problems: list[ImagingError] = []
+    volumes: list[Volume | None] = []
+    for path in (case.image, case.label):
+        try:
+            if not path.is_file():
+                raise MissingFile(path, seen=f"case {case.name!r} names it and it does not exist")
+            volumes.append(read_nifti(path))
+        except ImagingError as error:
+            problems.append(error)
+            volumes.append(None)
+    image, mask = volumes
+    if image is not None and np.ptp(image.array) == 0:
+        problems.append(ConstantImage(case.image, seen=f"every voxel is {float(image.array.flat[0]):g}"))
+    if image is not None and mask is not None:
+        problems += mismatches(image, mask, case.label, list(ids) if ids else None)
+    return image, mask, problems
+
+
+def _facts_of(case: Case, image: Volume, mask: Volume, *, seed: int) -> CaseFacts:
+    values, labels = image.array[0], mask.array[0].astype(np.uint8)
+    counts = np.bincount(labels.reshape(-1), minlength=1)
+    inside = values[labels > 0]
+    if len(inside) > _SAMPLED:
+        inside = np.random.default_rng(seed).choice(inside, _SAMPLED, replace=False)
+    order = np.argsort(nib.io_orientation(image.affine)[:, 0])
+    size, spacing = np.array(image.shape)[order].tolist(), np.array(image.spacing)[order].tolist()
+    return CaseFacts(
+        name=case.name,
+        patient=case.patient,
+        size=(size[0], size[1], size[2]),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        orientation=image.orientation,
+        mean=float(values.mean(dtype=np.float64)),
+        deviation=float(values.std(dtype=np.float64)),
+        foreground=inside,
+        voxels={int(id_): int(counts[id_]) for id_ in np.flatnonzero(counts) if id_ > 0},
+        voxel_volume=image.voxel_volume,
+    )
+
+
+def _named(
+    manifest: Path, description: Description, cases: Sequence[CaseFacts]
+) -> tuple[tuple[str, ...], list[ImagingError]]:
+    """The structures' names by id from 1, and what is wrong with the ids."""
+    seen = sorted({id_ for case in cases for id_ in case.voxels})
+    told = description.labels
+    if told and list(told) != list(range(1, len(told) + 1)):
+        return tuple(told.values()), [
+            LabelMismatch(manifest, seen=f"labels with the values {', '.join(map(str, told))}",
+                          expected="1, 2, 3, ... without a gap were expected", remedy="Renumber the masks")
+        ]  # fmt: skip
+    names = tuple(told.values()) if told else tuple(f"label {id_}" for id_ in seen)
+    if not told and seen != list(range(1, len(seen) + 1)):
+        return names, [
+            LabelMismatch(manifest, seen=f"masks with the values {', '.join(map(str, [0, *seen]))}",
+                          expected="0, 1, 2, ... without a gap were expected", remedy="Renumber the masks")
+        ]  # fmt: skip
+    if not cases:
+        return names, []
+    if not names:
+        return names, [EmptyClass(manifest, seen="every mask is empty")]
+    return names, [
+        EmptyClass(manifest, seen=f"none of the {len(cases)} readable cases has {name!r} (value {id_})")
+        for id_, name in enumerate(names, start=1)
+        if not with_label(cases, id_)
+    ]
+
+
+def _hash_of(image: Volume) -> str:
+    """SHA-256 of an image's grid size and voxel values, whatever its file is called or how it is packed."""
+    content = hashlib.sha256(str(image.shape).encode())
+    content.update(np.ascontiguousarray(image.array).data)
+    return content.hexdigest()
+
+
+def _duplicates(groups: Iterable[Sequence[Case]]) -> Iterator[ImagingError]:
+    for cases in groups:
+        if len({case.patient for case in cases}) > 1 and len({case.image.resolve() for case in cases}) > 1:
+            others = ", ".join(repr(case.name) for case in cases[1:])
+            yield DuplicateImage(cases[0].image, seen=f"case {cases[0].name!r} has the same voxels as {others}")
+
+
+def _notes(listed: Sequence[Case], facts: Sequence[CaseFacts], groups: Iterable[Sequence[Case]]) -> Iterator[Note]:
+    rows = Counter(case.patient for case in listed)
+    several = [count for count in rows.values() if count > 1]
+    if several:
+        yield Note("patient_in_several_rows", f"{len(several)} of {len(rows)} patients have more than one case (at most"
+                   f" {max(several)}); a split keeps each patient on one side")  # fmt: skip
+    for cases in groups:
+        if len(cases) > 1 and len({case.patient for case in cases}) == 1:
+            yield Note("same_image_of_one_patient", f"{', '.join(case.name for case in cases)} have the same voxels")
+    empty = [case.name for case in facts if not case.voxels]
+    if empty:
+        yield Note("empty_mask", f"{len(empty)} cases have no structure at all: {_some(empty)}")
+    turned = Counter(case.orientation for case in facts)
+    if len(turned) > 1:
+        told = ", ".join(f"{count} {towards}" for towards, count in turned.most_common())
+        yield Note("several_orientations", f"the files' axes run differently ({told}); all are turned to one")
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _range_of(values: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
+    """Least, median and greatest along each axis."""
+    if not values:
+        return None
+    low, middle, high = np.percentile(np.array(values), [0, 50, 100], axis=0).round(4).tolist()
+    return {"least": low, "median": middle, "greatest": high}
