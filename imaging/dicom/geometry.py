@@ -10,7 +10,6 @@ Shapes: N slices; ``positions_N3`` is LPS mm of each slice's first pixel, ``alon
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,11 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import UID
 
 from imaging.dicom.frames import Slice, slices_of
 from imaging.dicom.phases import SAME_PLACE_MM, split_by_moment
 from imaging.dicom.planar import is_planar, planar_stack
+from imaging.dicom.reading import check_reading, reading_notes
 from imaging.dicom.scan import Series
 from imaging.dicom.split import (
     COSINE_TOLERANCE,
@@ -33,17 +32,14 @@ from imaging.dicom.split import (
     split_by_protocol,
 )
 from imaging.dicom.stack import LARGEST_MM, ROUNDING_MM, SMALLEST_MM, Floats, Policy, Regrid, Stack, check_policy
-from imaging.dicom.stored import PIXEL_DATA, check_stored
 from imaging.errors import (
     GantryTilt,
     InputRefused,
     InvalidGeometry,
-    InvertedGrey,
     MissingAttribute,
     MissingSlices,
     SharedInstanceUid,
     TooFewSlices,
-    UnreadableDicom,
     VariableSpacing,
 )
 from imaging.volume import Affine, Defect, lps_to_ras
@@ -58,8 +54,6 @@ _MOST_SPREAD = 10.0
 _ANOTHER_SPACING = 3
 # In repair a gap of more than this many typical distances is never bridged: what lies in it was not seen.
 LARGEST_BRIDGED = 2.0
-# Modalities whose values are a physical quantity by their rescale (PS3.3 C.8.2.1, C.8.9.1: Type 1).
-_QUANTITIES = frozenset(("CT", "PT"))
 # As many distances between slices are told one by one.
 _FEW_DISTANCES = 5
 # A repair may not make a volume this many times larger than what was sent.
@@ -97,8 +91,8 @@ def stacks(series: Series, *, policy: Policy = "repair") -> tuple[list[Stack], l
     for make in _candidates(slices, subject, policy, refused):
         try:
             stack = make()
-            _check_reading(stack, subject, policy)
-            found.append(replace(stack, defects=(*series.defects, *lacking, *stack.defects, *_reading_notes(stack))))
+            check_reading(stack, subject, policy)
+            found.append(replace(stack, defects=(*series.defects, *lacking, *stack.defects, *reading_notes(stack))))
         except InputRefused as error:
             refused.append(error)
     return _with_own_identity(found, refused, subject), _gathered(refused, subject)
@@ -154,58 +148,6 @@ def _candidates(
             continue
         for group in groups:
             yield from (partial(_stack, part, subject, policy) for part in split_by_protocol(group))
-
-
-def _reading_notes(stack: Stack) -> Iterator[Defect]:
-    """What the pixels' own attributes say that a reader of the values must know."""
-    guessed = sum(not item.instance.has_meta for item in stack.slices)
-    if guessed:
-        syntax = stack.slices[0].instance.pixels.transfer_syntax
-        detail = f"{guessed} files have no meta header; they are read as {UID(syntax).name}, as their bytes look"
-        yield Defect("no_meta_header", "noted", detail)
-    if stack.slices[0].instance.photometric == "MONOCHROME1":
-        if stack.is_inverted:
-            yield Defect("monochrome1", "repaired", "a larger value was darker; the values were inverted")
-        else:
-            yield Defect("monochrome1", "noted", "to be shown inverted; the values are a quantity and stay as they are")
-
-
-def _check_reading(stack: Stack, subject: str, policy: Policy) -> None:
-    """Refuse what the headers and the files' sizes show to be no pixels, or to have no meaning as values."""
-    for item in stack.slices:
-        check_stored(item)
-        if (
-            item.slope is None
-            or item.intercept is None
-            or not (math.isfinite(item.slope) and math.isfinite(item.intercept))
-        ):
-            seen = "RescaleSlope and RescaleIntercept are not both there and numbers"
-            raise MissingAttribute(item.instance.path, seen=seen)
-        if stack.channels == 1 and not item.instance.pixels.is_sign_told and item.instance.pixels.tag == PIXEL_DATA:
-            raise MissingAttribute(item.instance.path, seen="PixelRepresentation is missing or malformed")
-        if item.instance.pixels.lookup and item.is_rescaled:
-            raise UnreadableDicom(item.instance.path, seen="a Modality LUT and a rescale, of which there can be one")
-    if any(item.slope == 0 for item in stack.slices):
-        raise MissingAttribute(subject, seen="a RescaleSlope of 0, which leaves nothing of the pixels")
-    scaled = sum(item.is_rescaled or item.instance.pixels.lookup for item in stack.slices)
-    if scaled < len(stack.slices) and (scaled or (stack.modality in _QUANTITIES and stack.channels == 1)):
-        bare = len(stack.slices) - scaled
-        seen = f"RescaleSlope and RescaleIntercept are missing or malformed in {bare} of {len(stack.slices)} slices"
-        raise MissingAttribute(subject, seen=seen, expected="the scale of every slice was expected")
-    if stack.is_inverted:
-        _check_inverted(stack, subject, policy)
-
-
-def _check_inverted(stack: Stack, subject: str, policy: Policy) -> None:
-    """MONOCHROME1 is turned round within the range of its pixels, which must be one for all slices."""
-    if policy == "strict":
-        raise InvertedGrey(subject, seen="MONOCHROME1")
-    pixels = [(item.instance.pixels, item) for item in stack.slices]
-    ranges = {(stored.bits_stored, stored.signed, item.slope, item.intercept) for stored, item in pixels}
-    if len(ranges) > 1:
-        raise InvertedGrey(
-            subject, seen=f"MONOCHROME1 with {len(ranges)} scales, so that no one range turns all slices round"
-        )
 
 
 def _check_identity(group: Group, subject: str) -> None:
