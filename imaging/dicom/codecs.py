@@ -40,7 +40,7 @@ _MOST_FRAGMENTS = 1 << 20
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _END_OF_IMAGE = b"\xff\xd9"  # the same two bytes end JPEG, JPEG-LS and JPEG 2000
 _RLE, _DEFLATED = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"
-WORDS = frozenset((_RLE, _DEFLATED))  # their frames have one fragment each (PS3.5 A.4.2)
+_WITHOUT_END = frozenset((_RLE, _DEFLATED))  # their frames have one fragment each (PS3.5 A.4.2)
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOF_LOSSLESS, _SOF_JPEG_LS = 0xC3, 0xF7
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a segment
@@ -52,10 +52,8 @@ class Request:
 
     Attributes
     ----------
-    path
-        The file.
-    offset
-        Where the value of the encapsulated pixel data begins in it.
+    path, offset
+        The file, and where the value of the encapsulated pixel data begins in it.
     syntax
         Transfer Syntax UID.
     index, frames
@@ -116,9 +114,6 @@ class Refused(Exception):
     def __init__(self, kind: str, seen: str) -> None:
         super().__init__(kind, seen)
         self.kind, self.seen = kind, seen
-
-
-# -------------------------------------------------------------------------------------------- the bytes of one frame
 
 
 class Fragments:
@@ -208,7 +203,7 @@ class Fragments:
     def _by_ends(self, request: Request) -> list[int]:
         """The first item of each frame by which items end with an end of image."""
         ends = [number for number in range(len(self.items)) if _END_OF_IMAGE in self._tail(number)]
-        if request.syntax in WORDS or len(ends) != request.frames or ends[-1] != len(self.items) - 1:
+        if request.syntax in _WITHOUT_END or len(ends) != request.frames or ends[-1] != len(self.items) - 1:
             seen = f"{request.frames} frames in {len(self.items)} fragments without a usable offset table"
             raise Refused("truncated", seen)
         return [0, *(end + 1 for end in ends[:-1])]
@@ -216,9 +211,6 @@ class Fragments:
     def _tail(self, number: int) -> bytes:
         at, length = self.items[number]
         return os.pread(self._descriptor, min(length, 3), at + max(length - 3, 0))
-
-
-# ------------------------------------------------------------------------------------- what a codestream says of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,8 +416,6 @@ CODECS: dict[str, _Codec] = {
     **dict.fromkeys((f"{_J}110", f"{_J}111", f"{_J}112"), _jpeg_xl),
 }
 
-# --------------------------------------------------------------------------------------------------------- the process
-
 
 class _Worker:
     """Decodes one frame after another into the shared memory."""
@@ -486,8 +476,7 @@ def _confine() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold a patient's image
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if sys.platform != "darwin":  # which maps more than this before main
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     answers = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -496,15 +485,7 @@ def _confine() -> int:
 
 
 def main(descriptor: int, folders: list[str]) -> None:
-    """Answer requests until stdin ends.
-
-    Parameters
-    ----------
-    descriptor
-        Of the shared memory.
-    folders
-        Where numpy and imagecodecs lie, if python's isolated mode does not find them by itself.
-    """
+    """Answer requests until stdin ends; see the module for the descriptor and the folders."""
     answers = _confine()
     sys.path += folders
     worker = _Worker(descriptor)
