@@ -159,13 +159,15 @@ def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
 
 
 def _print_inferred(inferred: Inferred) -> None:
-    from pipelines.tables import finding_line
+    from pipelines.tables import finding_line, repairs_of
 
     told = set()
     for study in inferred.studies:
         click.echo(f"Study {study.name}")
         for finding in study.report.findings if study.report else ():
             click.echo(f"  {finding_line(finding)}")
+        for line in repairs_of(study.report) if study.report else ():
+            click.echo(f"  {line}")
         if study.report and not study.report.findings:
             click.echo("  nothing was measured")
         for problem in study.problems:

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from imaging.report.findings import Finding
+    from imaging.report.findings import Finding, Report
 
 
 def finding_line(finding: Finding) -> str:
@@ -29,6 +29,17 @@ def finding_line(finding: Finding) -> str:
     if structure.mean_probability is not None:
         parts.append(f"mean probability {structure.mean_probability:.3f}")
     return f"{title}: {', '.join(parts)}"
+
+
+def repairs_of(report: Report) -> list[str]:
+    """A line for whatever makes a volume that was measured differ from what was sent."""
+    return [
+        f"measured on a repaired volume: {defect_line(defect.model_dump())}"
+        for series in report.series
+        if series.models
+        for defect in series.defects
+        if defect.action == "repaired"
+    ]
 
 
 def print_inspection(found: dict[str, Any]) -> None:

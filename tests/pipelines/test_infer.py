@@ -29,6 +29,7 @@ from imaging.predict import Prediction, Predictor
 from imaging.report.findings import Report
 from imaging.volume import Volume
 from pipelines.infer import Inferred, StudyResult, infer
+from pipelines.tables import repairs_of
 
 UID1 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.290332099546120305394775536058"
 UID2 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.157560484903082616773144202981"
@@ -419,7 +420,11 @@ def test_missing_slice_is_repaired_and_told(run: Infer, beside: Path, study1: Pa
     assert (series.instances, series.shape, series.models) == (28, (35, 51, 28), ("hippocampus_mr",))
     assert list(series.source_sop_instance_uids) == kept
     assert [(defect.code, defect.action) for defect in series.defects] == [("missing_slices", "repaired")]
-    assert series.defects[0].detail in html.unescape((study.folder / "report.html").read_text())
+    page = html.unescape((study.folder / "report.html").read_text())
+    found, rest = page.split("<h2>Key slices</h2>")
+    assert series.defects[0].detail in found, "a reader of the finding must see it"
+    assert series.defects[0].detail in rest
+    assert [series.defects[0].detail in line for line in repairs_of(study.report)] == [True]
     assert {slice_["sop_instance_uid"] for evidence in evidences(study.report) for slice_ in evidence} <= set(kept)
 
 
