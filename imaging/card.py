@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imaging.config import Config
+from imaging.config import Config, SegmentConfig
 from imaging.interval import Interval
 
 
@@ -46,6 +46,14 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
         *_trained(metrics),
         "## Measured",
         "",
+        *(_overlap(config, metrics) if isinstance(config, SegmentConfig) else []),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _overlap(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """How well a segmenter's masks fit, and how far its volumes may be trusted."""
+    lines = [
         "Dice of the masks on each image's own grid, restored by the same code that serves; mean over cases with the",
         "95 % bootstrap interval over cases.",
         "",
@@ -68,4 +76,4 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
                 f"{label.title}: the true volume lies between {interval['low']:.3f} and {interval['high']:.3f} times",
                 f"the measured one with {interval['coverage']:.0%} coverage (conformal, from validation cases{held}).",
             ]
-    return "\n".join([*lines, ""])
+    return lines

@@ -15,7 +15,7 @@ import torch
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imaging.config import Config
+from imaging.config import SegmentConfig
 from imaging.errors import LabelMismatch
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
@@ -63,7 +63,7 @@ class CachedCases(Dataset[Sample]):
     augmentation the epoch makes no difference.
     """
 
-    def __init__(self, cases: Sequence[Case], config: Config, augment: Compose | None) -> None:
+    def __init__(self, cases: Sequence[Case], config: SegmentConfig, augment: Compose | None) -> None:
         self._augment = augment
         self._seed = config.train.seed
         prepare = preprocessing(config.preprocess, with_label=True)
@@ -120,7 +120,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class SegmentationData(lightning.LightningDataModule):
     """The batches of one run: augmented patches to train on, whole volumes to validate on."""
 
-    def __init__(self, config: Config, train: Sequence[Case], validation: Sequence[Case]) -> None:
+    def __init__(self, config: SegmentConfig, train: Sequence[Case], validation: Sequence[Case]) -> None:
         super().__init__()
         self._config = config
         augment = augmentation(config.train.augment, patch=config.train.patch)

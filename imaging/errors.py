@@ -335,6 +335,14 @@ class UnknownCheckpoint(WrongUsage):
     remedy = "Choose one of the known ones, or give the path of a checkpoint folder"
 
 
+class WrongTask(WrongUsage):
+    """A checkpoint was asked for what another task does: masks of a classifier, or a class of a segmenter."""
+
+    code = "wrong_task"
+    expected = "a checkpoint of the task that was asked for was expected"
+    remedy = "Use imaging.open_predictor, which knows what each checkpoint does"
+
+
 # ----------------------------------------------------------------------------------------------- configs and training
 
 

@@ -6,6 +6,7 @@ the checkpoint was named explicitly; the reason is always told. Imports no torch
 
 from __future__ import annotations
 
+import math
 import re
 
 from imaging.config import AppliesTo, Size3
@@ -79,14 +80,14 @@ def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affi
     """
     subject = facts.subject
     extent = extent_in_ras(shape, affine)
-    limits = zip(extent, rule.extent_min_mm, rule.extent_max_mm, ("R-L", "A-P", "S-I"), strict=True)
-    for size, low, high, axis in limits:
+    least, most = rule.extent_min_mm or (0.0, 0.0, 0.0), rule.extent_max_mm or (math.inf, math.inf, math.inf)
+    for size, low, high, axis in zip(extent, least, most, ("R-L", "A-P", "S-I"), strict=True):
         if not low <= size <= high:
             raise NotApplicable(
                 subject, seen=f"{size:.0f} mm along {axis}", expected=f"{low:g} to {high:g} mm was expected"
             )
     largest = max(spacing_of(affine))
-    if largest > rule.spacing_max_mm:
+    if rule.spacing_max_mm is not None and largest > rule.spacing_max_mm:
         raise NotApplicable(
             subject, seen=f"a spacing of {largest:.2f} mm", expected=f"at most {rule.spacing_max_mm:g} mm was expected"
         )

@@ -32,7 +32,7 @@ def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, An
         For each side ``cases``, ``dice`` (mean and 95 % bootstrap interval for each label) and ``each`` (Dice of every
         case); and ``volume_interval``, the conformal factors from the validation cases with their coverage on test.
     """
-    labels = predictor.checkpoint.config.labels
+    labels = predictor.checkpoint.segmenter().labels
     metrics: dict[str, Any] = {}
     volumes: _Volumes = {}
     for side, cases in sides.items():

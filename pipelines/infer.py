@@ -373,7 +373,7 @@ def _outputs(stage: Path, made_from: Mapping[str, SeriesFacts]) -> tuple[OutputE
 
 def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:
     """Write the mask as the formats ask; an output that fails its check is withheld and told."""
-    volume, config = prediction.volume, prediction.checkpoint.config
+    volume, config = prediction.volume, prediction.checkpoint.segmenter()
     # highdicom builds a SEG over single-frame instances, one for each slice.
     single = len({frame.sop_instance_uid for frame in volume.sources}) == len(volume.sources) > 0
     has_own_grid = single and not volume.resampled

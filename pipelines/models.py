@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from imaging.checkpoint import open_checkpoints
+from imaging.config import Class, Config, Label, SegmentConfig
 
 
 def models() -> dict[str, Any]:
@@ -30,7 +31,7 @@ def models() -> dict[str, Any]:
                 "title": config.title,
                 "task": config.task,
                 "applies_to": config.applies_to.model_dump(mode="json"),
-                "labels": {label.id: label.name for label in config.labels},
+                "labels": {item.id: item.name for item in _labels(config)},
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
                 "licence": config.card.licence,
                 "weights_sha256": checkpoint.weights_sha256,
@@ -38,3 +39,7 @@ def models() -> dict[str, Any]:
             }
         )
     return {"models": listed, "refused": [error.as_dict() for error in unusable]}
+
+
+def _labels(config: Config) -> tuple[Label, ...] | tuple[Class, ...]:
+    return config.labels if isinstance(config, SegmentConfig) else config.classes

@@ -30,7 +30,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger
 
 from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
-from imaging.config import Config, find_config, load_config
+from imaging.config import Config, SegmentConfig, find_config, load_config
 from imaging.data import SegmentationData
 from imaging.errors import (
     ConfigInvalid,
@@ -112,6 +112,8 @@ def train(
     extra = [f"data.fold={fold}"] if fold is not None else []
     extra += [f"train.precision={precision!r}"] if precision else []
     resolved = load_config(find_config(config), [*overrides, *extra])
+    if not isinstance(resolved, SegmentConfig):
+        raise ConfigInvalid("task", seen=resolved.task, expected="segment was expected: other tasks come next")
     if resolved.data.root is None:
         raise ConfigInvalid("data.root", seen="not given", expected="the data set's folder or CSV was expected",
                             remedy="Add data.root=PATH to the command")  # fmt: skip
@@ -187,7 +189,7 @@ def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool
     trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
 
 
-def publish(config: Config, sides: dict[str, list[Case]], folder: Path) -> Checkpoint:
+def publish(config: SegmentConfig, sides: dict[str, list[Case]], folder: Path) -> Checkpoint:
     """Make the run's best weights a checkpoint, measured on validation and test by the code that serves it."""
     state = torch.load(folder / "state" / "best.ckpt", map_location="cpu", weights_only=True)
     task = SegmentTask(config, ())

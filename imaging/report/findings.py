@@ -196,7 +196,7 @@ class Report(_Part):
 
 def findings_of(prediction: Prediction) -> tuple[Finding, ...]:
     """Measure each structure of a prediction; one that was not found is a finding with volume 0."""
-    labels = prediction.checkpoint.config.labels
+    labels = prediction.checkpoint.segmenter().labels
     return tuple(_finding(prediction, label) for label in labels)
 
 
@@ -246,7 +246,7 @@ def _rounded(value: float | None) -> float | None:
 
 def _interval(prediction: Prediction, label: Label, amount: float) -> tuple[VolumeInterval | None, str]:
     """The interval of a volume, or None and why there is none."""
-    trained, own = prediction.checkpoint.config.preprocess.spacing_mm, prediction.volume.spacing
+    trained, own = prediction.checkpoint.segmenter().preprocess.spacing_mm, prediction.volume.spacing
     if any(not 0.9 < o / t < 1.1 for o, t in zip(sorted(own), sorted(trained), strict=True)):
         return None, "the checkpoint's interval was measured at another spacing"
     factors = (prediction.checkpoint.metrics.get("volume_interval") or {}).get(label.name)

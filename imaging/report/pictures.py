@@ -92,7 +92,7 @@ def key_pictures(prediction: Prediction, *, most: int = 6) -> tuple[Picture, ...
     volume = prediction.volume
     values = volume.array[0]
     low, high = np.percentile(values, [0.5, 99.5])
-    labels = prediction.checkpoint.config.labels
+    labels = prediction.checkpoint.segmenter().labels
     indices = _key_slices(prediction.mask_XYZ, [label.id for label in labels], most)
     return tuple(_picture(prediction, index, float(low), float(high), labels) for index in indices)
 

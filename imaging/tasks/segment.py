@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 
-from imaging.config import Config
+from imaging.config import SegmentConfig
 from imaging.data import Sample
 from imaging.errors import TrainingDiverged
 from imaging.metrics import dice
@@ -37,7 +37,7 @@ class SegmentTask(lightning.LightningModule):
         Names of the training cases by their index, for messages.
     """
 
-    def __init__(self, config: Config, train_names: Sequence[str]) -> None:
+    def __init__(self, config: SegmentConfig, train_names: Sequence[str]) -> None:
         super().__init__()
         self.config = config
         self.network = build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)

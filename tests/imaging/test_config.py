@@ -151,7 +151,7 @@ def test_override_that_leads_nowhere(override: str) -> None:
         ("applies_to.spacing_max_mm", 0),
         ("labels.0.colour", "red"),
         ("labels.0.name", "Not a name"),
-        ("task", "classify"),
+        ("task", "paint"),
         ("name", "../escape"),
         ("version", "one"),
     ],
