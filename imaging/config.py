@@ -197,7 +197,7 @@ class Augmentation(_Section):
     options: dict[str, Any] = {}
 
 
-class _Fit(_Section):
+class Fit(_Section):
     """How the weights of any network are found.
 
     The learning rate rises over `warmup_steps` and falls to zero by a
@@ -218,13 +218,13 @@ class _Fit(_Section):
     augment: tuple[Augmentation, ...] = ()
 
 
-class Train(_Fit):
+class Train(Fit):
     """How a segmenter's weights are found; `patch` is in voxels of the network's grid."""
 
     patch: Size3
 
 
-class ClassifyTrain(_Fit):
+class ClassifyTrain(Fit):
     """How a classifier's weights are found.
 
     `class_weights`: ``balanced`` counts each case by how rare its class is, so that each class weighs the same in all.
@@ -290,7 +290,7 @@ class _Task(_Section):
     applies_to: AppliesTo
     data: Data = Data()
     network: Network
-    train: _Fit
+    train: Fit
     card: Card
 
     def without_paths(self) -> Self:
