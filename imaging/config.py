@@ -240,12 +240,15 @@ class Calibrate(_Section):
 
     `temperature`: whether one factor on the logits is ``fitted`` or stays 1. The threshold is the greatest at which
     `sensitivity` of the abnormal cases are called abnormal. A probability less than `margin` from the threshold is
-    called indeterminate.
+    called indeterminate; and
+    so is a picture that looks less like the validation cases than all but the share `familiar` of these do (None: no
+    picture is too strange).
     """
 
     temperature: Literal["fitted", "one"] = "fitted"
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95
     margin: _Probability = 0.0
+    familiar: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class ClassifyPredict(_Section):

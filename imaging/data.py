@@ -135,6 +135,8 @@ class _Cached(Dataset[Sample]):
         if self._augment is not None:
             seed = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0]
             self._augment.set_random_state(seed=int(seed))
+            # Some of MONAI's transforms (RandCoarseDropout) write into what they are given.
+            sample = {key: value.clone() for key, value in sample.items()}
             sample = apply(self._augment, sample, subject=f"case {self.names[index]}")
         return {**self._finished(sample), "index": index}
 
@@ -255,7 +257,9 @@ class ClassificationData(_RunData):
         self, config: ClassifyConfig, train: Sequence[ClassifiedCase], validation: Sequence[ClassifiedCase]
     ) -> None:
         super().__init__(
-            CachedPictures(train, config, classify_augmentation(config.train.augment)),
+            CachedPictures(
+                train, config, classify_augmentation(config.train.augment, axes=len(config.preprocess.size))
+            ),
             CachedPictures(validation, config, None),
             seed=config.train.seed,
             batch_size=config.train.batch_size,

@@ -40,12 +40,13 @@ def classify_preprocessing(config: ClassifyPreprocess) -> Compose:
     return Compose([turned, fitted, normalised, _Filled(IMAGE, config.size)])
 
 
-def classify_augmentation(chosen: Sequence[Augmentation]) -> Compose:
-    """The random transforms of a classifier's config; see `imaging.transforms.augmentation` for what is raised.
+def classify_augmentation(chosen: Sequence[Augmentation], *, axes: int) -> Compose:
+    """The random transforms of a classifier's config, for pictures (2 axes) or volumes (3).
 
-    Nothing is flipped unless the config names RandFlip: a mirrored chest has its heart on the wrong side.
+    Nothing is flipped unless the config names RandFlip: a mirrored chest has its heart on the wrong side. See
+    `imaging.transforms.random_transform` for what is raised.
     """
-    return Compose([random_transform(item, keys=(IMAGE,), known=PICTURE_ONLY) for item in chosen])
+    return Compose([random_transform(item, keys=(IMAGE,), known=PICTURE_ONLY, axes=axes) for item in chosen])
 
 
 class _OneSlice(MapTransform):

@@ -17,7 +17,7 @@ from imaging.dicom.scan import Scan, Series, files_under, scan_files
 from imaging.dicom.stack import Policy, Stack
 from imaging.errors import ImagingError, NotApplicable, NothingFound
 from imaging.nifti import is_nifti, read_geometry
-from imaging.selection import check_choice, check_grey, check_limits
+from imaging.selection import check_choice, check_fit, check_grey
 from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
 
 
@@ -157,7 +157,7 @@ def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> S
         try:
             check_choice(rule, view.facts, named=named)
             check_grey(view.facts, view.channels)
-            check_limits(rule, view.facts, view.shape, view.affine)
+            check_fit(model.config, view.facts, view.shape, view.affine)
             taken.append(model.name)
         except NotApplicable as reason:
             declined.append((model.name, reason))

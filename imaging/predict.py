@@ -94,7 +94,7 @@ class Predictor:
         check_choice(config.applies_to, volume.facts, named=True)
         check_grey(volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
-        _check_picture(volume)
+        check_not_mask(volume)
         image = self._prepared(volume)
         probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
         labels_XYZ = probability_KXYZ.argmax(0)
@@ -139,8 +139,14 @@ class Predictor:
         return total[0] / len(flips)
 
 
-def _check_picture(volume: Volume) -> None:
-    """Refuse a label map that is taken for a picture, such as a mask from an earlier run."""
+def check_not_mask(volume: Volume) -> None:
+    """Refuse a label map that is taken for a picture, such as a mask from an earlier run.
+
+    Raises
+    ------
+    LooksLikeMask
+        If it holds a few whole numbers and nothing else.
+    """
     sample = volume.array.reshape(-1)[:: max(1, volume.array.size // _SAMPLED)]
     values = np.unique(sample)
     if 1 < len(values) <= _FEW_VALUES and np.array_equal(values, np.rint(values)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from imaging.config import AppliesTo, Size3
+from imaging.config import AppliesTo, ClassifyConfig, Config, Size3
 from imaging.errors import NotApplicable
 from imaging.volume import Affine, SeriesFacts, extent_in_ras, spacing_of
 
@@ -59,6 +59,32 @@ def check_grey(facts: SeriesFacts, channels: int) -> None:
     """
     if channels != 1:
         raise NotApplicable(facts.subject, seen="a colour image", expected="one grey channel was expected")
+
+
+def check_fit(config: Config, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:
+    """Refuse a grid that a checkpoint does not take: beyond its limits, or of another number of axes.
+
+    Raises
+    ------
+    NotApplicable
+        With the first limit that is broken.
+    """
+    check_limits(config.applies_to, facts, shape, affine)
+    if not isinstance(config, ClassifyConfig):
+        return
+    axes = len(config.preprocess.size)
+    if (shape[2] == 1) != (axes == 2):
+        wanted = "one picture" if axes == 2 else "a volume of several slices"
+        raise NotApplicable(facts.subject, seen=f"{shape[2]} slice(s)", expected=f"{wanted} was expected")
+    least, most = min(shape[:axes]), max(shape[:axes])
+    rule = config.applies_to
+    if least < rule.pixels_min:
+        raise NotApplicable(
+            facts.subject, seen=f"only {least} pixels along an axis", expected=f"{rule.pixels_min} were expected"
+        )
+    if rule.aspect_max is not None and most > rule.aspect_max * least:
+        raise NotApplicable(facts.subject, seen=f"proportions of {most} to {least}",
+                            expected=f"at most {rule.aspect_max:g} to 1 was expected")  # fmt: skip
 
 
 def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:

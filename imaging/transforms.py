@@ -182,7 +182,9 @@ def augmentation(chosen: Sequence[Augmentation], *, patch: Size3) -> Compose:
     )
 
 
-def random_transform(item: Augmentation, *, keys: tuple[str, ...], known: Sequence[str] = ()) -> Transform:
+def random_transform(
+    item: Augmentation, *, keys: tuple[str, ...], known: Sequence[str] = (), axes: int = 3
+) -> Transform:
     """A MONAI random transform by its registered name.
 
     Parameters
@@ -193,6 +195,8 @@ def random_transform(item: Augmentation, *, keys: tuple[str, ...], known: Sequen
         What a spatial transform moves: the image, and its label where there is one.
     known
         Names that are registered for this task beside those of every task.
+    axes
+        How many spatial axes the image has.
 
     Raises
     ------
@@ -210,7 +214,7 @@ def random_transform(item: Augmentation, *, keys: tuple[str, ...], known: Sequen
         keys = (IMAGE,)
         if item.name == "RandSimulateLowResolution":
             # MONAI's default, nearest, moves the image by half a voxel and more against its label.
-            options = {"downsample_mode": "area"} | options
+            options = {"downsample_mode": "area", "upsample_mode": ("bilinear", "trilinear")[axes - 2]} | options
     else:
         names = ", ".join(sorted({*_SPATIAL, *_INTENSITY, *known}))
         raise UnknownName("train.augment", seen=repr(item.name), expected=f"known: {names}")

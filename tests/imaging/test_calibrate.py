@@ -1,0 +1,48 @@
+"""Temperature and threshold find what was put in, and nothing where there is nothing to find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imaging.calibrate import probability_of, temperature_of, threshold_for
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_temperature_that_was_put_in_is_found(temperature: float, softmax: bool) -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (20_000, 3))
+    probability = probability_of(logits, softmax=softmax, temperature=1.0)
+    if softmax:
+        drawn = (generator.random((len(logits), 1)) > probability.cumsum(axis=1)).sum(axis=1)
+        truth = np.eye(3, dtype=bool)[np.minimum(drawn, 2)]
+    else:
+        truth = generator.random(logits.shape) < probability
+    assert temperature_of(logits * temperature, truth, softmax=softmax) == pytest.approx(temperature, rel=0.05)
+
+
+def test_classes_told_apart_without_error_end_at_the_bound() -> None:
+    logits = np.array([[3.0, -3.0], [-3.0, 3.0]])
+    assert temperature_of(logits, np.eye(2, dtype=bool), softmax=True) == pytest.approx(0.05, rel=0.01)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_probabilities_of_huge_logits_are_finite(softmax: bool) -> None:
+    probability = probability_of(np.array([[1e4, -1e4], [0.0, 0.0]]), softmax=softmax, temperature=0.05)
+    assert np.allclose(probability, [[1, 0], [0.5, 0.5]])
+
+
+def test_threshold_keeps_the_sensitivity_and_not_more() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.random(500) < 0.4
+    probability = np.clip(generator.normal(0.3 + 0.3 * truth, 0.2), 0, 1)
+    for sensitivity in (0.5, 0.9, 0.95, 1.0):
+        threshold = threshold_for(truth, probability, sensitivity=sensitivity)
+        assert threshold is not None
+        assert (probability[truth] >= threshold).mean() >= sensitivity
+        assert (probability[truth] > threshold).mean() < sensitivity
+
+
+def test_no_threshold_without_a_true_case() -> None:
+    assert threshold_for(np.zeros(3, dtype=bool), np.random.default_rng(0).random(3), sensitivity=0.9) is None
