@@ -122,3 +122,20 @@ def threshold_for(truth: NDArray[np.bool_], probability: NDArray[np.float64], *,
         return None
     needed = int(np.ceil(sensitivity * len(found) - 1e-9))
     return float(found[max(needed, 1) - 1])
+
+
+def likeness(thumbnails: NDArray[np.float64], template: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much pictures look like another one: the correlation of their grey values, from -1 to 1.
+
+    Parameters
+    ----------
+    thumbnails
+        (N, ...) small pictures on the template's grid.
+    template
+        What they are compared with, such as the mean of the validation cases.
+    """
+    pictures = thumbnails.reshape(len(thumbnails), -1)
+    pictures = pictures - pictures.mean(axis=1, keepdims=True)
+    pattern = template.reshape(-1) - template.mean()
+    lengths = np.linalg.norm(pictures, axis=1) * np.linalg.norm(pattern)
+    return np.asarray(pictures @ pattern / np.maximum(lengths, 1e-12))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imaging.calibrate import probability_of
+from imaging.calibrate import likeness, probability_of
 from imaging.checkpoint import Checkpoint
 from imaging.config import ClassifyConfig, Code
 from imaging.errors import CheckpointCorrupt
@@ -28,6 +28,8 @@ from imaging.volume import Volume
 
 Assessment = Literal["normal", "abnormal", "indeterminate"]
 
+# Pixels along an axis of the thumbnail that familiarity goes by.
+_THUMBNAIL = 16
 # What stands for several abnormal classes at once (SNOMED CT).
 _ABNORMAL = Code(value="263654008", meaning="Abnormal")
 
@@ -127,6 +129,14 @@ class Classification:
     judgements: tuple[Judgement, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """The network's own numbers (K,), and a thumbnail of what it was given."""
+
+    logits_K: NDArray[np.float64]
+    thumbnail: NDArray[np.float64]
+
+
 class Classifier:
     """A classifying checkpoint with its network in memory; call it with a Volume.
 
@@ -171,25 +181,28 @@ class Classifier:
             If its pixels hold one value, or so few that it is no picture.
         """
         calibration = self.checkpoint.metrics.get("calibration") or {}
-        logits_1K = self.logits(volume)[None]
+        answer = self.ask(volume)
+        logits_1K = answer.logits_K[None]
+        strange = is_strange(answer.thumbnail[None], calibration)[0]
         softmax = self._config.output == "softmax"
         probability_1K = probability_of(logits_1K, softmax=softmax, temperature=calibration.get("temperature", 1.0))
         named = {item.name: float(probability_1K[0, item.id]) for item in self._config.classes}
         judgements = tuple(
-            judge(target, float(target.probability(probability_1K)[0]), calibration)
+            judge(target, float(target.probability(probability_1K)[0]), calibration, strange=bool(strange))
             for target in targets_of(self._config)
         )
         return Classification(self.checkpoint, volume, named, judgements)
 
-    def logits(self, volume: Volume) -> NDArray[np.float64]:
-        """The network's own numbers (K,), before any calibration; see the call for what is raised."""
+    def ask(self, volume: Volume) -> Answer:
+        """What the network says before any calibration; see the call for what is raised."""
         config = self._config
         check_choice(config.applies_to, volume.facts, named=True)
         check_grey(volume.facts, volume.array.shape[0])
         check_fit(config, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
         image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
-        return self._logits(torch.as_tensor(np.asarray(image))[None].to(self._device))
+        values = torch.as_tensor(np.asarray(image))
+        return Answer(self._logits(values[None].to(self._device)), _thumbnail(values))
 
     @torch.inference_mode()
     def _logits(self, image: torch.Tensor) -> NDArray[np.float64]:
@@ -203,7 +216,22 @@ class Classifier:
         return np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64)
 
 
-def judge(target: Target, probability: float, calibration: dict[str, Any]) -> Judgement:
+def _thumbnail(values: torch.Tensor) -> NDArray[np.float64]:
+    """What the network was given, (C, ...), so small that only the coarse looks are left."""
+    size = tuple(min(n, _THUMBNAIL) for n in values.shape[1:])
+    small = torch.nn.functional.interpolate(values[None], size=size, mode="area")  # the mean over each pixel of it
+    return np.asarray(small[0, 0].numpy(), dtype=np.float64)
+
+
+def is_strange(thumbnails: NDArray[np.float64], calibration: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which of N thumbnails look less like the validation cases than the calibration allows."""
+    familiar = calibration.get("familiar")
+    if not familiar:
+        return np.zeros(len(thumbnails), dtype=np.bool_)
+    return np.asarray(likeness(thumbnails, np.array(familiar["template"])) < familiar["least"])
+
+
+def judge(target: Target, probability: float, calibration: dict[str, Any], *, strange: bool = False) -> Judgement:
     """What follows from a calibrated probability.
 
     Parameters
@@ -213,6 +241,8 @@ def judge(target: Target, probability: float, calibration: dict[str, Any]) -> Ju
     calibration
         The checkpoint's: ``thresholds`` by target, ``margin``, and ``sensitivity`` that the threshold was chosen for;
         empty where it has none.
+    strange
+        Whether the picture looks like nothing that the checkpoint knows.
     """
     threshold = (calibration.get("thresholds") or {}).get(target.name)
     if not target.abnormal:
@@ -221,6 +251,9 @@ def judge(target: Target, probability: float, calibration: dict[str, Any]) -> Ju
         )
     if threshold is None:
         return Judgement(target, probability, None, "indeterminate", "The checkpoint has no threshold for it.")
+    if strange:
+        reason = "The picture does not look like those that the checkpoint was calibrated on."
+        return Judgement(target, probability, threshold, "indeterminate", reason)
     margin = calibration.get("margin", 0.0)
     if abs(probability - threshold) < margin:
         reason = f"Within {margin:g} of the threshold {threshold:.3f}: too close to call."

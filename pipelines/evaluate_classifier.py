@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.calibrate import probability_of, temperature_of, threshold_for
+from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
 from imaging.cases import ClassifiedCase
-from imaging.classifier import Classifier, Target, targets_of
+from imaging.classifier import Classifier, Target, is_strange, judge, targets_of
 from imaging.config import ClassifyConfig
 from imaging.data import load_picture
 from imaging.scores import bootstrap_scores, scores_of
@@ -28,11 +28,12 @@ _AGES = (0, 18, 40, 60, 80, 200)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """The cases of one side with their truth and what the network said; ``logits_NK``, ``truth_NK``."""
+    """The cases of one side with their truth and what the network said; ``logits_NK``, ``truth_NK``, (N, ...)."""
 
     cases: Sequence[ClassifiedCase]
     truth_NK: NDArray[np.bool_]
     logits_NK: NDArray[np.float64]
+    thumbnails: NDArray[np.float64]
 
 
 def evaluate_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]]) -> dict[str, Any]:
@@ -42,7 +43,9 @@ def evaluate_classifier(classifier: Classifier, sides: dict[str, list[Classified
     -------
     dict
         ``calibration`` (temperature, thresholds, sensitivity, margin); and for each side ``cases``, ``patients``,
-        ``scores`` (for each target its figures with 95 % bootstrap intervals over patients), ``likeliest_accuracy``
+        ``scores`` (for each target its figures with 95 % bootstrap intervals over patients), ``indeterminate``
+        (the share that is called neither normal nor abnormal; the figures count them by the threshold alone),
+        ``likeliest_accuracy``
         (softmax: how often the likeliest class is the true one), ``subgroups`` and ``each`` (truth and probability of
         every class in every case).
     """
@@ -57,6 +60,7 @@ def evaluate_classifier(classifier: Classifier, sides: dict[str, list[Classified
         everyone = np.arange(len(answers.cases))
         metrics[side] = {
             **_measured(config, answers, probability_NK, everyone, calibration),
+            "indeterminate": _undecided(config, answers, probability_NK, calibration),
             "subgroups": {
                 name: _measured(config, answers, probability_NK, chosen, calibration)
                 for name, chosen in _subgroups(answers.cases).items()
@@ -72,7 +76,22 @@ def evaluate_classifier(classifier: Classifier, sides: dict[str, list[Classified
 def _ask(classifier: Classifier, cases: Sequence[ClassifiedCase]) -> _Asked:
     names = [item.name for item in classifier.checkpoint.classifier().classes]
     truth_NK = np.array([[name in case.classes for name in names] for case in cases])
-    return _Asked(cases, truth_NK, np.stack([classifier.logits(load_picture(case)) for case in cases]))
+    answers = [classifier.ask(load_picture(case)) for case in cases]
+    return _Asked(
+        cases,
+        truth_NK,
+        np.stack([answer.logits_K for answer in answers]),
+        np.stack([answer.thumbnail for answer in answers]),
+    )
+
+
+def _familiar(share: float | None, thumbnails: NDArray[np.float64]) -> dict[str, Any] | None:
+    """The mean of the validation cases, and how little like it the most unlike ones of them may be."""
+    if share is None:
+        return None
+    template = np.round(thumbnails.mean(axis=0), 3)
+    least = float(np.quantile(likeness(thumbnails, template), 1 - share))
+    return {"share": share, "least": round(least, 5), "template": template.tolist()}
 
 
 def _calibrated(config: ClassifyConfig, answers: _Asked) -> dict[str, Any]:
@@ -93,12 +112,28 @@ def _calibrated(config: ClassifyConfig, answers: _Asked) -> dict[str, Any]:
     }
     return {
         "cases": len(answers.cases),
+        "familiar": _familiar(settings.familiar, answers.thumbnails),
         "temperature": temperature,
         "sensitivity": settings.sensitivity,
         "margin": settings.margin,
         # Rounded down: a case that lies on the threshold stays on its side of it.
         "thresholds": {name: None if t is None else np.floor(t * 1e6) / 1e6 for name, t in thresholds.items()},
     }
+
+
+def _undecided(
+    config: ClassifyConfig, answers: _Asked, probability_NK: NDArray[np.float64], calibration: dict[str, Any]
+) -> dict[str, float]:
+    """For each target that is judged the share of cases that are called neither normal nor abnormal."""
+    strange_N = is_strange(answers.thumbnails, calibration).tolist()
+    shares = {}
+    for target in targets_of(config):
+        if target.abnormal:
+            probability_N = target.probability(probability_NK).tolist()
+            told = [judge(target, p, calibration, strange=s) for p, s in zip(probability_N, strange_N, strict=True)]
+            undecided = [judgement.assessment == "indeterminate" for judgement in told]
+            shares[target.name] = round(sum(undecided) / len(undecided), 5)
+    return shares
 
 
 def _measured(

@@ -11,7 +11,7 @@ from typing import Any
 
 from imaging.checkpoint import open_checkpoints
 from imaging.dicom.stack import Policy
-from imaging.inputs import gather, view_nifti, view_series
+from imaging.inputs import gather, view_nifti, view_picture, view_series
 
 
 def inspect(*, paths: Sequence[Path], models: Sequence[str] = (), policy: Policy = "repair") -> dict[str, Any]:
@@ -29,8 +29,8 @@ def inspect(*, paths: Sequence[Path], models: Sequence[str] = (), policy: Policy
     Returns
     -------
     dict
-        JSON-serialisable: ``studies`` (each with its ``series``), ``nifti``, ``refused`` and ``strays``. Patient data
-        is left out.
+        JSON-serialisable: ``studies`` (each with its ``series``), ``nifti``, ``pictures``, ``refused`` and ``strays``.
+        Patient data is left out.
     """
     checkpoints, unusable = open_checkpoints(models)
     inputs = gather(paths)
@@ -49,6 +49,9 @@ def inspect(*, paths: Sequence[Path], models: Sequence[str] = (), policy: Policy
             for study in inputs.scan.studies
         ],
         "nifti": [{"path": str(path), **view_nifti(path, checkpoints, named=named).as_dict()} for path in inputs.nifti],
+        "pictures": [
+            {"path": str(path), **view_picture(path, checkpoints, named=named).as_dict()} for path in inputs.pictures
+        ],
         "refused": [error.as_dict() for error in (*unusable, *inputs.scan.refused)],
         "strays": [str(path) for path in inputs.scan.strays],
     }

@@ -17,8 +17,8 @@ def models() -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice on test, folder) and
-        ``refused`` (checkpoints that differ from their checksums).
+        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice or scores on test,
+        folder) and ``refused`` (checkpoints that differ from their checksums).
     """
     checkpoints, unusable = open_checkpoints(())
     listed = []
@@ -33,6 +33,7 @@ def models() -> dict[str, Any]:
                 "applies_to": config.applies_to.model_dump(mode="json"),
                 "labels": {item.id: item.name for item in _labels(config)},
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
+                "scores_on_test": checkpoint.metrics.get("test", {}).get("scores"),
                 "licence": config.card.licence,
                 "weights_sha256": checkpoint.weights_sha256,
                 "folder": str(checkpoint.folder),

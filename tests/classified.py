@@ -48,9 +48,9 @@ def toy_config(folder: Path, *overrides: str) -> ClassifyConfig:
 
 
 def picture(generator: np.random.Generator, *, odd: bool, size: tuple[int, int] = (20, 16)) -> np.ndarray[Any, Any]:
-    """Noise of (rows, columns); an odd one has a bright blob in its middle."""
+    """Noise of (rows, columns) that is brighter below; an odd one has a bright blob in its middle."""
     rows, columns = size
-    image = generator.normal(80, 20, size)
+    image = generator.normal(80, 20, size) + np.linspace(-50, 50, rows)[:, None]
     if odd:
         image[rows // 3 : 2 * rows // 3, columns // 3 : 2 * columns // 3] += 60
     return np.clip(image, 0, 255).astype(np.uint8)
