@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imaging.calibrate import probability_of, temperature_of, threshold_for
+from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -46,3 +46,14 @@ def test_threshold_keeps_the_sensitivity_and_not_more() -> None:
 
 def test_no_threshold_without_a_true_case() -> None:
     assert threshold_for(np.zeros(3, dtype=bool), np.random.default_rng(0).random(3), sensitivity=0.9) is None
+
+
+def test_likeness_is_the_correlation_of_the_grey_values() -> None:
+    generator = np.random.default_rng(2)
+    template = generator.random((4, 5))
+    others = generator.random((3, 4, 5))
+    expected = [np.corrcoef(other.ravel(), template.ravel())[0, 1] for other in others]
+    assert np.allclose(likeness(others, template), expected)
+    same = np.stack([template, 3 * template + 7, -template])
+    assert np.allclose(likeness(same, template), [1, 1, -1])
+    assert likeness(np.ones((1, 4, 5)), template)[0] == 0, "a constant picture looks like nothing"
