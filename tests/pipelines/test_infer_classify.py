@@ -13,8 +13,10 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from imaging.cases import ClassifiedCase
 from imaging.checkpoint import Checkpoint
 from imaging.classifier import Classifier, open_predictor
+from imaging.data import load_picture
 from imaging.errors import WrongTask
 from imaging.png import read_png
 from imaging.predict import Predictor
@@ -151,6 +153,14 @@ def test_film_in_dicom_is_judged_as_its_picture(model: str, film: Path, tmp_path
     assert finding.classification.probability == pytest.approx(as_picture.classification.probability, abs=0.02)
     assert finding.series_uid == report.series[0].uid
     assert report.series[0].source_sop_instance_uids
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_manifest_takes_dicom(tmp_path: Path, as_folder: bool) -> None:
+    (tmp_path / "study").mkdir()
+    path = write_film(tmp_path / "study" / "1.dcm", image_of(odd=True))
+    case = ClassifiedCase("a", path.parent if as_folder else path, ("odd",), "a")
+    assert np.array_equal(load_picture(case).array[0, :, :, 0], image_of(odd=True).T * 8.0)
 
 
 def test_other_modality_is_refused(model: str, tmp_path: Path) -> None:
