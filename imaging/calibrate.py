@@ -103,7 +103,11 @@ def _least(function: Callable[[float], float], low: float, high: float) -> float
 
 
 def threshold_for(truth: NDArray[np.bool_], probability: NDArray[np.float64], *, sensitivity: float) -> float | None:
-    """The greatest threshold at which at least this share of the true cases has a probability of it or more.
+    """Where to draw the line so that at least this share of the true cases has a probability of it or more.
+
+    Of all such thresholds it is the one with the greatest sum of sensitivity and specificity (Youden's index), and of
+    equals the greatest. The greatest threshold of all would buy a specificity that nobody asked for with cases whose
+    probability is high.
 
     Parameters
     ----------
@@ -116,12 +120,20 @@ def threshold_for(truth: NDArray[np.bool_], probability: NDArray[np.float64], *,
     -------
     float or None
         None where no case is true.
+
+    Notes
+    -----
+    Youden, *Index for rating diagnostic tests*, Cancer 3 (1950) 32-35.
     """
     found = np.sort(probability[truth])[::-1]
     if not len(found):
         return None
-    needed = int(np.ceil(sensitivity * len(found) - 1e-9))
-    return float(found[max(needed, 1) - 1])
+    needed = max(int(np.ceil(sensitivity * len(found) - 1e-9)), 1)
+    candidates = found[needed - 1 :]
+    others = np.sort(probability[~truth])
+    specificity = np.searchsorted(others, candidates, side="left") / max(len(others), 1)
+    reached = np.searchsorted(-found, -candidates, side="right") / len(found)
+    return float(candidates[np.argmax(reached + specificity)])
 
 
 def likeness(thumbnails: NDArray[np.float64], template: NDArray[np.float64]) -> NDArray[np.float64]:

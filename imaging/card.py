@@ -73,7 +73,7 @@ def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
         if threshold is not None:
             goal = f"{calibration['sensitivity']:.0%} on {calibration['cases']} validation cases"
-            lines += ["", f"Threshold for {name}: {threshold:.4f}, chosen for a sensitivity of {goal}."]
+            lines += ["", f"Threshold for {name}: {threshold:.4f}, chosen for a sensitivity of at least {goal}."]
         for side in parts:
             share = metrics[side].get("indeterminate", {}).get(name)
             if share is not None:

@@ -258,7 +258,7 @@ def judge(target: Target, probability: float, calibration: dict[str, Any], *, st
     if abs(probability - threshold) < margin:
         reason = f"Within {margin:g} of the threshold {threshold:.3f}: too close to call."
         return Judgement(target, probability, threshold, "indeterminate", reason)
-    chosen = f"the threshold {threshold:.3f}, chosen on validation cases for a sensitivity of"
+    chosen = f"the threshold {threshold:.3f}, chosen on validation cases for a sensitivity of at least"
     goal = f"{calibration.get('sensitivity', 0):.0%}"
     if probability >= threshold:
         return Judgement(target, probability, threshold, "abnormal", f"At or above {chosen} {goal}.")

@@ -238,11 +238,10 @@ class ClassifyTrain(Fit):
 class Calibrate(_Section):
     """How a classifier's numbers are made to mean what they say, on the validation cases.
 
-    `temperature`: whether one factor on the logits is ``fitted`` or stays 1. The threshold is the greatest at which
-    `sensitivity` of the abnormal cases are called abnormal. A probability less than `margin` from the threshold is
-    called indeterminate; and
-    so is a picture that looks less like the validation cases than all but the share `familiar` of these do (None: no
-    picture is too strange).
+    `temperature`: whether one factor on the logits is ``fitted`` or stays 1. Of the thresholds at which at least
+    `sensitivity` of the abnormal cases are called abnormal, the one is taken that tells most cases apart. A probability
+    less than `margin` from the threshold is called indeterminate, and so is a picture that looks less like the
+    validation cases than all but the share `familiar` of these do (None: no picture is too strange).
     """
 
     temperature: Literal["fitted", "one"] = "fitted"

@@ -84,7 +84,8 @@ class ClassProbability(_Part):
 
     `probability` is calibrated by the factor `temperature` on the network's logits, which was fitted on the
     checkpoint's validation cases (None: it has no calibration). From `threshold` on it is abnormal; the threshold was
-    chosen there for `sensitivity_goal`. `classes` has the probability of every class of the checkpoint.
+    chosen there, with a sensitivity of at least `sensitivity_goal`. `classes` has the probability of every class of the
+    checkpoint.
     """
 
     probability: float

@@ -33,15 +33,27 @@ def test_probabilities_of_huge_logits_are_finite(softmax: bool) -> None:
     assert np.allclose(probability, [[1, 0], [0.5, 0.5]])
 
 
-def test_threshold_keeps_the_sensitivity_and_not_more() -> None:
+def test_threshold_keeps_the_sensitivity_and_weighs_it_against_specificity() -> None:
     generator = np.random.default_rng(1)
     truth = generator.random(500) < 0.4
     probability = np.clip(generator.normal(0.3 + 0.3 * truth, 0.2), 0, 1)
-    for sensitivity in (0.5, 0.9, 0.95, 1.0):
+    for sensitivity in (0.1, 0.5, 0.9, 0.95, 1.0):
         threshold = threshold_for(truth, probability, sensitivity=sensitivity)
         assert threshold is not None
+        kept = [
+            (probability[truth] >= t).mean() + (probability[~truth] < t).mean()
+            for t in probability[truth]
+            if (probability[truth] >= t).mean() >= sensitivity
+        ]
         assert (probability[truth] >= threshold).mean() >= sensitivity
-        assert (probability[truth] > threshold).mean() < sensitivity
+        reached = (probability[truth] >= threshold).mean() + (probability[~truth] < threshold).mean()
+        assert reached == pytest.approx(max(kept))
+
+
+def test_threshold_does_not_give_away_cases_for_nothing() -> None:
+    truth = np.array([True] * 10 + [False] * 10)
+    probability = np.concatenate([np.linspace(0.8, 0.98, 10), np.linspace(0.02, 0.2, 10)])
+    assert threshold_for(truth, probability, sensitivity=0.5) == pytest.approx(0.8)
 
 
 def test_no_threshold_without_a_true_case() -> None:
