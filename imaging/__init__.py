@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imaging.checkpoint import find_checkpoint, open_checkpoint
+    from imaging.classifier import Classifier, open_predictor
     from imaging.dicom import load_series, read_series, read_stack, scan, stacks
     from imaging.nifti import read_nifti
+    from imaging.png import read_png
     from imaging.predict import Predictor
     from imaging.transforms import LoadSeriesd
     from imaging.volume import Volume
 
 _HOME = {
+    "Classifier": "imaging.classifier",
     "LoadSeriesd": "imaging.transforms",
     "Predictor": "imaging.predict",
     "Volume": "imaging.volume",
     "find_checkpoint": "imaging.checkpoint",
     "load_series": "imaging.dicom",
     "open_checkpoint": "imaging.checkpoint",
+    "open_predictor": "imaging.classifier",
     "read_nifti": "imaging.nifti",
+    "read_png": "imaging.png",
     "read_series": "imaging.dicom",
     "read_stack": "imaging.dicom",
     "scan": "imaging.dicom",
@@ -31,13 +36,16 @@ _HOME = {
 }
 
 __all__ = [
+    "Classifier",
     "LoadSeriesd",
     "Predictor",
     "Volume",
     "find_checkpoint",
     "load_series",
     "open_checkpoint",
+    "open_predictor",
     "read_nifti",
+    "read_png",
     "read_series",
     "read_stack",
     "scan",

@@ -1,13 +1,16 @@
-"""How far a model's numbers may be trusted on new cases: intervals with a stated coverage, from held-out cases.
+"""How far a model's numbers may be trusted on new cases: intervals, probabilities and thresholds from held-out cases.
 
 Invariant: what is calibrated here comes from cases that neither fitted the weights nor are reported as test cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def conformal_ratio(
@@ -42,3 +45,109 @@ def conformal_ratio(
     if rank < 1:
         return None
     return float(ratios[rank - 1]), float(ratios[-rank])
+
+
+def probability_of(logits_NK: NDArray[np.float64], *, softmax: bool, temperature: float) -> NDArray[np.float64]:
+    """Probabilities (N, K) of logits that are divided by the temperature first."""
+    scaled = logits_NK / temperature
+    if not softmax:
+        return np.asarray(np.exp(-np.logaddexp(0, -scaled)))
+    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+
+
+def temperature_of(logits_NK: NDArray[np.float64], truth_NK: NDArray[np.bool_], *, softmax: bool) -> float:
+    """The factor by which logits are too sure: with it the likelihood of what was true is greatest.
+
+    It changes no order, so no AUC; a classifier that is sure beyond its worth gets one above 1.
+
+    Parameters
+    ----------
+    logits_NK
+        Of cases that the model has not been fitted on.
+    truth_NK
+        Which classes each case has.
+    softmax
+        Whether the classes exclude each other.
+
+    Returns
+    -------
+    float
+        Between 0.05 and 20; at an end where the classes are told apart without error, or not at all.
+
+    Notes
+    -----
+    Guo et al., *On calibration of modern neural networks*, ICML 2017, section 4.2. The likelihood has one maximum in
+    1 / T, which a golden-section search over log T finds.
+    """
+
+    def surprise(log_temperature: float) -> float:
+        scaled = logits_NK / np.exp(log_temperature)
+        if softmax:
+            shifted = scaled - scaled.max(axis=1, keepdims=True)
+            return float((np.log(np.exp(shifted).sum(axis=1)) - shifted[truth_NK]).mean())
+        return float(np.logaddexp(0, np.where(truth_NK, -scaled, scaled)).mean())
+
+    return float(np.exp(_least(surprise, np.log(0.05), np.log(20.0))))
+
+
+def _least(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one minimum has it, to 1e-4 (golden-section search)."""
+    while high - low > 1e-4:
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if function(left) <= function(right):
+            high = right
+        else:
+            low = left
+    return (low + high) / 2
+
+
+def threshold_for(truth: NDArray[np.bool_], probability: NDArray[np.float64], *, sensitivity: float) -> float | None:
+    """Where to draw the line so that at least this share of the true cases has a probability of it or more.
+
+    Of all such thresholds it is the one with the greatest sum of sensitivity and specificity (Youden's index), and of
+    equals the greatest. The greatest threshold of all would buy a specificity that nobody asked for with cases whose
+    probability is high.
+
+    Parameters
+    ----------
+    truth, probability
+        Of cases that the model has not been fitted on, (N,) each.
+    sensitivity
+        In (0, 1].
+
+    Returns
+    -------
+    float or None
+        None where no case is true.
+
+    Notes
+    -----
+    Youden, *Index for rating diagnostic tests*, Cancer 3 (1950) 32-35.
+    """
+    found = np.sort(probability[truth])[::-1]
+    if not len(found):
+        return None
+    needed = max(int(np.ceil(sensitivity * len(found) - 1e-9)), 1)
+    candidates = found[needed - 1 :]
+    others = np.sort(probability[~truth])
+    specificity = np.searchsorted(others, candidates, side="left") / max(len(others), 1)
+    reached = np.searchsorted(-found, -candidates, side="right") / len(found)
+    return float(candidates[np.argmax(reached + specificity)])
+
+
+def likeness(thumbnails: NDArray[np.float64], template: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much pictures look like another one: the correlation of their grey values, from -1 to 1.
+
+    Parameters
+    ----------
+    thumbnails
+        (N, ...) small pictures on the template's grid.
+    template
+        What they are compared with, such as the mean of the validation cases.
+    """
+    pictures = thumbnails.reshape(len(thumbnails), -1)
+    pictures = pictures - pictures.mean(axis=1, keepdims=True)
+    pattern = template.reshape(-1) - template.mean()
+    lengths = np.linalg.norm(pictures, axis=1) * np.linalg.norm(pattern)
+    return np.asarray(pictures @ pattern / np.maximum(lengths, 1e-12))

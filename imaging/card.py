@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imaging.config import Config
+from imaging.config import ClassifyConfig, Config, SegmentConfig
 from imaging.interval import Interval
 
 
@@ -30,7 +30,7 @@ def _drawn(metrics: Mapping[str, Any]) -> str:
     return "patients" if any("patients" in metrics.get(side, {}) for side in ("validation", "test")) else "cases"
 
 
-def _borders(config: Config, metrics: Mapping[str, Any]) -> list[str]:
+def _borders(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
     """How far off the borders and the volumes are; checkpoints from before these were measured have none of it."""
     lines = []
     for side in ("validation", "test"):
@@ -75,6 +75,68 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
         *_trained(metrics),
         "## Measured",
         "",
+        *(_overlap(config, metrics) if isinstance(config, SegmentConfig) else _discrimination(config, metrics)),
+    ]
+    return "\n".join([*lines, ""])
+
+
+_FIGURES = {
+    "auc": "AUC", "auprc": "AUPRC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
+    "ppv": "PPV", "npv": "NPV", "f1": "F1", "brier": "Brier", "ece": "ECE",
+}  # fmt: skip
+
+
+def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """How well a classifier tells cases apart, how it was calibrated, and where it abstains."""
+    lines = [
+        "By the code that serves; with the 95 % bootstrap interval over patients. The validation cases chose the",
+        "epoch, the temperature and the threshold, so only the test cases say how well it does.",
+    ]
+    calibration = metrics.get("calibration") or {}
+    for name, threshold in (calibration.get("thresholds") or {}).items():
+        parts = [side for side in ("validation", "test") if side in metrics]
+        lines += ["", f"| {name} | " + " | ".join(f"{side}, {metrics[side]['cases']} cases" for side in parts) + " |"]
+        lines += ["| --- |" + " --- |" * len(parts)]
+        for key, title in _FIGURES.items():
+            cells = [str(Interval(**metrics[side]["scores"][name][key])) for side in parts]
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        if threshold is not None:
+            goal = f"{calibration['sensitivity']:.0%} on {calibration['cases']} validation cases"
+            lines += ["", f"Threshold for {name}: {threshold:.4f}, chosen for a sensitivity of at least {goal}."]
+        for side in parts:
+            share = metrics[side].get("indeterminate", {}).get(name)
+            if share is not None:
+                lines += ["", f"Called indeterminate for {name}: {share:.1%} of the {side} cases."]
+    lines += ["", f"Temperature on the logits: {calibration['temperature']}."] if calibration else []
+    return [*lines, *_likeliest(config, metrics), *_by_group(metrics)]
+
+
+def _likeliest(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
+    told = [side for side in ("validation", "test") if "likeliest_accuracy" in metrics.get(side, {})]
+    if config.output != "softmax" or not told:
+        return []
+    shares = "; ".join(f"{side} {Interval(**metrics[side]['likeliest_accuracy'])}" for side in told)
+    return ["", f"Share of cases whose likeliest class is the true one: {shares}."]
+
+
+def _by_group(metrics: Mapping[str, Any]) -> list[str]:
+    """AUC, sensitivity and specificity of each subgroup of the test cases."""
+    groups = metrics.get("test", {}).get("subgroups") or {}
+    if not groups:
+        return []
+    shown = ("auc", "sensitivity", "specificity")
+    lines = ["", "## Subgroups of the test cases", "", "| group | n | of | AUC | sensitivity | specificity |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for group, part in groups.items():
+        for name, figures in part["scores"].items():
+            cells = " | ".join(str(Interval(**figures[key])) for key in shown)
+            lines.append(f"| {group} | {part['cases']} | {name} | {cells} |")
+    return lines
+
+
+def _overlap(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """How well a segmenter's masks fit, and how far its volumes may be trusted."""
+    lines = [
         "Dice of the masks on each image's own grid, restored by the same code that serves; mean over cases with the",
         f"95 % bootstrap interval over {_drawn(metrics)}.",
         "",
@@ -98,4 +160,4 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
                 f"{label.title}: the true volume lies between {interval['low']:.3f} and {interval['high']:.3f} times",
                 f"the measured one with {interval['coverage']:.0%} coverage (conformal, from validation cases{held}).",
             ]
-    return "\n".join([*lines, ""])
+    return lines

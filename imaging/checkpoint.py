@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imaging.card import model_card
-from imaging.config import Config, load_config
-from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint
+from imaging.config import ClassifyConfig, Config, SegmentConfig, load_config
+from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint, WrongTask
 from imaging.files import sha256_of, shipped, staged_folder, write_whole
 
 if TYPE_CHECKING:
@@ -50,6 +50,30 @@ class Checkpoint:
     def name(self) -> str:
         """The config's name, used in file names and reports."""
         return self.config.name
+
+    def segmenter(self) -> SegmentConfig:
+        """The config of a checkpoint that labels voxels.
+
+        Raises
+        ------
+        WrongTask
+            If it does something else.
+        """
+        if not isinstance(self.config, SegmentConfig):
+            raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
+        return self.config
+
+    def classifier(self) -> ClassifyConfig:
+        """The config of a checkpoint that says what a picture shows.
+
+        Raises
+        ------
+        WrongTask
+            If it does something else.
+        """
+        if not isinstance(self.config, ClassifyConfig):
+            raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
+        return self.config
 
     def load_weights(self) -> dict[str, torch.Tensor]:
         """The network's state dictionary, on the CPU.

@@ -6,19 +6,28 @@ are or whether the run was interrupted.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imaging.config import Config
+from imaging.cases import ClassifiedCase
+from imaging.config import ClassifyConfig, SegmentConfig
 from imaging.dataset_check import mismatches
+from imaging.dicom import load_series
+from imaging.errors import DuplicateCases
+from imaging.gridding import classify_augmentation, classify_preprocessing
 from imaging.manifest import Case
-from imaging.nifti import read_nifti
+from imaging.nifti import is_nifti, read_nifti
+from imaging.npz import is_npz, read_npz_image
+from imaging.png import is_png, read_png
+from imaging.selection import check_grey
 from imaging.transforms import IMAGE, LABEL, apply, as_label_tensor, augmentation, preprocessing
 from imaging.volume import Volume
 
@@ -46,26 +55,67 @@ def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
     return image, mask
 
 
-class CachedCases(Dataset[Sample]):
-    """Preprocessed cases in memory, augmented on the way out.
+def load_picture(case: ClassifiedCase) -> Volume:
+    """Read a classified case's image: PNG, NIfTI, one DICOM series, or a picture of a MedMNIST file.
+
+    Raises
+    ------
+    InputRefused, SeveralSeries
+        As the reader of its kind does.
+    """
+    if is_npz(case.image):
+        return read_npz_image(case.image, case.part, case.index)
+    if is_png(case.image):
+        return read_png(case.image)
+    return read_nifti(case.image) if is_nifti(case.image) else load_series(case.image)
+
+
+def without_copies(
+    cases: Sequence[ClassifiedCase], duplicates: Literal["keep", "drop", "refuse"]
+) -> tuple[list[ClassifiedCase], int]:
+    """The cases of which no other has the same pixels, and how many were left out.
+
+    Parameters
+    ----------
+    cases
+        In any order. Of copies on several given sides the one for test is kept before that for validation, and that
+        before the one for training, so that what is held out stays as it was given. Copies whose classes differ are
+        all left out: one of them is wrong.
+    duplicates
+        ``keep`` looks at nothing.
+
+    Raises
+    ------
+    DuplicateCases
+        If there are copies and they are to be refused.
+    """
+    if duplicates == "keep":
+        return list(cases), 0
+    groups: dict[str, list[ClassifiedCase]] = {}
+    for case in cases:
+        array = load_picture(case).array
+        digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+        groups.setdefault(digest, []).append(case)
+    kept = set()
+    for copies in groups.values():
+        if len(copies) > 1 and duplicates == "refuse":
+            raise DuplicateCases(f"case {copies[1].name}", seen=f"the same pixels as in case {copies[0].name}")
+        if len({case.classes for case in copies}) == 1:
+            kept.add(max(copies, key=lambda case: ("train", "validation", "test").index(case.side or "train")).name)
+    found = [case for case in cases if case.name in kept]
+    return found, len(cases) - len(found)
+
+
+class _Cached(Dataset[Sample]):
+    """Preprocessed samples in memory, augmented on the way out.
 
     An item is asked for by ``(epoch, index)``, and its random transforms are seeded by (seed, epoch, index); without an
     augmentation the epoch makes no difference.
     """
 
-    def __init__(self, cases: Sequence[Case], config: Config, augment: Compose | None) -> None:
-        self._augment = augment
-        self._seed = config.train.seed
-        prepare = preprocessing(config.preprocess, with_label=True)
-        self.names = [case.name for case in cases]
-        self._samples = [self._prepare(case, prepare, len(config.labels)) for case in cases]
-
-    @staticmethod
-    def _prepare(case: Case, prepare: Compose, labels: int) -> Sample:
-        image, mask = load_case(case, labels=labels)
-        # One grid for both: load_case has checked that the mask lies on its image.
-        sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
-        return apply(prepare, sample, subject=case.image)
+    def __init__(self, names: list[str], samples: list[Sample], *, seed: int, augment: Compose | None) -> None:
+        self.names = names
+        self._samples, self._seed, self._augment = samples, seed, augment
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -76,12 +126,55 @@ class CachedCases(Dataset[Sample]):
         if self._augment is not None:
             seed = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0]
             self._augment.set_random_state(seed=int(seed))
+            # Some of MONAI's transforms (RandCoarseDropout) write into what they are given.
+            sample = {key: value.clone() for key, value in sample.items()}
             sample = apply(self._augment, sample, subject=f"case {self.names[index]}")
-        return {
-            IMAGE: sample[IMAGE].as_tensor(),
-            LABEL: sample[LABEL].as_tensor().to(torch.uint8),
-            "index": index,
-        }
+        return {**self._finished(sample), "index": index}
+
+    @staticmethod
+    def _finished(sample: Sample) -> Sample:
+        """As the network takes it: plain tensors."""
+        return {key: _plain(value) for key, value in sample.items()}
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
+
+
+class CachedCases(_Cached):
+    """Volumes with their masks."""
+
+    def __init__(self, cases: Sequence[Case], config: SegmentConfig, augment: Compose | None) -> None:
+        prepare = preprocessing(config.preprocess, with_label=True)
+        samples = [self._prepare(case, prepare, len(config.labels)) for case in cases]
+        super().__init__([case.name for case in cases], samples, seed=config.train.seed, augment=augment)
+
+    @staticmethod
+    def _prepare(case: Case, prepare: Compose, labels: int) -> Sample:
+        image, mask = load_case(case, labels=labels)
+        # One grid for both: load_case has checked that the mask lies on its image.
+        sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
+        return apply(prepare, sample, subject=case.image)
+
+    @staticmethod
+    def _finished(sample: Sample) -> Sample:
+        return {IMAGE: _plain(sample[IMAGE]), LABEL: _plain(sample[LABEL]).to(torch.uint8)}
+
+
+class CachedPictures(_Cached):
+    """Pictures or volumes with their classes, as K numbers 0 or 1 under ``label``."""
+
+    def __init__(self, cases: Sequence[ClassifiedCase], config: ClassifyConfig, augment: Compose | None) -> None:
+        prepare = classify_preprocessing(config.preprocess)
+        samples = [self._prepare(case, prepare, config) for case in cases]
+        super().__init__([case.name for case in cases], samples, seed=config.train.seed, augment=augment)
+
+    @staticmethod
+    def _prepare(case: ClassifiedCase, prepare: Compose, config: ClassifyConfig) -> Sample:
+        volume = load_picture(case)
+        check_grey(volume.facts, volume.array.shape[0])
+        sample = apply(prepare, {IMAGE: volume.as_metatensor()}, subject=f"case {case.name}")
+        return {**sample, LABEL: torch.tensor([float(item.name in case.classes) for item in config.classes])}
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -107,15 +200,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self._epoch, int(index)) for index in order])
 
 
-class SegmentationData(lightning.LightningDataModule):
-    """The batches of one run: augmented patches to train on, whole volumes to validate on."""
+class _RunData(lightning.LightningDataModule):
+    """The batches of one run, whatever its task."""
 
-    def __init__(self, config: Config, train: Sequence[Case], validation: Sequence[Case]) -> None:
+    def __init__(self, train: _Cached, validation: _Cached, *, seed: int, batch_size: int, validated: int) -> None:
         super().__init__()
-        self._config = config
-        augment = augmentation(config.train.augment, patch=config.train.patch)
-        self._train = CachedCases(train, config, augment)
-        self._validation = CachedCases(validation, config, None)
+        self._train, self._validation = train, validation
+        self._seed, self._batch_size, self._validated = seed, batch_size, validated
 
     @property
     def train_names(self) -> list[str]:
@@ -123,14 +214,45 @@ class SegmentationData(lightning.LightningDataModule):
         return self._train.names
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Batches of (B, C, X, Y, Z) patches; a last batch that is not full is left out."""
-        return self._loader(self._train, batch_size=self._config.train.batch_size, shuffle=True)
+        """Augmented batches; a last batch that is not full is left out."""
+        return self._loader(self._train, batch_size=self._batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """One whole volume at a time."""
-        return self._loader(self._validation, batch_size=1, shuffle=False)
+        """Whole images, without augmentation."""
+        return self._loader(self._validation, batch_size=self._validated, shuffle=False)
 
-    def _loader(self, cases: CachedCases, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:
-        sampler = EpochSampler(len(cases), seed=self._config.train.seed, shuffle=shuffle)
+    def _loader(self, cases: _Cached, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:
+        sampler = EpochSampler(len(cases), seed=self._seed, shuffle=shuffle)
         drop_last = shuffle and len(cases) > batch_size
         return DataLoader(cases, batch_size=batch_size, sampler=sampler, drop_last=drop_last)
+
+
+class SegmentationData(_RunData):
+    """Augmented patches (B, C, X, Y, Z) to train on, one whole volume at a time to validate on."""
+
+    def __init__(self, config: SegmentConfig, train: Sequence[Case], validation: Sequence[Case]) -> None:
+        augment = augmentation(config.train.augment, patch=config.train.patch)
+        super().__init__(
+            CachedCases(train, config, augment),
+            CachedCases(validation, config, None),
+            seed=config.train.seed,
+            batch_size=config.train.batch_size,
+            validated=1,
+        )
+
+
+class ClassificationData(_RunData):
+    """Pictures (B, C, X, Y) or volumes (B, C, X, Y, Z): augmented to train on, as they are to validate on."""
+
+    def __init__(
+        self, config: ClassifyConfig, train: Sequence[ClassifiedCase], validation: Sequence[ClassifiedCase]
+    ) -> None:
+        super().__init__(
+            CachedPictures(
+                train, config, classify_augmentation(config.train.augment, axes=len(config.preprocess.size))
+            ),
+            CachedPictures(validation, config, None),
+            seed=config.train.seed,
+            batch_size=config.train.batch_size,
+            validated=config.predict.batch_size,
+        )

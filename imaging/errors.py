@@ -164,6 +164,22 @@ class UnreadableNifti(InputRefused):
     remedy = "Write the file again"
 
 
+class UnreadablePng(InputRefused):
+    """The file is not a PNG picture, or is damaged."""
+
+    code = "unreadable_png"
+    expected = "a whole PNG file with one picture was expected"
+    remedy = "Write the file again"
+
+
+class PictureTooLarge(InputRefused):
+    """A picture whose header declares more pixels than a film has: it would unpack to memory without bound."""
+
+    code = "picture_too_large"
+    expected = "at most 67 million pixels were expected"
+    remedy = "Make the picture smaller, if it is what it says"
+
+
 # ------------------------------------------------------------------------------------------------ what a series may be
 
 
@@ -339,6 +355,14 @@ class UnknownCheckpoint(WrongUsage):
     remedy = "Choose one of the known ones, or give the path of a checkpoint folder"
 
 
+class WrongTask(WrongUsage):
+    """A checkpoint was asked for what another task does: masks of a classifier, or a class of a segmenter."""
+
+    code = "wrong_task"
+    expected = "a checkpoint of the task that was asked for was expected"
+    remedy = "Use imaging.open_predictor, which knows what each checkpoint does"
+
+
 # ----------------------------------------------------------------------------------------------- configs and training
 
 
@@ -402,6 +426,14 @@ class PatientLeak(WrongUsage):
     code = "patient_leak"
     expected = "each patient on one side of the split was expected"
     remedy = "Split by patient"
+
+
+class DuplicateCases(WrongUsage):
+    """Two cases of a data set have the same pixels; on two sides of a split one would be tested on what was learnt."""
+
+    code = "duplicate_cases"
+    expected = "pictures that differ were expected"
+    remedy = "Remove the copies, or let data.duplicates=drop do it"
 
 
 class LabelMismatch(WrongUsage):

@@ -1,4 +1,4 @@
-"""What lies under some paths: DICOM studies and NIfTI files, each series as its header tells it, and who would take it.
+"""What lies under some paths: DICOM studies, NIfTI and PNG files, each as its header tells it, and who would take it.
 
 Invariant: nothing that lies there goes unmentioned, and no pixel is read. Imports no torch.
 """
@@ -18,7 +18,8 @@ from imaging.dicom.scan import Scan, Series, files_under, scan_files
 from imaging.dicom.stack import Policy, Stack, check_policy
 from imaging.errors import ImagingError, NotApplicable, NothingFound, SetAside, UnexpectedFault
 from imaging.nifti import is_nifti, read_geometry
-from imaging.selection import check_choice, check_grey, check_limits
+from imaging.png import affine_of_picture, defects_of_picture, is_png, read_png_shape
+from imaging.selection import check_choice, check_fit, check_grey
 from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
 
 log = logging.getLogger(__name__)
@@ -32,17 +33,18 @@ class Inputs:
     ----------
     scan
         The DICOM studies, and what was refused.
-    nifti
-        NIfTI files; each is a study of its own.
+    nifti, pictures
+        NIfTI files, and PNG pictures; each is a study of its own.
     """
 
     scan: Scan
     nifti: tuple[Path, ...]
+    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeriesView:
-    """One volume of a series, or one NIfTI file, as its headers tell it; or what of a series cannot be a volume.
+    """One volume of a series, or one NIfTI or PNG file, as its headers tell it; or what of a series cannot be a volume.
 
     Attributes
     ----------
@@ -98,7 +100,7 @@ class SeriesView:
 
 
 def gather(paths: Iterable[Path], *, leave_out: Path | None = None) -> Inputs:
-    """Tell NIfTI files from the rest and scan the rest.
+    """Tell NIfTI files and PNG pictures from the rest and scan the rest.
 
     Parameters
     ----------
@@ -123,11 +125,13 @@ def gather(paths: Iterable[Path], *, leave_out: Path | None = None) -> Inputs:
             place = file.resolve()
             if own is None or not place.is_relative_to(own):
                 files.setdefault(place, file)
-    found = scan_files([path for path in files.values() if not is_nifti(path)])
     nifti = tuple(path for path in files.values() if is_nifti(path))
-    if found.strays and not found.studies and not found.refused and not nifti:
+    pictures = tuple(path for path in files.values() if is_png(path))
+    found = scan_files([path for path in files.values() if not (is_nifti(path) or is_png(path))])
+    if found.strays and not (found.studies or found.refused or nifti or pictures):
         refused.append(NothingFound(found.strays[0].parent, seen="only files that hold no image by design"))
-    return Inputs(replace(found, refused=(*refused, *found.refused), strays=(*links, *found.strays)), nifti)
+    scan = replace(found, refused=(*refused, *found.refused), strays=(*links, *found.strays))
+    return Inputs(scan, nifti, pictures)
 
 
 def view_series(
@@ -161,6 +165,17 @@ def view_nifti(path: Path, models: Sequence[Checkpoint], *, named: bool) -> Seri
     return _chosen(view, models, named=named)
 
 
+def view_picture(path: Path, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
+    """What the header of a PNG picture tells, and who would take it."""
+    facts = SeriesFacts(description=path.name)
+    try:
+        shape = read_png_shape(path)
+    except ImagingError as error:
+        return SeriesView(facts, 1, refusal=error)
+    view = SeriesView(facts, 1, shape, affine_of_picture(), defects_of_picture())
+    return _chosen(view, models, named=named)
+
+
 def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
     assert view.shape is not None and view.affine is not None
     taken, declined = [], []
@@ -169,7 +184,7 @@ def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> S
         try:
             check_choice(rule, view.facts, named=named)
             check_grey(view.facts, view.channels)
-            check_limits(rule, view.facts, view.shape, view.affine)
+            check_fit(model.config, view.facts, view.shape, view.affine)
             taken.append(model.name)
         except NotApplicable as reason:
             declined.append((model.name, reason))

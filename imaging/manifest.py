@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from imaging.errors import ManifestInvalid, PatientLeak, TooFewCases
 from imaging.nifti import case_name
@@ -19,6 +21,21 @@ from imaging.nifti import case_name
 _MEANS_PATIENT = frozenset(
     ("patient", "patients", "patient_id", "patientid", "patient id", "subject", "subject_id", "subjectid", "person")
 )
+
+
+class Member(Protocol):
+    """What a split asks of a case: its name, and whose it is."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the manifest."""
+
+    @property
+    def patient(self) -> str:
+        """Who it is of."""
+
+
+M = TypeVar("M", bound=Member)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +115,34 @@ def read_manifest(root: Path) -> list[Case]:
         for file in (case.image, case.label):
             if not file.is_file():
                 raise ManifestInvalid(manifest, seen=f"case {case.name!r} names {file}, which does not exist")
-    images = [case.image.resolve() for case in cases]
-    if len(set(images)) < len(images):
-        raise ManifestInvalid(manifest, seen=f"{len(images) - len(set(images))} images are listed more than once")
-    names = [case.name for case in cases]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ManifestInvalid(manifest, seen=f"the case {min(twice)!r} is there more than once")
+    check_once(manifest, [case.name for case in cases], [case.image for case in cases])
     return cases
 
 
-def _read_csv(manifest: Path) -> list[Case]:
+def check_once(manifest: Path, names: Sequence[str], images: Sequence[Path]) -> None:
+    """Refuse a manifest that lists an image or a case twice.
+
+    Raises
+    ------
+    ManifestInvalid
+        With how many images, or with the case.
+    """
+    different = {image.resolve() for image in images}
+    if len(different) < len(images):
+        raise ManifestInvalid(manifest, seen=f"{len(images) - len(different)} images are listed more than once")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ManifestInvalid(manifest, seen=f"the case {min(twice)!r} is there more than once")
+
+
+def read_rows(manifest: Path) -> list[dict[str, str]]:
+    """The rows of a CSV whose patients, if it tells them, are told for all and in a column called ``patient``.
+
+    Raises
+    ------
+    ManifestInvalid
+        If they are not: the split would take everybody for somebody else.
+    """
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     columns = list(rows[0]) if rows else []
@@ -119,8 +153,12 @@ def _read_csv(manifest: Path) -> list[Case]:
     told = [bool((row.get("patient") or "").strip()) for row in rows]
     if any(told) and not all(told):
         raise ManifestInvalid(manifest, seen=f"{told.count(False)} rows without a patient, the others have one")
+    return rows
+
+
+def _read_csv(manifest: Path) -> list[Case]:
     cases = []
-    for row in rows:
+    for row in read_rows(manifest):
         image, label = manifest.parent / row["image"], manifest.parent / row["label"]
         name = (row.get("case") or "").strip() or case_name(image)
         cases.append(Case(name, image, label, (row.get("patient") or "").strip() or name))
@@ -136,7 +174,7 @@ def _read_decathlon(manifest: Path) -> list[Case]:
     return cases
 
 
-def split_by_patient(cases: Sequence[Case], *, test_fraction: float, folds: int, fold: int, seed: int) -> Split:
+def split_by_patient(cases: Sequence[Member], *, test_fraction: float, folds: int, fold: int, seed: int) -> Split:
     """Divide the cases into train, validation and test, all cases of a patient on one side.
 
     The test part is drawn first and is the same in every fold; the rest is dealt into `folds`, of which number `fold`
@@ -161,7 +199,7 @@ def split_by_patient(cases: Sequence[Case], *, test_fraction: float, folds: int,
     return Split(*(tuple(sides[side]) for side in ("train", "validation", "test")))
 
 
-def cases_of(split: Split, cases: Sequence[Case]) -> dict[str, list[Case]]:
+def cases_of(split: Split, cases: Sequence[M]) -> dict[str, list[M]]:
     """The cases on each side of a split.
 
     Raises

@@ -5,7 +5,8 @@ Invariant: a name that is not in the registry is refused with the known ones; th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,54 @@ _SEGMENTERS: dict[str, type[torch.nn.Module]] = {
 }
 
 
+_Maker = Callable[..., torch.nn.Module]
+# What each calls the number of channels of the image, and of classes.
+_CLASSIFIERS: dict[str, tuple[_Maker, str, str]] = {
+    "DenseNet": (nets.DenseNet, "in_channels", "out_channels"),
+    "DenseNet121": (nets.DenseNet121, "in_channels", "out_channels"),
+    "EfficientNetBN": (partial(nets.EfficientNetBN, pretrained=False), "in_channels", "num_classes"),
+    "ResNet10": (nets.resnet10, "n_input_channels", "num_classes"),
+    "ResNet18": (nets.resnet18, "n_input_channels", "num_classes"),
+    "ResNet34": (nets.resnet34, "n_input_channels", "num_classes"),
+    "ResNet50": (nets.resnet50, "n_input_channels", "num_classes"),
+    "SEResNet50": (nets.SEResNet50, "in_channels", "num_classes"),
+}
+
+
+def build_classifier(config: Network, *, spatial_dims: int, in_channels: int, classes: int) -> torch.nn.Module:
+    """Make the classification network a config names, with fresh weights.
+
+    Parameters
+    ----------
+    config
+        Name and options; the options go to MONAI's class as they are. Weights are never fetched.
+    spatial_dims
+        2 for pictures, 3 for volumes.
+    in_channels, classes
+        Channels of the image, and numbers that come out.
+
+    Raises
+    ------
+    UnknownName
+        If the name is not registered.
+    ConfigInvalid
+        If MONAI does not take the options.
+    """
+    if config.name not in _CLASSIFIERS:
+        raise UnknownName("network.name", seen=repr(config.name), expected=f"known: {', '.join(_CLASSIFIERS)}")
+    make, inwards, outwards = _CLASSIFIERS[config.name]
+    if config.options.get("pretrained"):
+        raise ConfigInvalid("network.options.pretrained", seen="weights from elsewhere",
+                            expected="fresh weights were expected: nothing is fetched")  # fmt: skip
+    given = {"spatial_dims": spatial_dims, inwards: in_channels, outwards: classes}
+    try:
+        return make(**given, **config.options)
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+        raise ConfigInvalid("network.options", seen=f"{config.name} does not take them: {error}") from error
+
+
 def build_network(config: Network, *, in_channels: int, out_channels: int) -> torch.nn.Module:
-    """Make the network a config names, with fresh weights.
+    """Make the segmentation network a config names, with fresh weights.
 
     Parameters
     ----------

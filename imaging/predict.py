@@ -62,12 +62,14 @@ class Predictor:
 
     Raises
     ------
+    WrongTask
+        If the checkpoint does not label voxels.
     CheckpointCorrupt
         If the weights do not fit the config's network.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | None = None) -> None:
-        config = checkpoint.config
+        config = checkpoint.segmenter()
         self.checkpoint = checkpoint
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._prepare = preprocessing(config.preprocess, with_label=False)
@@ -88,11 +90,11 @@ class Predictor:
         ConstantImage, LooksLikeMask
             If the voxels hold one value, or so few that it is no picture.
         """
-        config = self.checkpoint.config
+        config = self.checkpoint.segmenter()
         check_choice(config.applies_to, volume.facts, named=True)
         check_grey(volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
-        _check_picture(volume)
+        check_not_mask(volume)
         image = self._prepared(volume)
         probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
         labels_XYZ = probability_KXYZ.argmax(0)
@@ -114,7 +116,7 @@ class Predictor:
     @torch.inference_mode()
     def _probabilities(self, image_1CXYZ: torch.Tensor) -> torch.Tensor:
         """Softmax averaged over the flips that the config asks for."""
-        settings = self.checkpoint.config.predict
+        settings = self.checkpoint.segmenter().predict
         flips: list[tuple[int, ...]] = [()]
         for axis in settings.flip_axes:
             flips += [(*flip, axis + 2) for flip in flips]
@@ -137,8 +139,14 @@ class Predictor:
         return total[0] / len(flips)
 
 
-def _check_picture(volume: Volume) -> None:
-    """Refuse a label map that is taken for a picture, such as a mask from an earlier run."""
+def check_not_mask(volume: Volume) -> None:
+    """Refuse a label map that is taken for a picture, such as a mask from an earlier run.
+
+    Raises
+    ------
+    LooksLikeMask
+        If it holds a few whole numbers and nothing else.
+    """
     sample = volume.array.reshape(-1)[:: max(1, volume.array.size // _SAMPLED)]
     values = np.unique(sample)
     if 1 < len(values) <= _FEW_VALUES and np.array_equal(values, np.rint(values)):

@@ -6,9 +6,10 @@ the checkpoint was named explicitly; the reason is always told. Imports no torch
 
 from __future__ import annotations
 
+import math
 import re
 
-from imaging.config import AppliesTo, Size3
+from imaging.config import AppliesTo, ClassifyConfig, Config, Size3
 from imaging.errors import NotApplicable
 from imaging.volume import Affine, SeriesFacts, extent_in_ras, spacing_of
 
@@ -60,6 +61,32 @@ def check_grey(facts: SeriesFacts, channels: int) -> None:
         raise NotApplicable(facts.subject, seen="a colour image", expected="one grey channel was expected")
 
 
+def check_fit(config: Config, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:
+    """Refuse a grid that a checkpoint does not take: beyond its limits, or of another number of axes.
+
+    Raises
+    ------
+    NotApplicable
+        With the first limit that is broken.
+    """
+    check_limits(config.applies_to, facts, shape, affine)
+    if not isinstance(config, ClassifyConfig):
+        return
+    axes = len(config.preprocess.size)
+    if (shape[2] == 1) != (axes == 2):
+        wanted = "one picture" if axes == 2 else "a volume of several slices"
+        raise NotApplicable(facts.subject, seen=f"{shape[2]} slice(s)", expected=f"{wanted} was expected")
+    least, most = min(shape[:axes]), max(shape[:axes])
+    rule = config.applies_to
+    if least < rule.pixels_min:
+        raise NotApplicable(
+            facts.subject, seen=f"only {least} pixels along an axis", expected=f"{rule.pixels_min} were expected"
+        )
+    if rule.aspect_max is not None and most > rule.aspect_max * least:
+        raise NotApplicable(facts.subject, seen=f"proportions of {most} to {least}",
+                            expected=f"at most {rule.aspect_max:g} to 1 was expected")  # fmt: skip
+
+
 def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:
     """Refuse a grid that lies beyond what the checkpoint has learnt.
 
@@ -79,14 +106,14 @@ def check_limits(rule: AppliesTo, facts: SeriesFacts, shape: Size3, affine: Affi
     """
     subject = facts.subject
     extent = extent_in_ras(shape, affine)
-    limits = zip(extent, rule.extent_min_mm, rule.extent_max_mm, ("R-L", "A-P", "S-I"), strict=True)
-    for size, low, high, axis in limits:
+    least, most = rule.extent_min_mm or (0.0, 0.0, 0.0), rule.extent_max_mm or (math.inf, math.inf, math.inf)
+    for size, low, high, axis in zip(extent, least, most, ("R-L", "A-P", "S-I"), strict=True):
         if not low <= size <= high:
             raise NotApplicable(
                 subject, seen=f"{size:.0f} mm along {axis}", expected=f"{low:g} to {high:g} mm was expected"
             )
     largest = max(spacing_of(affine))
-    if largest > rule.spacing_max_mm:
+    if rule.spacing_max_mm is not None and largest > rule.spacing_max_mm:
         raise NotApplicable(
             subject, seen=f"a spacing of {largest:.2f} mm", expected=f"at most {rule.spacing_max_mm:g} mm was expected"
         )

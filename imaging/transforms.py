@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 from imaging.config import Augmentation, Preprocess, Size3
 from imaging.dicom import Policy, load_series
 from imaging.dicom.stack import check_policy
-from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, ImagingError, UnknownName
+from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, ImagingError, NotApplicable, UnknownName
 from imaging.nifti import is_nifti, read_nifti
 from imaging.volume import Affine
 
 IMAGE, LABEL = "image", "label"
 
 # Random transforms that may change the image only, and those that move voxels and so must move the label alike.
-_INTENSITY = ("RandAdjustContrast", "RandBiasField", "RandGaussianNoise", "RandGaussianSmooth", "RandScaleIntensity",
-              "RandShiftIntensity", "RandSimulateLowResolution")  # fmt: skip
+_INTENSITY = ("RandAdjustContrast", "RandBiasField", "RandGaussianNoise", "RandGaussianSharpen", "RandGaussianSmooth",
+              "RandHistogramShift", "RandScaleIntensity", "RandShiftIntensity",
+              "RandSimulateLowResolution")  # fmt: skip
 _SPATIAL = ("RandAffine", "RandFlip", "RandRotate90", "Rand3DElastic")
+# Further ones that need no mask to move with the image, or would hide a structure that the mask still holds.
+PICTURE_ONLY = ("Rand2DElastic", "RandCoarseDropout", "RandGridDistortion", "RandZoom")
 
 
 def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
@@ -135,8 +138,9 @@ def apply(transform: Compose, sample: dict[str, Any], *, subject: object = "netw
     try:
         result: dict[str, Any] = transform(sample)
     except RuntimeError as error:
-        if isinstance(error.__cause__, ConstantImage):
-            raise ConstantImage(subject, seen=error.__cause__.seen) from error
+        if isinstance(error.__cause__, ConstantImage | NotApplicable):
+            cause = error.__cause__
+            raise type(cause)(subject, seen=cause.seen, expected=cause.expected, remedy=cause.remedy) from error
         if isinstance(error.__cause__, ImagingError):
             raise error.__cause__ from error
         raise
@@ -155,8 +159,9 @@ class ZScored(MapTransform):
         result = dict(data)
         for key in map(str, self.keys):
             image = result[key]
-            deviation = image.std(dim=(1, 2, 3), keepdim=True, correction=0)
-            mean = image.mean(dim=(1, 2, 3), keepdim=True)
+            axes = tuple(range(1, image.ndim))
+            deviation = image.std(dim=axes, keepdim=True, correction=0)
+            mean = image.mean(dim=axes, keepdim=True)
             # Rounding alone gives a constant image a deviation of about 1e-7 of its value.
             if not bool((deviation > 1e-6 * mean.abs()).all()):
                 raise ConstantImage("network input", seen="all voxels are equal")
@@ -189,27 +194,48 @@ def augmentation(chosen: Sequence[Augmentation], *, patch: Size3) -> Compose:
     return Compose(
         [
             monai_transforms.SpatialPadd(both, spatial_size=patch),
-            *(_random_transform(item) for item in chosen),
+            *(random_transform(item, keys=both) for item in chosen),
             monai_transforms.RandSpatialCropd(both, roi_size=patch, random_size=False),
         ]
     )
 
 
-def _random_transform(item: Augmentation) -> Transform:
+def random_transform(
+    item: Augmentation, *, keys: tuple[str, ...], known: Sequence[str] = (), axes: int = 3
+) -> Transform:
+    """A MONAI random transform by its registered name.
+
+    Parameters
+    ----------
+    item
+        Name and options.
+    keys
+        What a spatial transform moves: the image, and its label where there is one.
+    known
+        Names that are registered for this task beside those of every task.
+    axes
+        How many spatial axes the image has.
+
+    Raises
+    ------
+    UnknownName
+        If the name is not registered.
+    ConfigInvalid
+        If MONAI does not take the options.
+    """
     # YAML has lists where MONAI wants tuples.
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in item.options.items()}
     if item.name in _SPATIAL:
-        keys: tuple[str, ...] = (IMAGE, LABEL)
         if item.name not in ("RandFlip", "RandRotate90"):
-            options = {"mode": ("bilinear", "nearest"), "padding_mode": "border"} | options
-    elif item.name in _INTENSITY:
+            options = {"mode": ("bilinear", "nearest")[: len(keys)], "padding_mode": "border"} | options
+    elif item.name in _INTENSITY or item.name in known:
         keys = (IMAGE,)
         if item.name == "RandSimulateLowResolution":
             # MONAI's default, nearest, moves the image by half a voxel and more against its label.
-            options = {"downsample_mode": "area"} | options
+            options = {"downsample_mode": "area", "upsample_mode": ("bilinear", "trilinear")[axes - 2]} | options
     else:
-        known = ", ".join(sorted(_SPATIAL + _INTENSITY))
-        raise UnknownName("train.augment", seen=repr(item.name), expected=f"known: {known}")
+        names = ", ".join(sorted({*_SPATIAL, *_INTENSITY, *known}))
+        raise UnknownName("train.augment", seen=repr(item.name), expected=f"known: {names}")
     try:
         transform: Transform = getattr(monai_transforms, f"{item.name}d")(keys, **options)
     except (TypeError, ValueError) as error:

@@ -118,10 +118,11 @@ def infer(
     policy: Policy,
     as_json: bool,
 ) -> int:
-    """Report on every study under PATHS (folders of DICOM, or NIfTI files).
+    """Report on every study under PATHS (folders of DICOM, NIfTI files, PNG pictures).
 
-    Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI file
-    OUT/<file name>/ with the mask as NIfTI. Without --model each shipped checkpoint takes the series it was made for.
+    Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI or
+    PNG file OUT/<file name>/, with the mask as NIfTI. Without --model each shipped checkpoint takes the series
+    it was made for.
     """
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
     with _progress("Starting") as tell:
@@ -230,8 +231,14 @@ def train(
     for side in ("validation", "test"):
         for name, value in metrics.get(side, {}).get("dice", {}).items():
             click.echo(f"{side} Dice of {name}: {_interval(value)} over {metrics[side]['cases']} case(s)")
+        for name, figures in metrics.get(side, {}).get("scores", {}).items():
+            told = ", ".join(f"{_TOLD[key]} {_interval(figures[key])}" for key in _TOLD)
+            click.echo(f"{side}, {name}: {told} over {metrics[side]['cases']} case(s)")
     click.echo(f"checkpoint: {run.checkpoint.folder}")
     return 0
+
+
+_TOLD = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
 def _interval(value: dict[str, float | None]) -> str:
@@ -299,7 +306,7 @@ def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as
         from pipelines import inspect as verb
 
         found = verb.inspect(paths=paths, models=models, policy=policy, on_case=_case_teller(tell))
-    series = [item for study in found["studies"] for item in study["series"]] + found["nifti"]
+    series = [item for study in found["studies"] for item in study["series"]] + found["nifti"] + found["pictures"]
     broken = any(dataset["problems"] for dataset in found["datasets"])
     lost = any(item["refusal"] and not item["set_aside"] for item in series)
     status = 3 if found["refused"] or broken or lost else 0
@@ -409,9 +416,12 @@ def models(as_json: bool) -> int:
         rule = model["applies_to"]
         click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
         described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
-        click.echo(f"  takes {' or '.join(rule['modality'])}{described}, {_range(rule)}")
+        click.echo(f"  takes {' or '.join(rule['modality'])}{described}{_range(rule)}")
         for name, value in (model["dice_on_test"] or {}).items():
             click.echo(f"  test Dice of {name}: {_interval(value)}")
+        for name, figures in (model["scores_on_test"] or {}).items():
+            told = ", ".join(f"{_TOLD[key]} {_interval(figures[key])}" for key in _TOLD)
+            click.echo(f"  test, {name}: {told}")
         click.echo(f"  {model['licence']}")
         click.echo(f"  {model['folder']}")
     for refusal in found["refused"]:
@@ -420,9 +430,13 @@ def models(as_json: bool) -> int:
 
 
 def _range(rule: dict[str, Any]) -> str:
+    """The limits of what a checkpoint takes, as a clause."""
+    if rule["extent_min_mm"] is None:
+        pixels = f", at least {rule['pixels_min']} pixels along each axis" if "pixels_min" in rule else ""
+        return f"{pixels}, proportions up to {rule['aspect_max']:g} to 1" if rule.get("aspect_max") else pixels
     low = " x ".join(f"{value:g}" for value in rule["extent_min_mm"])
     high = " x ".join(f"{value:g}" for value in rule["extent_max_mm"])
-    return f"{low} to {high} mm (R-L x A-P x S-I), at most {rule['spacing_max_mm']:g} mm spacing"
+    return f", {low} to {high} mm (R-L x A-P x S-I), at most {rule['spacing_max_mm']:g} mm spacing"
 
 
 # ------------------------------------------------------------------------------------------------------------ progress

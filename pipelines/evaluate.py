@@ -30,7 +30,7 @@ def evaluate(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, An
         For each side what `imaging.mask_scores.summary` gives; and ``volume_interval``, the conformal factors from the
         validation cases with their coverage on test.
     """
-    config = predictor.checkpoint.config
+    config = predictor.checkpoint.segmenter()
     tolerance = default_tolerance(config)
     metrics: dict[str, Any] = {}
     volumes: _Volumes = {}

@@ -90,15 +90,18 @@ def evaluate(
     ------
     UnknownCheckpoint, CheckpointCorrupt
         If there is no such checkpoint, or it is not what its checksums say.
+    WrongTask
+        If it is a classifier: there is nothing to compare with a mask.
     ManifestInvalid
         If the cases cannot be listed, or a file is missing.
     OutputNotWritable
         If the folder cannot be written.
     """
     opened = open_checkpoint(find_checkpoint(checkpoint))
+    config = opened.segmenter()
     cases = read_manifest(data)
     predictor = Predictor(opened)
-    tolerance = default_tolerance(opened.config) if tolerance_mm is None else tolerance_mm
+    tolerance = default_tolerance(config) if tolerance_mm is None else tolerance_mm
     scores: list[CaseScore] = []
     worst: list[WorstCase] = []
     refused: list[ImagingError] = []
@@ -117,12 +120,12 @@ def evaluate(
             worst = sorted(worst, key=lambda item: item.case.mean_dice)[:_SHOWN]
     metrics = {
         **_about(opened, data, scores),
-        **(summary(scores, opened.config.labels, tolerance_mm=tolerance) if scores else {"cases": 0}),
+        **(summary(scores, config.labels, tolerance_mm=tolerance) if scores else {"cases": 0}),
         "refused": [error.as_dict() for error in refused],
     }
     folder = (out or Path("evaluation") / opened.name) if scores else None
     if folder is not None:
-        _write(folder, metrics, scores, worst, opened.config.labels)
+        _write(folder, metrics, scores, worst, config.labels)
     return Evaluation(folder, metrics, tuple(refused))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from imaging.checkpoint import Checkpoint, open_checkpoints
+from imaging.classifier import Classification, Classifier, open_predictor
 from imaging.dicom import read_stack
 from imaging.dicom.scan import Scan, Study
 from imaging.dicom.seg import Algorithm, write_seg
@@ -33,8 +34,9 @@ from imaging.errors import (
     UnknownName,
 )
 from imaging.files import sha256_of, staged_folder, write_whole
-from imaging.inputs import Inputs, SeriesView, gather, view_nifti, view_series
+from imaging.inputs import Inputs, SeriesView, gather, view_nifti, view_picture, view_series
 from imaging.nifti import case_name, read_nifti, write_mask
+from imaging.png import is_png, read_png
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import (
     DefectEntry,
@@ -123,7 +125,8 @@ def infer(
     Parameters
     ----------
     paths
-        Folders of DICOM, or NIfTI files; a folder may hold several studies, and each NIfTI file is a study of its own.
+        Folders of DICOM, NIfTI files or PNG pictures; a folder may hold several studies, and each NIfTI or PNG file is
+        a study of its own.
     models
         Names of shipped checkpoints or paths of checkpoint folders; by default each shipped checkpoint takes the series
         that its `applies_to` rule names.
@@ -154,8 +157,8 @@ def infer(
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
     @cache
-    def predictor(name: str) -> Predictor:
-        return Predictor(by_name[name])
+    def predictor(name: str) -> Predictor | Classifier:
+        return open_predictor(by_name[name])
 
     results = []
     for number, source in enumerate(sources):
@@ -189,20 +192,22 @@ def _check_writable(out: Path) -> None:
 def _sources(
     inputs: Inputs, checkpoints: Sequence[Checkpoint], *, named: bool, policy: Policy
 ) -> tuple[list[Source], list[DuplicateName]]:
-    """The studies to report on; NIfTI files of one name cannot be told apart by their outputs, so all are left out."""
+    """The studies to report on; files of one name cannot be told apart by their outputs, so all are left out."""
     sources = [_dicom_source(study, inputs, checkpoints, named=named, policy=policy) for study in inputs.scan.studies]
     files: dict[str, list[Path]] = {}
-    for path in inputs.nifti:
+    for path in (*inputs.nifti, *inputs.pictures):
         # The name becomes a folder: nothing but plain characters, and no leading dot.
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", case_name(path)).lstrip(".") or "unnamed"
+        plain = path.stem if is_png(path) else case_name(path)
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip(".") or "unnamed"
         files.setdefault(name, []).append(path)
     doubles = []
     for name, paths in files.items():
         if len(paths) > 1:
-            doubles.append(DuplicateName(name, seen=f"{len(paths)} NIfTI files have this name"))
+            doubles.append(DuplicateName(name, seen=f"{len(paths)} files have this name"))
             continue
-        view = view_nifti(paths[0], checkpoints, named=named)
-        sources.append(Source(StudyEntry(name=name), ((view, partial(read_nifti, paths[0])),)))
+        see, read = (view_picture, read_png) if is_png(paths[0]) else (view_nifti, read_nifti)
+        view = see(paths[0], checkpoints, named=named)
+        sources.append(Source(StudyEntry(name=name), ((view, partial(read, paths[0])),)))
     return sources, doubles
 
 
@@ -239,7 +244,10 @@ def _refused_near(study: Study, found: Scan) -> tuple[ImagingError, ...]:
 
 
 def report_on(
-    source: Source, predictor: Callable[[str], Predictor], out: Path, formats: Collection[str] | None = None
+    source: Source,
+    predictor: Callable[[str], Predictor | Classifier],
+    out: Path,
+    formats: Collection[str] | None = None,
 ) -> StudyResult:
     """Report on one study: everything, or nothing and the reason.
 
@@ -276,24 +284,28 @@ def report_on(
 
 
 def _predict(
-    source: Source, predictor: Callable[[str], Predictor], problems: list[ImagingError]
-) -> tuple[list[SeriesEntry], list[Prediction]]:
+    source: Source, predictor: Callable[[str], Predictor | Classifier], problems: list[ImagingError]
+) -> tuple[list[SeriesEntry], list[Prediction | Classification]]:
     """Read each series that a checkpoint takes and ask the checkpoint; what is refused goes to `problems`."""
     entries: list[SeriesEntry] = []
-    predictions: list[Prediction] = []
+    predictions: list[Prediction | Classification] = []
     for view, read in source.series:
         reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
         if view.refusal is None and not view.taken_by:
             reasons += [reason for _, reason in view.declined_by]
         volume = _attempt(read, reasons) if view.taken_by else None
-        attempts = (
-            [_attempt(partial(predictor(m), volume), reasons) for m in view.taken_by] if volume is not None else []
-        )
-        found = [prediction for prediction in attempts if prediction is not None]
+        found: list[Prediction | Classification] = []
+        if volume is not None:
+            said = [_attempt(partial(_ask, predictor, model, volume), reasons) for model in view.taken_by]
+            found = [prediction for prediction in said if prediction is not None]
         entries.append(_entry(view, volume, found, reasons))
         predictions += found
         problems += reasons
     return entries, predictions
+
+
+def _ask(predictor: Callable[[str], Predictor | Classifier], model: str, volume: Volume) -> Prediction | Classification:
+    return predictor(model)(volume)
 
 
 def _attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:
@@ -306,7 +318,10 @@ def _attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:
 
 
 def _entry(
-    view: SeriesView, volume: Volume | None, found: Sequence[Prediction], reasons: Sequence[ImagingError]
+    view: SeriesView,
+    volume: Volume | None,
+    found: Sequence[Prediction | Classification],
+    reasons: Sequence[ImagingError],
 ) -> SeriesEntry:
     defects = volume.defects if volume is not None else view.defects
     sources = volume.sources if volume is not None else ()
@@ -332,7 +347,7 @@ def _write(
     stage: Path,
     source: Source,
     entries: Sequence[SeriesEntry],
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Prediction | Classification],
     formats: Collection[str] | None,
     problems: list[ImagingError],
 ) -> Report:
@@ -340,7 +355,8 @@ def _write(
     faults: list[ImagingError] = []
     made_from: dict[str, SeriesFacts] = {}
     for prediction in predictions:
-        faults += _write_masks(stage, prediction, formats)
+        if isinstance(prediction, Prediction):
+            faults += _write_masks(stage, prediction, formats)
         made_from |= {f.name: prediction.volume.facts for f in stage.iterdir() if f.name not in made_from}
     problems += faults
     report = Report(
@@ -373,7 +389,7 @@ def _outputs(stage: Path, made_from: Mapping[str, SeriesFacts]) -> tuple[OutputE
 
 def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:
     """Write the mask as the formats ask; an output that fails its check is withheld and told."""
-    volume, config = prediction.volume, prediction.checkpoint.config
+    volume, config = prediction.volume, prediction.checkpoint.segmenter()
     # highdicom builds a SEG over single-frame instances, one for each slice.
     single = len({frame.sop_instance_uid for frame in volume.sources}) == len(volume.sources) > 0
     has_own_grid = single and not volume.resampled

@@ -13,7 +13,7 @@ from typing import Any
 from imaging.checkpoint import open_checkpoints
 from imaging.dataset_check import OnCase, survey
 from imaging.dicom.stack import Policy
-from imaging.inputs import gather, view_nifti, view_series
+from imaging.inputs import gather, view_nifti, view_picture, view_series
 
 
 def inspect(
@@ -39,8 +39,8 @@ def inspect(
     Returns
     -------
     dict
-        JSON-serialisable: ``studies`` (each with its ``series``), ``nifti``, ``datasets`` (each with its ``problems``
-        and ``notes``), ``refused`` and ``strays``. Patient data is left out.
+        JSON-serialisable: ``studies`` (each with its ``series``), ``nifti``, ``pictures``, ``datasets`` (each with its
+        ``problems`` and ``notes``), ``refused`` and ``strays``. Patient data is left out.
 
     Raises
     ------
@@ -67,6 +67,9 @@ def inspect(
             for study in inputs.scan.studies
         ],
         "nifti": [{"path": str(path), **view_nifti(path, checkpoints, named=named).as_dict()} for path in inputs.nifti],
+        "pictures": [
+            {"path": str(path), **view_picture(path, checkpoints, named=named).as_dict()} for path in inputs.pictures
+        ],
         "datasets": datasets,
         "refused": [error.as_dict() for error in (*unusable, *inputs.scan.refused)],
         "strays": [str(path) for path in inputs.scan.strays],

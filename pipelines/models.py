@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from imaging.checkpoint import open_checkpoints
+from imaging.config import Class, Config, Label, SegmentConfig
 
 
 def models() -> dict[str, Any]:
@@ -16,8 +17,8 @@ def models() -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice on test, folder) and
-        ``refused`` (checkpoints that differ from their checksums).
+        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice or scores on test,
+        folder) and ``refused`` (checkpoints that differ from their checksums).
     """
     checkpoints, unusable = open_checkpoints(())
     listed = []
@@ -30,11 +31,16 @@ def models() -> dict[str, Any]:
                 "title": config.title,
                 "task": config.task,
                 "applies_to": config.applies_to.model_dump(mode="json"),
-                "labels": {label.id: label.name for label in config.labels},
+                "labels": {item.id: item.name for item in _labels(config)},
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
+                "scores_on_test": checkpoint.metrics.get("test", {}).get("scores"),
                 "licence": config.card.licence,
                 "weights_sha256": checkpoint.weights_sha256,
                 "folder": str(checkpoint.folder),
             }
         )
     return {"models": listed, "refused": [error.as_dict() for error in unusable]}
+
+
+def _labels(config: Config) -> tuple[Label, ...] | tuple[Class, ...]:
+    return config.labels if isinstance(config, SegmentConfig) else config.classes

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from imaging.config import Config
+from imaging.config import SegmentConfig
 from imaging.data import load_case
 from imaging.manifest import Case
 from imaging.mask_scores import CaseScore, score_structures
@@ -36,7 +36,7 @@ class Scored:
     truth_XYZ: NDArray[Any]
 
 
-def default_tolerance(config: Config) -> float:
+def default_tolerance(config: SegmentConfig) -> float:
     """The tolerance of the surface Dice in mm: the longest edge of the network's voxels, the least that it can see.
 
     For the Decathlon's hippocampus this is the 1 mm of its challenge (Antonelli et al., Nature Communications 13:4128,
@@ -53,7 +53,7 @@ def score_case(predictor: Predictor, case: Case, *, tolerance_mm: float) -> Scor
     LabelMismatch, InputRefused
         If the case cannot be read, its mask does not belong to it, or the checkpoint does not take it.
     """
-    labels = predictor.checkpoint.config.labels
+    labels = predictor.checkpoint.segmenter().labels
     image, mask = load_case(case, labels=len(labels))
     truth = mask.array[0]
     prediction = predictor(image)

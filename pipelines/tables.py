@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 def finding_line(finding: Finding) -> str:
     """One finding in one line."""
-    structure = finding.structure
+    structure, judged = finding.structure, finding.classification
     title = f"{finding.title} ({finding.volume})" if finding.volume else finding.title
+    if judged is not None:
+        return f"{title}: {finding.assessment}, probability {judged.probability:.3f}. {finding.assessment_reason}"
     if structure is None:
         return f"{title}: {finding.assessment}"
     parts = [f"{structure.volume_ml:.3f} mL"]
@@ -56,6 +58,8 @@ def print_inspection(found: dict[str, Any]) -> None:
         _print_rows(console, title, study["series"], key="series_uid")
     if found["nifti"]:
         _print_rows(console, "NIfTI files", found["nifti"], key="path")
+    if found["pictures"]:
+        _print_rows(console, "Pictures", found["pictures"], key="path")
     for dataset in found["datasets"]:
         print_dataset(dataset)
     if found["refused"]:

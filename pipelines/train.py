@@ -7,7 +7,7 @@ The run folder::
 
     config.yaml  split.json  versions.json   written before the first step
     log/version_<n>/metrics.csv              one row an epoch; a resumed run begins the next n
-    state/last.ckpt  state/best.ckpt         Lightning's state; best by the validation Dice
+    state/last.ckpt  state/best.ckpt         Lightning's state; best by the validation Dice or AUC
     checkpoint/                              the published Checkpoint
 """
 
@@ -19,7 +19,7 @@ import logging
 import platform
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
+from imaging.cases import read_cases, split_cases
 from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
-from imaging.config import Config, find_config, load_config
-from imaging.data import SegmentationData
+from imaging.classifier import Classifier
+from imaging.config import ClassifyConfig, Config, SegmentConfig, find_config, load_config
+from imaging.data import ClassificationData, SegmentationData, without_copies
 from imaging.errors import (
     ConfigInvalid,
     DevicesUnsupported,
@@ -41,11 +43,13 @@ from imaging.errors import (
     RunExists,
 )
 from imaging.files import write_whole
-from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
+from imaging.manifest import Split, cases_of, read_manifest, split_by_patient
 from imaging.networks import weights_of
 from imaging.predict import Predictor
+from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.evaluate import evaluate
+from pipelines.evaluate_classifier import evaluate_classifier
 
 log = logging.getLogger(__name__)
 
@@ -116,34 +120,99 @@ def train(
         raise ConfigInvalid("data.root", seen="not given", expected="the data set's folder or CSV was expected",
                             remedy="Add data.root=PATH to the command")  # fmt: skip
     folder = out or Path("runs") / f"{resolved.name}_fold{resolved.data.fold}"
-    cases = read_manifest(Path(resolved.data.root))
+    root = Path(resolved.data.root)
+    # Everything that a config or a data set can be wrong about is met before the run folder is written.
+    prepared = _segmentation(resolved, root) if isinstance(resolved, SegmentConfig) else _classification(resolved, root)
+    _open_run(folder, resolved, prepared.split, resume=resume)
+    fit(prepared.task, prepared.data, folder, resume=resume, progress=progress)
+    return Run(folder, publish(resolved, prepared, folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a run needs, whatever its task.
+
+    Attributes
+    ----------
+    task, data
+        What Lightning fits, and on which batches.
+    split
+        Which case stands on which side.
+    evaluate
+        Measures a checkpoint on the validation and test cases.
+    facts
+        What else there is to tell of the training cases.
+    """
+
+    task: SegmentTask | ClassifyTask
+    data: SegmentationData | ClassificationData
+    split: Split
+    evaluate: Callable[[Checkpoint], dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def _segmentation(config: SegmentConfig, root: Path) -> _Prepared:
+    cases = read_manifest(root)
     split = split_by_patient(
         cases,
-        test_fraction=resolved.data.test_fraction,
-        folds=resolved.data.folds,
-        fold=resolved.data.fold,
-        seed=resolved.data.seed,
+        test_fraction=config.data.test_fraction,
+        folds=config.data.folds,
+        fold=config.data.fold,
+        seed=config.data.seed,
     )
     sides = cases_of(split, cases)
-    lightning.seed_everything(resolved.train.seed, workers=True, verbose=False)
-    # Everything that a config or a data set can be wrong about is met before the run folder is written.
-    data = SegmentationData(resolved, sides["train"], sides["validation"])
-    task = SegmentTask(resolved, data.train_names)
-    _open_run(folder, resolved, split, resume=resume)
-    fit(task, data, folder, resume=resume, progress=progress)
-    return Run(folder, publish(resolved, sides, folder))
+    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
+    data = SegmentationData(config, sides["train"], sides["validation"])
+    held = {side: sides[side] for side in ("validation", "test") if sides[side]}
+    return _Prepared(
+        SegmentTask(config, data.train_names), data, split, lambda checkpoint: evaluate(Predictor(checkpoint), held), {}
+    )
+
+
+def _classification(config: ClassifyConfig, root: Path) -> _Prepared:
+    cases, copies = without_copies(read_cases(root, config), config.data.duplicates)
+    if copies:
+        log.info("%d cases are left out: others have the same pixels", copies)
+    split = split_cases(cases, config)
+    sides = cases_of(split, cases)
+    counts = [sum(item.name in case.classes for case in sides["train"]) for item in config.classes]
+    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
+    data = ClassificationData(config, sides["train"], sides["validation"])
+    held = {side: sides[side] for side in ("validation", "test") if sides[side]}
+    facts = {
+        "copies_left_out": copies,
+        "cases_by_class": {item.name: count for item, count in zip(config.classes, counts, strict=True)},
+    }
+    return _Prepared(
+        ClassifyTask(config, data.train_names, counts),
+        data,
+        split,
+        lambda checkpoint: evaluate_classifier(Classifier(checkpoint), held),
+        facts,
+    )
 
 
 class _EpochLog(Callback):
     """A line in the log after each validation, for runs without a progress bar."""
 
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Tell the epoch and the mean Dice."""
-        dice = float(trainer.callback_metrics["val_dice"])
-        log.info("epoch %d of %d: validation Dice %.4f", trainer.current_epoch + 1, trainer.max_epochs or 0, dice)
+        """Tell the epoch and what decides which state is the best."""
+        score = float(trainer.callback_metrics[self._monitor])
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        log.info("epoch %d of %d: %s %.4f", epoch, epochs, self._monitor, score)
 
 
-def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool, progress: bool) -> None:
+def fit(
+    task: SegmentTask | ClassifyTask,
+    data: SegmentationData | ClassificationData,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: bool,
+) -> None:
     """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for noise in (".*does not have many workers.*", ".*is_leaf.*", ".*exists and is not empty.*"):
@@ -153,7 +222,7 @@ def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool
         ModelCheckpoint(
             folder / "state",
             filename="best",
-            monitor="val_dice",
+            monitor=task.monitor,
             mode="max",
             enable_version_counter=False,
         ),
@@ -163,7 +232,7 @@ def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool
     if progress:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
     else:
-        callbacks.append(_EpochLog())
+        callbacks.append(_EpochLog(task.monitor))
     if config.train.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
     trainer = lightning.Trainer(
@@ -187,18 +256,18 @@ def fit(task: SegmentTask, data: SegmentationData, folder: Path, *, resume: bool
     trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
 
 
-def publish(config: Config, sides: dict[str, list[Case]], folder: Path) -> Checkpoint:
+def publish(config: Config, prepared: _Prepared, folder: Path) -> Checkpoint:
     """Make the run's best weights a checkpoint, measured on validation and test by the code that serves it."""
     state = torch.load(folder / "state" / "best.ckpt", map_location="cpu", weights_only=True)
-    task = SegmentTask(config, ())
-    task.load_state_dict(state["state_dict"])
-    weights = weights_of(task.network)
+    prepared.task.load_state_dict(state["state_dict"])
+    weights = weights_of(prepared.task.network)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
     unmeasured = save_checkpoint(folder / "state" / "unmeasured", config, weights, {})
-    metrics = evaluate(Predictor(unmeasured), {side: sides[side] for side in ("validation", "test") if sides[side]})
+    metrics = prepared.evaluate(unmeasured)
     metrics["training"] = {
-        "cases": len(sides["train"]),
-        "names": [case.name for case in sides["train"]],
+        "cases": len(prepared.split.train),
+        "names": list(prepared.split.train),
+        **prepared.facts,
         "best_epoch": int(state["epoch"]) + 1,
         "epochs": config.train.epochs,
         "config_sha256": config.digest(),

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from imaging.classifier import Classification, Judgement
 from imaging.config import Code, Label
 from imaging.errors import ImagingError
 from imaging.predict import Prediction
@@ -78,8 +79,26 @@ class StructureVolume(_Part):
     evidence: tuple[SliceEvidence, ...]
 
 
+class ClassProbability(_Part):
+    """How probable a finding is, and what it was judged by.
+
+    `probability` is calibrated by the factor `temperature` on the network's logits, which was fitted on the
+    checkpoint's validation cases (None: it has no calibration). From `threshold` on it is abnormal; the threshold was
+    chosen there, with a sensitivity of at least `sensitivity_goal`. `classes` has the probability of every class of the
+    checkpoint.
+    """
+
+    probability: float
+    temperature: float | None
+    threshold: float | None
+    sensitivity_goal: float | None
+    classes: dict[str, float]
+
+
 class Finding(_Part):
     """One coded statement of one checkpoint about one series.
+
+    It has either a `structure` (what was measured) or a `classification` (how probable what it names is).
 
     `assessment` is `indeterminate` with its reason wherever no rule says normal or abnormal; a bare volume is not
     judged. `colour` is that of its outline in the pictures and in the SEG. `volume` tells which one of several volumes
@@ -91,13 +110,14 @@ class Finding(_Part):
     category: Code
     code: Code
     modifier: Code | None
-    colour: str
+    colour: str = ""
     assessment: Literal["normal", "abnormal", "indeterminate"]
     assessment_reason: str
     model: str
     series_uid: str
     volume: str = ""
-    structure: StructureVolume | None
+    structure: StructureVolume | None = None
+    classification: ClassProbability | None = None
 
 
 class DefectEntry(_Part):
@@ -134,16 +154,23 @@ class SeriesEntry(_Part):
     refusals: tuple[Refusal, ...] = ()
 
 
-class MeanDice(_Part):
-    """Mean Dice over test cases with its 95 % bootstrap interval; None is what cannot be known."""
+class Figure(_Part):
+    """A figure over test cases with its 95 % bootstrap interval; None is what cannot be known."""
 
     mean: float | None
     low: float | None
     high: float | None
 
 
+class MeanDice(Figure):
+    """Mean Dice over test cases."""
+
+
 class ModelEntry(_Part):
-    """A checkpoint that took part: its version, hashes, and its Dice on held-out test cases for each structure."""
+    """A checkpoint that took part: its version, hashes, and how well it did on held-out test cases.
+
+    For each structure its Dice, or for each thing that is judged its figures (`imaging.scores.scores_of`).
+    """
 
     name: str
     version: str
@@ -152,6 +179,7 @@ class ModelEntry(_Part):
     config_sha256: str
     test_cases: int = 0
     dice_on_test: dict[str, MeanDice] = {}
+    scores_on_test: dict[str, dict[str, Figure]] = {}
 
 
 class StudyEntry(_Part):
@@ -194,9 +222,11 @@ class Report(_Part):
         return self.model_dump_json(indent=1) + "\n"
 
 
-def findings_of(prediction: Prediction) -> tuple[Finding, ...]:
-    """Measure each structure of a prediction; one that was not found is a finding with volume 0."""
-    labels = prediction.checkpoint.config.labels
+def findings_of(prediction: Prediction | Classification) -> tuple[Finding, ...]:
+    """Measure each structure (one that was not found has volume 0), or tell what was judged and how."""
+    if isinstance(prediction, Classification):
+        return tuple(_judged(prediction, judgement) for judgement in prediction.judgements)
+    labels = prediction.checkpoint.segmenter().labels
     return tuple(_finding(prediction, label) for label in labels)
 
 
@@ -223,6 +253,29 @@ def _finding(prediction: Prediction, label: Label) -> Finding:
     )
 
 
+def _judged(prediction: Classification, judgement: Judgement) -> Finding:
+    calibration = prediction.checkpoint.metrics.get("calibration") or {}
+    return Finding(
+        name=judgement.target.name,
+        title=judgement.target.title,
+        category=judgement.target.category,
+        code=judgement.target.code,
+        modifier=None,
+        assessment=judgement.assessment,
+        assessment_reason=judgement.reason,
+        model=prediction.checkpoint.name,
+        series_uid=prediction.volume.facts.series_uid,
+        volume=prediction.volume.facts.volume,
+        classification=ClassProbability(
+            probability=round(judgement.probability, 5),
+            temperature=calibration.get("temperature"),
+            threshold=judgement.threshold,
+            sensitivity_goal=calibration.get("sensitivity"),
+            classes={name: round(value, 5) for name, value in prediction.probability.items()},
+        ),
+    )
+
+
 def _measure(prediction: Prediction, label: Label) -> StructureVolume:
     volume, found_XYZ = prediction.volume, prediction.mask_XYZ == label.id
     voxels = int(found_XYZ.sum())
@@ -246,7 +299,7 @@ def _rounded(value: float | None) -> float | None:
 
 def _interval(prediction: Prediction, label: Label, amount: float) -> tuple[VolumeInterval | None, str]:
     """The interval of a volume, or None and why there is none."""
-    trained, own = prediction.checkpoint.config.preprocess.spacing_mm, prediction.volume.spacing
+    trained, own = prediction.checkpoint.segmenter().preprocess.spacing_mm, prediction.volume.spacing
     if any(not 0.9 < o / t < 1.1 for o, t in zip(sorted(own), sorted(trained), strict=True)):
         return None, "the checkpoint's interval was measured at another spacing"
     factors = (prediction.checkpoint.metrics.get("volume_interval") or {}).get(label.name)
@@ -291,7 +344,7 @@ def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
     return tuple(Refusal(**error.as_dict()) for error in errors)
 
 
-def model_entry(prediction: Prediction) -> ModelEntry:
+def model_entry(prediction: Prediction | Classification) -> ModelEntry:
     """The entry of the checkpoint that made a prediction."""
     checkpoint = prediction.checkpoint
     test = checkpoint.metrics.get("test", {})
@@ -303,4 +356,8 @@ def model_entry(prediction: Prediction) -> ModelEntry:
         config_sha256=checkpoint.config.digest(),
         test_cases=test.get("cases", 0),
         dice_on_test={name: MeanDice(**value) for name, value in test.get("dice", {}).items()},
+        scores_on_test={
+            name: {key: Figure(**value) for key, value in figures.items() if isinstance(value, dict)}
+            for name, figures in test.get("scores", {}).items()
+        },
     )

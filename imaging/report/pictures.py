@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imaging.classifier import Classification
 from imaging.config import Label
 from imaging.predict import Prediction
-from imaging.volume import orientation_of
+from imaging.volume import Volume, orientation_of
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
@@ -54,7 +55,7 @@ class Picture:
     width_mm, height_mm
         Its size in the patient.
     left, right, top, bottom
-        The patient directions at its edges.
+        The patient directions at its edges; empty where nobody knows them.
     outlines
         One for each structure on it.
     """
@@ -76,8 +77,10 @@ class Picture:
     outlines: tuple[Outline, ...]
 
 
-def key_pictures(prediction: Prediction, *, most: int = 6, slices: Sequence[int] | None = None) -> tuple[Picture, ...]:
-    """The slices that show a prediction best.
+def key_pictures(
+    prediction: Prediction | Classification, *, most: int = 6, slices: Sequence[int] | None = None
+) -> tuple[Picture, ...]:
+    """The slices that show a prediction best; of what was classified as a whole, the middle one.
 
     For each structure the slice where it is largest, then slices spread evenly over all that was found; without any
     finding, the middle slice.
@@ -85,7 +88,7 @@ def key_pictures(prediction: Prediction, *, most: int = 6, slices: Sequence[int]
     Parameters
     ----------
     prediction
-        Mask and volume.
+        Volume, and its mask if it has one.
     most
         How many pictures at the most.
     slices
@@ -94,10 +97,13 @@ def key_pictures(prediction: Prediction, *, most: int = 6, slices: Sequence[int]
     volume = prediction.volume
     values = volume.array[0]
     low, high = np.percentile(values, [0.5, 99.5])
-    labels = prediction.checkpoint.config.labels
+    if isinstance(prediction, Classification):
+        return (_picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), ()),)
+    labels = prediction.checkpoint.segmenter().labels
     ids = [label.id for label in labels]
     indices = _key_slices(prediction.mask_XYZ, ids, most) if slices is None else slices
-    return tuple(_picture(prediction, index, float(low), float(high), labels) for index in indices)
+    window = float(low), float(high)
+    return tuple(_picture(volume, prediction.mask_XYZ, index, window, labels) for index in indices)
 
 
 def comparison(prediction: Prediction, truth_XYZ: NDArray[Any]) -> tuple[Picture, Picture]:
@@ -125,8 +131,14 @@ def _key_slices(mask_XYZ: NDArray[np.uint8], ids: Sequence[int], most: int) -> l
     return sorted(list(dict.fromkeys([*largest, *spread]))[:most])
 
 
-def _picture(prediction: Prediction, index: int, low: float, high: float, labels: Sequence[Label]) -> Picture:
-    volume = prediction.volume
+def _picture(
+    volume: Volume,
+    mask_XYZ: NDArray[np.uint8] | None,
+    index: int,
+    window: tuple[float, float],
+    labels: Sequence[Label],
+) -> Picture:
+    (low, high), placed = window, "no_patient_position" not in {defect.code for defect in volume.defects}
     towards = orientation_of(volume.affine)
     # Radiological pictures have R-L across where they have it, and S-I upright where they have it.
     ranks = ["RLAPSI".index(direction) // 2 for direction in towards[:2]]
@@ -134,7 +146,7 @@ def _picture(prediction: Prediction, index: int, low: float, high: float, labels
     towards = towards[across] + towards[down]
     flips = tuple(direction in "RAS" for direction in towards[:2])
     image_YX = _displayed(volume.array[0, :, :, index].transpose(across, down), flips)
-    mask_YX = _displayed(prediction.mask_XYZ[:, :, index].transpose(across, down), flips)
+    mask_YX = None if mask_XYZ is None else _displayed(mask_XYZ[:, :, index].transpose(across, down), flips)
     grey = np.clip((image_YX - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
     right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards[:2], flips, strict=True))
     rows, columns = grey.shape
@@ -149,14 +161,15 @@ def _picture(prediction: Prediction, index: int, low: float, high: float, labels
         rows=rows,
         width_mm=columns * volume.spacing[across],
         height_mm=rows * volume.spacing[down],
-        left=_OPPOSITE[right],
-        right=right,
-        top=_OPPOSITE[bottom],
-        bottom=bottom,
+        # A film does not tell which of its sides is the patient's right.
+        left=_OPPOSITE[right] if placed else "",
+        right=right if placed else "",
+        top=_OPPOSITE[bottom] if placed else "",
+        bottom=bottom if placed else "",
         outlines=tuple(
             Outline(label.title, label.colour, outline_path(mask_YX == label.id))
             for label in labels
-            if (mask_YX == label.id).any()
+            if mask_YX is not None and (mask_YX == label.id).any()
         ),
     )
 

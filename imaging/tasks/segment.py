@@ -8,7 +8,6 @@ Shapes: B batch, C channels, K classes with the background; ``image_BCXYZ``, ``l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import lightning
@@ -18,11 +17,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 
-from imaging.config import Config
+from imaging.config import SegmentConfig
 from imaging.data import Sample
 from imaging.errors import TrainingDiverged
 from imaging.metrics import dice
 from imaging.networks import build_network
+from imaging.tasks.schedule import adamw_with_cosine
 from imaging.transforms import IMAGE, LABEL
 
 
@@ -37,7 +37,9 @@ class SegmentTask(lightning.LightningModule):
         Names of the training cases by their index, for messages.
     """
 
-    def __init__(self, config: Config, train_names: Sequence[str]) -> None:
+    monitor = "val_dice"
+
+    def __init__(self, config: SegmentConfig, train_names: Sequence[str]) -> None:
         super().__init__()
         self.config = config
         self.network = build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
@@ -87,21 +89,9 @@ class SegmentTask(lightning.LightningModule):
         self._scores.clear()
         for label, mean in zip(self.config.labels, means, strict=True):
             self.log(f"val_dice_{label.name}", float(mean))
-        self.log("val_dice", float(np.nanmean(means)), prog_bar=True)
+        self.log(self.monitor, float(np.nanmean(means)), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warm-up and a cosine to zero over the run's steps."""
-        settings = self.config.train
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        warmup = min(settings.warmup_steps, steps // 10)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw_with_cosine(self.network, self.config.train, steps=steps)

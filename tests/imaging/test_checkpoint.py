@@ -25,7 +25,8 @@ from imaging.checkpoint import (
     save_checkpoint,
     shipped_checkpoints,
 )
-from imaging.config import load_config
+from imaging.classifier import targets_of
+from imaging.config import SegmentConfig, load_config
 from imaging.errors import CheckpointCorrupt, OutputNotWritable, UnknownCheckpoint
 from imaging.files import sha256_of, shipped
 
@@ -221,7 +222,11 @@ def test_shipped_checkpoint_is_found_by_name_and_is_whole(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     assert checkpoint.name == folder.name
     assert checkpoint.config.data.root is None
-    assert {label.name for label in checkpoint.config.labels} == set(checkpoint.metrics["test"]["dice"])
+    test = checkpoint.metrics["test"]
+    if isinstance(checkpoint.config, SegmentConfig):
+        assert {label.name for label in checkpoint.config.labels} == set(test["dice"])
+    else:
+        assert {target.name for target in targets_of(checkpoint.config)} == set(test["scores"])
 
 
 def test_checkpoint_may_be_copied(saved: Checkpoint, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imaging.config import Config, find_config, load_config
+from imaging.config import Config, SegmentConfig, find_config, load_config
 from imaging.errors import ConfigInvalid, ImagingError, UnknownKey
 from imaging.files import shipped
-from imaging.networks import build_network
+from imaging.gridding import classify_augmentation
+from imaging.networks import build_classifier, build_network
 from imaging.transforms import augmentation
 
 SHIPPED = sorted(shipped("configs").glob("*.yaml"))
@@ -50,8 +51,13 @@ def test_shipped_config_can_be_trained(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
     assert config.data.root is None
-    build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
-    augmentation(config.train.augment, patch=config.train.patch)
+    if isinstance(config, SegmentConfig):
+        build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
+        augmentation(config.train.augment, patch=config.train.patch)
+    else:
+        axes = len(config.preprocess.size)
+        build_classifier(config.network, spatial_dims=axes, in_channels=1, classes=len(config.classes))
+        classify_augmentation(config.train.augment, axes=axes)
 
 
 def test_some_config_ships() -> None:
@@ -151,7 +157,7 @@ def test_override_that_leads_nowhere(override: str) -> None:
         ("applies_to.spacing_max_mm", 0),
         ("labels.0.colour", "red"),
         ("labels.0.name", "Not a name"),
-        ("task", "classify"),
+        ("task", "paint"),
         ("name", "../escape"),
         ("version", "one"),
     ],

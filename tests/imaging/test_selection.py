@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from classified import toy_config
 
 from imaging.config import AppliesTo
 from imaging.errors import NotApplicable
-from imaging.selection import check_choice, check_limits
+from imaging.selection import check_choice, check_fit, check_limits
 from imaging.volume import SeriesFacts
 
 RULE = AppliesTo(
@@ -118,3 +120,32 @@ def test_the_coarsest_spacing_counts(spacing: float, taken: bool) -> None:
 def test_a_series_is_named_by_its_uid_and_a_nifti_by_its_file() -> None:
     assert CHEST.subject == "series 1.2.3"
     assert NIFTI.subject == "hippocampus_001.nii.gz"
+
+
+# --------------------------------------------------------------------------------------------------------- classifiers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape", "match"),
+    [
+        ([], (40, 30, 5), "5 slice"),
+        (["preprocess.size=[8, 8, 8]"], (40, 30, 1), "1 slice"),
+        (["applies_to.pixels_min=64"], (400, 63, 1), "only 63 pixels"),
+        (["applies_to.aspect_max=2"], (401, 200, 1), "401 to 200"),
+        (["applies_to.spacing_max_mm=0.5"], (40, 30, 1), "spacing"),
+    ],
+)
+def test_grid_that_a_classifier_does_not_take(
+    tmp_path: Path, overrides: list[str], shape: tuple[int, int, int], match: str
+) -> None:
+    config = toy_config(tmp_path, *overrides)
+    with pytest.raises(NotApplicable, match=match):
+        check_fit(config, SeriesFacts(), shape, np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape"),
+    [([], (2, 9000, 1)), (["preprocess.size=[8, 8, 8]"], (9, 9, 2)), (["applies_to.aspect_max=2"], (400, 200, 1))],
+)
+def test_grid_that_a_classifier_takes(tmp_path: Path, overrides: list[str], shape: tuple[int, int, int]) -> None:
+    check_fit(toy_config(tmp_path, *overrides), SeriesFacts(), shape, np.eye(4))

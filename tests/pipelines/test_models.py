@@ -12,6 +12,7 @@ from click.testing import Result
 
 from imaging import checkpoint as checkpoints
 from imaging.checkpoint import open_checkpoint, shipped_checkpoints
+from imaging.config import SegmentConfig
 from pipelines.models import models
 
 Invoke = Callable[..., Result]
@@ -28,8 +29,11 @@ def test_listing_is_what_the_checkpoint_says(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     (model,) = [model for model in models()["models"] if model["name"] == folder.name]
     assert model["version"] == checkpoint.config.version
-    assert model["labels"] == {label.id: label.name for label in checkpoint.config.labels}
-    assert model["dice_on_test"] == checkpoint.metrics["test"]["dice"]
+    config = checkpoint.config
+    items = config.labels if isinstance(config, SegmentConfig) else config.classes
+    assert model["labels"] == {item.id: item.name for item in items}
+    assert model["dice_on_test"] == checkpoint.metrics["test"].get("dice")
+    assert model["scores_on_test"] == checkpoint.metrics["test"].get("scores")
     assert model["weights_sha256"] == checkpoint.weights_sha256
     assert model["applies_to"]["modality"] == list(checkpoint.config.applies_to.modality)
 

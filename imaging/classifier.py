@@ -1,0 +1,272 @@
+"""One Volume in, one Classification out: what it shows, how probable that is, and whether that is normal.
+
+Invariant: the checkpoint's own preprocessing goes in front of the network and nothing else; a probability is calibrated
+and judged by what the checkpoint's metrics say of its validation cases, and without them nothing is judged.
+
+Shapes: K classes; ``logits_K`` of one case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imaging.calibrate import likeness, probability_of
+from imaging.checkpoint import Checkpoint
+from imaging.config import ClassifyConfig, Code
+from imaging.errors import CheckpointCorrupt
+from imaging.gridding import classify_preprocessing
+from imaging.networks import build_classifier, load_weights
+from imaging.predict import Predictor, check_not_mask
+from imaging.selection import check_choice, check_fit, check_grey
+from imaging.transforms import IMAGE, apply
+from imaging.volume import Volume
+
+Assessment = Literal["normal", "abnormal", "indeterminate"]
+
+# Pixels along an axis of the thumbnail that familiarity goes by.
+_THUMBNAIL = 16
+# What stands for several abnormal classes at once (SNOMED CT).
+_ABNORMAL = Code(value="263654008", meaning="Abnormal")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that a case is judged by.
+
+    Attributes
+    ----------
+    name, title, category, code
+        A class's own, or those of all abnormal classes together.
+    classes
+        Ids of the classes whose probabilities add up to it.
+    abnormal
+        Whether it is abnormal where it is there; what is neither is measured and not judged.
+    """
+
+    name: str
+    title: str
+    category: Code
+    code: Code
+    classes: tuple[int, ...]
+    abnormal: bool
+
+    def probability(self, probability_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Its probability in each of N cases."""
+        summed: NDArray[np.float64] = np.minimum(probability_NK[:, list(self.classes)].sum(axis=1), 1.0)
+        return summed
+
+    def truth(self, truth_NK: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether it is there in each of N cases."""
+        return np.asarray(truth_NK[:, list(self.classes)].any(axis=1), dtype=np.bool_)
+
+
+def targets_of(config: ClassifyConfig) -> tuple[Target, ...]:
+    """What a config's cases are judged by.
+
+    With sigmoid each class is one. With softmax the abnormal classes together are the one that is judged; of more than
+    two classes each is measured beside it.
+    """
+    single = tuple(Target(c.name, c.title, c.category, c.code, (c.id,), c.abnormal) for c in config.classes)
+    if config.output == "sigmoid":
+        return single
+    abnormal = [item for item in single if item.abnormal]
+    unjudged = tuple(Target(t.name, t.title, t.category, t.code, t.classes, False) for t in single)
+    if not abnormal or len(abnormal) == len(single):
+        return unjudged
+    if len(abnormal) == 1:
+        return (abnormal[0], *(item for item in unjudged if item.name != abnormal[0].name and len(single) > 2))
+    classes = tuple(number for item in abnormal for number in item.classes)
+    return (Target("abnormal", "Abnormal", abnormal[0].category, _ABNORMAL, classes, True), *unjudged)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was said of one target.
+
+    Attributes
+    ----------
+    target
+        Of what.
+    probability
+        Calibrated, where the checkpoint has a calibration.
+    threshold
+        From which on it is abnormal; None where the checkpoint has none.
+    assessment, reason
+        What follows, and why.
+    """
+
+    target: Target
+    probability: float
+    threshold: float | None
+    assessment: Assessment
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classification:
+    """What one checkpoint said of one volume.
+
+    Attributes
+    ----------
+    checkpoint
+        Who said it.
+    volume
+        Of what.
+    probability
+        Of each class by its name.
+    judgements
+        One for each target.
+    """
+
+    checkpoint: Checkpoint
+    volume: Volume
+    probability: dict[str, float]
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """The network's own numbers (K,), and a thumbnail of what it was given."""
+
+    logits_K: NDArray[np.float64]
+    thumbnail: NDArray[np.float64]
+
+
+class Classifier:
+    """A classifying checkpoint with its network in memory; call it with a Volume.
+
+    Parameters
+    ----------
+    checkpoint
+        A verified checkpoint.
+    device
+        ``cuda`` where there is one, else ``cpu``.
+
+    Raises
+    ------
+    WrongTask
+        If the checkpoint does something else.
+    CheckpointCorrupt
+        If the weights do not fit the config's network.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None) -> None:
+        config = checkpoint.classifier()
+        self.checkpoint = checkpoint
+        self._config = config
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._prepare = classify_preprocessing(config.preprocess)
+        network = build_classifier(
+            config.network, spatial_dims=len(config.preprocess.size), in_channels=1, classes=len(config.classes)
+        )
+        try:
+            load_weights(network, checkpoint.load_weights())
+        except (KeyError, ValueError) as error:
+            raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
+        self._network = network.eval().to(self._device)
+
+    def __call__(self, volume: Volume) -> Classification:
+        """Classify a picture or a volume.
+
+        Raises
+        ------
+        NotApplicable
+            If it is of another modality or kind, or beyond the checkpoint's limits.
+        ConstantImage, LooksLikeMask
+            If its pixels hold one value, or so few that it is no picture.
+        """
+        calibration = self.checkpoint.metrics.get("calibration") or {}
+        answer = self.ask(volume)
+        logits_1K = answer.logits_K[None]
+        strange = is_strange(answer.thumbnail[None], calibration)[0]
+        softmax = self._config.output == "softmax"
+        probability_1K = probability_of(logits_1K, softmax=softmax, temperature=calibration.get("temperature", 1.0))
+        named = {item.name: float(probability_1K[0, item.id]) for item in self._config.classes}
+        judgements = tuple(
+            judge(target, float(target.probability(probability_1K)[0]), calibration, strange=bool(strange))
+            for target in targets_of(self._config)
+        )
+        return Classification(self.checkpoint, volume, named, judgements)
+
+    def ask(self, volume: Volume) -> Answer:
+        """What the network says before any calibration; see the call for what is raised."""
+        config = self._config
+        check_choice(config.applies_to, volume.facts, named=True)
+        check_grey(volume.facts, volume.array.shape[0])
+        check_fit(config, volume.facts, volume.shape, volume.affine)
+        check_not_mask(volume)
+        image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
+        values = torch.as_tensor(np.asarray(image))
+        return Answer(self._logits(values[None].to(self._device)), _thumbnail(values))
+
+    @torch.inference_mode()
+    def _logits(self, image: torch.Tensor) -> NDArray[np.float64]:
+        """Averaged over the flips that the config asks for."""
+        settings = self._config.predict
+        flips: list[tuple[int, ...]] = [()]
+        for axis in settings.flip_axes:
+            flips += [(*flip, axis + 2) for flip in flips]
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            logits = [self._network(image.flip(flip) if flip else image)[0].float() for flip in flips]
+        return np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64)
+
+
+def _thumbnail(values: torch.Tensor) -> NDArray[np.float64]:
+    """What the network was given, (C, ...), so small that only the coarse looks are left."""
+    size = tuple(min(n, _THUMBNAIL) for n in values.shape[1:])
+    small = torch.nn.functional.interpolate(values[None], size=size, mode="area")  # the mean over each pixel of it
+    return np.asarray(small[0, 0].numpy(), dtype=np.float64)
+
+
+def is_strange(thumbnails: NDArray[np.float64], calibration: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which of N thumbnails look less like the validation cases than the calibration allows."""
+    familiar = calibration.get("familiar")
+    if not familiar:
+        return np.zeros(len(thumbnails), dtype=np.bool_)
+    return np.asarray(likeness(thumbnails, np.array(familiar["template"])) < familiar["least"])
+
+
+def judge(target: Target, probability: float, calibration: dict[str, Any], *, strange: bool = False) -> Judgement:
+    """What follows from a calibrated probability.
+
+    Parameters
+    ----------
+    target, probability
+        Of what, and how probable it is.
+    calibration
+        The checkpoint's: ``thresholds`` by target, ``margin``, and ``sensitivity`` that the threshold was chosen for;
+        empty where it has none.
+    strange
+        Whether the picture looks like nothing that the checkpoint knows.
+    """
+    threshold = (calibration.get("thresholds") or {}).get(target.name)
+    if not target.abnormal:
+        return Judgement(
+            target, probability, threshold, "indeterminate", "Its presence alone is neither normal nor not."
+        )
+    if threshold is None:
+        return Judgement(target, probability, None, "indeterminate", "The checkpoint has no threshold for it.")
+    if strange:
+        reason = "The picture does not look like those that the checkpoint was calibrated on."
+        return Judgement(target, probability, threshold, "indeterminate", reason)
+    margin = calibration.get("margin", 0.0)
+    if abs(probability - threshold) < margin:
+        reason = f"Within {margin:g} of the threshold {threshold:.3f}: too close to call."
+        return Judgement(target, probability, threshold, "indeterminate", reason)
+    chosen = f"the threshold {threshold:.3f}, chosen on validation cases for a sensitivity of at least"
+    goal = f"{calibration.get('sensitivity', 0):.0%}"
+    if probability >= threshold:
+        return Judgement(target, probability, threshold, "abnormal", f"At or above {chosen} {goal}.")
+    return Judgement(target, probability, threshold, "normal", f"Below {chosen} {goal}.")
+
+
+def open_predictor(checkpoint: Checkpoint, *, device: str | None = None) -> Predictor | Classifier:
+    """What a checkpoint is asked with, whatever its task."""
+    if isinstance(checkpoint.config, ClassifyConfig):
+        return Classifier(checkpoint, device=device)
+    return Predictor(checkpoint, device=device)

@@ -1,0 +1,157 @@
+"""How well probabilities tell cases apart, how far they can be believed, and how far the figures can be trusted.
+
+Invariant: pure functions of their arguments and the seed. What a sample cannot show (the sensitivity where nobody is
+ill) is NaN, never a made-up 0 or 1. Intervals resample patients, not images: two films of one patient are not two
+independent witnesses.
+
+Shapes: N cases; ``truth`` bool (N,), ``probability`` float64 (N,) of being true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.interval import Interval
+
+Truth = NDArray[np.bool_]
+Probability = NDArray[np.float64]
+
+_BINS = 10
+
+
+def auc(truth: Truth, probability: Probability) -> float:
+    """Area under the ROC curve: how often a true case has the greater probability; ties count half.
+
+    Hanley and McNeil, *The meaning and use of the area under a ROC curve*, Radiology 143 (1982) 29-36.
+    """
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    if not positives or not negatives:
+        return float("nan")
+    _, inverse, counts = np.unique(probability, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks = (ends - (counts - 1) / 2)[inverse]
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def average_precision(truth: Truth, probability: Probability) -> float:
+    """Area under the precision-recall curve as a sum of steps, without interpolation.
+
+    Davis and Goadrich, *The relationship between precision-recall and ROC curves*, ICML 2006, section 4: joining the
+    points by lines would promise too much.
+    """
+    positives = int(truth.sum())
+    if not positives:
+        return float("nan")
+    order = np.argsort(-probability, kind="stable")
+    found = np.cumsum(truth[order])
+    # Cases of equal probability are found together: only the last of them is a point of the curve.
+    last = np.append(np.diff(probability[order]) != 0, True)
+    precision = (found / np.arange(1, len(truth) + 1))[last]
+    recall = found[last] / positives
+    return float((np.diff(recall, prepend=0) * precision).sum())
+
+
+def brier(truth: Truth, probability: Probability) -> float:
+    """Mean squared distance of the probability from what was true. Brier, Monthly Weather Review 78 (1950) 1-3."""
+    return float(((probability - truth) ** 2).mean()) if len(truth) else float("nan")
+
+
+def expected_calibration_error(truth: Truth, probability: Probability) -> float:
+    """How far, on average, the share of true cases is from the probability that was given, over ten equal bins.
+
+    Guo et al., *On calibration of modern neural networks*, ICML 2017, equation 3, for the probability of one class.
+    """
+    if not len(truth):
+        return float("nan")
+    bins = np.minimum((probability * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS)
+    gaps = np.abs(np.bincount(bins, truth, _BINS) - np.bincount(bins, probability, _BINS))
+    return float(gaps.sum() / counts.sum())
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def scores_of(truth: Truth, probability: Probability, threshold: float) -> dict[str, float]:
+    """All figures of one sample; what is `threshold` or more is called true.
+
+    Returns
+    -------
+    dict
+        ``auc``, ``auprc``, ``accuracy``, ``sensitivity``, ``specificity``, ``ppv``, ``npv``, ``f1``, ``brier`` and
+        ``ece``; NaN where the sample cannot show it.
+    """
+    called = probability >= threshold
+    hits, false = int((called & truth).sum()), int((called & ~truth).sum())
+    misses, right = int((~called & truth).sum()), int((~called & ~truth).sum())
+    return {
+        "auc": auc(truth, probability),
+        "auprc": average_precision(truth, probability),
+        "accuracy": _share(hits + right, len(truth)),
+        "sensitivity": _share(hits, hits + misses),
+        "specificity": _share(right, right + false),
+        "ppv": _share(hits, hits + false),
+        "npv": _share(right, right + misses),
+        "f1": _share(2 * hits, 2 * hits + false + misses),
+        "brier": brier(truth, probability),
+        "ece": expected_calibration_error(truth, probability),
+    }
+
+
+def bootstrap_scores(
+    measure: Callable[[NDArray[np.int64]], dict[str, float]],
+    patients: Sequence[str],
+    *,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Figures with their 95 % percentile bootstrap intervals over patients.
+
+    Parameters
+    ----------
+    measure
+        Gives the figures of some cases by their indices (with repetitions).
+    patients
+        Whose each case is; all cases of a patient are drawn together.
+    resamples
+        How often as many patients are drawn as there are, with replacement.
+    seed
+        Of the generator.
+
+    Returns
+    -------
+    dict
+        An interval for each figure. A figure that a resample cannot show is left out there; the bounds are None where
+        there are fewer than two patients, or where fewer than half of the resamples show it.
+
+    Notes
+    -----
+    Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), section 13.3; by patients as in Field and Welsh,
+    *Bootstrapping clustered data*, JRSS B 69 (2007) 369-390, the cluster bootstrap.
+    """
+    names, owner = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    of_patient = np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner))[:-1])
+    generator = np.random.default_rng(seed)
+    values = measure(np.arange(len(patients)))
+    drawn: dict[str, list[float]] = {name: [] for name in values}
+    for _ in range(resamples if len(names) > 1 else 0):
+        chosen = np.concatenate([of_patient[i] for i in generator.integers(len(names), size=len(names))])
+        for name, value in measure(chosen).items():
+            drawn[name].append(value)
+    return {name: _interval(value, np.array(drawn[name])) for name, value in values.items()}
+
+
+def _interval(value: float, drawn: NDArray[Any]) -> Interval:
+    shown = drawn[~np.isnan(drawn)]
+    if np.isnan(value):
+        return Interval(None, None, None)
+    if 2 * len(shown) < len(drawn) or not len(shown):
+        return Interval(value, None, None)
+    low, high = np.percentile(shown, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

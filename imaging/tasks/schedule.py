@@ -1,0 +1,34 @@
+"""How the learning rate runs, the same for every task."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
+from imaging.config import Fit
+
+
+def adamw_with_cosine(network: torch.nn.Module, settings: Fit, *, steps: int) -> OptimizerLRSchedulerConfig:
+    """AdamW with a linear warm-up and a cosine to zero.
+
+    Parameters
+    ----------
+    network
+        Whose parameters are fitted.
+    settings
+        Learning rate, weight decay and warm-up.
+    steps
+        Of the whole run; the warm-up takes at most a tenth of them.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    warmup = min(settings.warmup_steps, steps // 10)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

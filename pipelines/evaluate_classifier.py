@@ -1,0 +1,199 @@
+"""Calibrate a classifier on its validation cases and measure it on those and on test, by the code that serves it.
+
+Invariant: temperature and thresholds come from the validation cases alone; the test cases only say whether they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
+from imaging.cases import ClassifiedCase
+from imaging.classifier import Classifier, Target, is_strange, judge, targets_of
+from imaging.config import ClassifyConfig
+from imaging.data import load_picture
+from imaging.scores import bootstrap_scores, scores_of
+
+# Of a fact with more different values than this, groups are made of neighbouring values.
+_FEW_VALUES = 10
+# In a smaller group the intervals would span everything.
+_SMALLEST_GROUP = 20
+_AGES = (0, 18, 40, 60, 80, 200)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """The cases of one side with their truth and what the network said; ``logits_NK``, ``truth_NK``, (N, ...)."""
+
+    cases: Sequence[ClassifiedCase]
+    truth_NK: NDArray[np.bool_]
+    logits_NK: NDArray[np.float64]
+    thumbnails: NDArray[np.float64]
+
+
+def evaluate_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]]) -> dict[str, Any]:
+    """Every figure of each side's cases, and the calibration that they were measured with.
+
+    Returns
+    -------
+    dict
+        ``calibration`` (temperature, thresholds, sensitivity, margin); and for each side ``cases``, ``patients``,
+        ``scores`` (for each target its figures with 95 % bootstrap intervals over patients), ``indeterminate``
+        (the share that is called neither normal nor abnormal; the figures count them by the threshold alone),
+        ``likeliest_accuracy``
+        (softmax: how often the likeliest class is the true one), ``subgroups`` and ``each`` (truth and probability of
+        every class in every case).
+    """
+    config = classifier.checkpoint.classifier()
+    asked = {side: _ask(classifier, cases) for side, cases in sides.items()}
+    calibration = _calibrated(config, asked["validation"])
+    metrics: dict[str, Any] = {"calibration": calibration}
+    for side, answers in asked.items():
+        probability_NK = probability_of(
+            answers.logits_NK, softmax=config.output == "softmax", temperature=calibration["temperature"]
+        )
+        everyone = np.arange(len(answers.cases))
+        metrics[side] = {
+            **_measured(config, answers, probability_NK, everyone, calibration),
+            "indeterminate": _undecided(config, answers, probability_NK, calibration),
+            "subgroups": {
+                name: _measured(config, answers, probability_NK, chosen, calibration)
+                for name, chosen in _subgroups(answers.cases).items()
+            },
+            "each": {
+                case.name: {"classes": list(case.classes), "probability": [round(float(p), 5) for p in row]}
+                for case, row in zip(answers.cases, probability_NK, strict=True)
+            },
+        }
+    return metrics
+
+
+def _ask(classifier: Classifier, cases: Sequence[ClassifiedCase]) -> _Asked:
+    names = [item.name for item in classifier.checkpoint.classifier().classes]
+    truth_NK = np.array([[name in case.classes for name in names] for case in cases])
+    answers = [classifier.ask(load_picture(case)) for case in cases]
+    return _Asked(
+        cases,
+        truth_NK,
+        np.stack([answer.logits_K for answer in answers]),
+        np.stack([answer.thumbnail for answer in answers]),
+    )
+
+
+def _familiar(share: float | None, thumbnails: NDArray[np.float64]) -> dict[str, Any] | None:
+    """The mean of the validation cases, and how little like it the most unlike ones of them may be."""
+    if share is None:
+        return None
+    template = np.round(thumbnails.mean(axis=0), 3)
+    least = float(np.quantile(likeness(thumbnails, template), 1 - share))
+    return {"share": share, "least": round(least, 5), "template": template.tolist()}
+
+
+def _calibrated(config: ClassifyConfig, answers: _Asked) -> dict[str, Any]:
+    """What the validation cases say of the network's certainty, and where they put the thresholds."""
+    settings, softmax = config.calibrate, config.output == "softmax"
+    temperature = (
+        temperature_of(answers.logits_NK, answers.truth_NK, softmax=softmax)
+        if settings.temperature == "fitted"
+        else 1.0
+    )
+    temperature = round(temperature, 5)
+    probability_NK = probability_of(answers.logits_NK, softmax=softmax, temperature=temperature)
+    thresholds = {
+        target.name: threshold_for(
+            target.truth(answers.truth_NK), target.probability(probability_NK), sensitivity=settings.sensitivity
+        )
+        for target in targets_of(config)
+    }
+    return {
+        "cases": len(answers.cases),
+        "familiar": _familiar(settings.familiar, answers.thumbnails),
+        "temperature": temperature,
+        "sensitivity": settings.sensitivity,
+        "margin": settings.margin,
+        # Rounded down: a case that lies on the threshold stays on its side of it.
+        "thresholds": {name: None if t is None else np.floor(t * 1e6) / 1e6 for name, t in thresholds.items()},
+    }
+
+
+def _undecided(
+    config: ClassifyConfig, answers: _Asked, probability_NK: NDArray[np.float64], calibration: dict[str, Any]
+) -> dict[str, float]:
+    """For each target that is judged the share of cases that are called neither normal nor abnormal."""
+    strange_N = is_strange(answers.thumbnails, calibration).tolist()
+    shares = {}
+    for target in targets_of(config):
+        if target.abnormal:
+            probability_N = target.probability(probability_NK).tolist()
+            told = [judge(target, p, calibration, strange=s) for p, s in zip(probability_N, strange_N, strict=True)]
+            undecided = [judgement.assessment == "indeterminate" for judgement in told]
+            shares[target.name] = round(sum(undecided) / len(undecided), 5)
+    return shares
+
+
+def _measured(
+    config: ClassifyConfig,
+    answers: _Asked,
+    probability_NK: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+    calibration: dict[str, Any],
+) -> dict[str, Any]:
+    """All figures of some of the cases."""
+    patients = [answers.cases[i].patient for i in chosen]
+    measured: dict[str, Any] = {"cases": len(chosen), "patients": len(set(patients)), "scores": {}}
+    for target in targets_of(config):
+        measured["scores"][target.name] = _scores(target, answers.truth_NK[chosen], probability_NK[chosen], patients,
+                                                  calibration["thresholds"][target.name])  # fmt: skip
+    if config.output == "softmax":
+        right_N = probability_NK[chosen].argmax(axis=1) == answers.truth_NK[chosen].argmax(axis=1)
+        likeliest = bootstrap_scores(lambda drawn: {"accuracy": float(right_N[drawn].mean())}, patients)
+        measured["likeliest_accuracy"] = likeliest["accuracy"].as_dict()
+    return measured
+
+
+def _scores(
+    target: Target,
+    truth_NK: NDArray[np.bool_],
+    probability_NK: NDArray[np.float64],
+    patients: Sequence[str],
+    threshold: float,
+) -> dict[str, Any]:
+    truth, probability = target.truth(truth_NK), target.probability(probability_NK)
+    figures = bootstrap_scores(lambda drawn: scores_of(truth[drawn], probability[drawn], threshold), patients)
+    return {"true_cases": int(truth.sum()), **{name: figure.as_dict() for name, figure in figures.items()}}
+
+
+def _subgroups(cases: Sequence[ClassifiedCase]) -> dict[str, NDArray[np.int64]]:
+    """The cases of each value of each fact, by ``fact=value``; small groups are left out."""
+    groups: dict[str, list[int]] = {}
+    for fact in sorted({name for case in cases for name in case.facts}):
+        told = [case.facts.get(fact, "").strip() for case in cases]
+        bands = _bands(fact, told)
+        for index, value in enumerate(told):
+            if value:
+                groups.setdefault(f"{fact}={bands.get(value, value)}", []).append(index)
+        if len(set(told)) > _FEW_VALUES and not bands:
+            groups = {name: found for name, found in groups.items() if not name.startswith(f"{fact}=")}
+    return {name: np.array(found) for name, found in groups.items() if len(found) >= _SMALLEST_GROUP}
+
+
+def _bands(fact: str, told: Sequence[str]) -> dict[str, str]:
+    """For each value of a number with many values its band: ages by decades of life, others by thirds of the cases."""
+    values = {value for value in told if value}
+    try:
+        numbers = {value: float(value) for value in values}
+    except ValueError:
+        return {}
+    if len(values) <= _FEW_VALUES:
+        return {}
+    if fact.lower() == "age":
+        edges: Sequence[float] = _AGES
+    else:
+        edges = [-np.inf, *np.quantile([numbers[value] for value in told if value], [1 / 3, 2 / 3]).tolist(), np.inf]
+    places = {value: int(np.searchsorted(edges[1:-1], number, side="right")) for value, number in numbers.items()}
+    return {value: f"{edges[place]:g} to under {edges[place + 1]:g}" for value, place in places.items()}

@@ -1,0 +1,112 @@
+"""Scores agree with torchmetrics and with the arithmetic by hand; intervals resample patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional import classification as peers
+
+from imaging.scores import auc, average_precision, bootstrap_scores, expected_calibration_error, scores_of
+
+SEEDS = range(5)
+
+
+def sample(seed: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and probability of 200 cases."""
+    generator = np.random.default_rng(seed)
+    truth = generator.random(200) < 0.3
+    probability = np.clip(generator.normal(0.4 + 0.2 * truth, 0.2), 0, 1)
+    return truth, np.round(probability, 1) if ties else probability
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_scores_are_those_of_torchmetrics(seed: int, ties: bool) -> None:
+    truth, probability = sample(seed, ties=ties)
+    found = scores_of(truth, probability, 0.5)
+    p, t = torch.from_numpy(probability), torch.from_numpy(truth).long()
+    expected = {
+        "auc": peers.binary_auroc(p, t),
+        "auprc": peers.binary_average_precision(p, t),
+        "sensitivity": peers.binary_recall((p >= 0.5).long(), t),
+        "specificity": peers.binary_specificity((p >= 0.5).long(), t),
+        "ppv": peers.binary_precision((p >= 0.5).long(), t),
+        "npv": peers.binary_negative_predictive_value((p >= 0.5).long(), t),
+        "accuracy": peers.binary_accuracy((p >= 0.5).long(), t),
+        "f1": peers.binary_f1_score((p >= 0.5).long(), t),
+        "brier": ((p - t) ** 2).mean(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), abs=1e-6), name
+
+
+def test_calibration_error_by_hand() -> None:
+    truth = np.array([False, True, True, True])
+    probability = np.array([0.15, 0.15, 0.95, 0.95])
+    assert expected_calibration_error(truth, probability) == pytest.approx((2 * 0.35 + 2 * 0.05) / 4)
+
+
+def test_believable_probabilities_have_little_calibration_error() -> None:
+    generator = np.random.default_rng(0)
+    probability = generator.random(50_000)
+    truth = generator.random(50_000) < probability
+    assert expected_calibration_error(truth, probability) < 0.01
+    assert expected_calibration_error(truth, probability**3) > 0.1
+
+
+def test_equal_probabilities_tell_nothing() -> None:
+    truth = np.array([True, False, False, True])
+    assert auc(truth, np.full(4, 0.7)) == 0.5
+    assert average_precision(truth, np.full(4, 0.7)) == 0.5
+
+
+def test_what_a_sample_cannot_show_is_nan() -> None:
+    ill = scores_of(np.ones(3, dtype=bool), np.array([0.1, 0.6, 0.9]), 0.5)
+    assert [name for name, value in ill.items() if np.isnan(value)] == ["auc", "specificity"]
+    well = scores_of(np.zeros(3, dtype=bool), np.array([0.1, 0.2, 0.3]), 0.5)
+    assert {name for name, value in well.items() if np.isnan(value)} == {"auc", "auprc", "sensitivity", "ppv", "f1"}
+
+
+def test_threshold_itself_is_called_true() -> None:
+    assert scores_of(np.array([True, False]), np.array([0.5, 0.4]), 0.5)["sensitivity"] == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- intervals
+
+
+def mean_of(values: np.ndarray) -> dict:
+    return bootstrap_scores(lambda i: {"m": float(values[i].mean())}, [str(n) for n in range(len(values))])
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_law() -> None:
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    interval = mean_of(values)["m"]
+    half = 1.96 * values.std() / 20
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_copies_of_a_patient_do_not_narrow_the_interval() -> None:
+    values = np.random.default_rng(2).normal(0, 1, 60)
+    alone = mean_of(values)["m"]
+    owners = [str(n) for n in np.repeat(np.arange(60), 9)]
+    repeated = np.repeat(values, 9)
+    copied = bootstrap_scores(lambda i: {"m": float(repeated[i].mean())}, owners)["m"]
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_same_seed_gives_the_same_interval() -> None:
+    values = np.random.default_rng(3).random(30)
+    assert mean_of(values) == mean_of(values)
+
+
+def test_one_patient_has_no_interval() -> None:
+    found = bootstrap_scores(lambda i: {"m": 1.0}, ["a", "a"])["m"]
+    assert (found.mean, found.low, found.high) == (1.0, None, None)
+
+
+def test_what_cannot_be_known_has_no_number() -> None:
+    found = bootstrap_scores(lambda i: {"m": float("nan")}, ["a", "b"])["m"]
+    assert (found.mean, found.low, found.high) == (None, None, None)
