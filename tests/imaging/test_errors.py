@@ -18,7 +18,7 @@ ABSTRACT = (ImagingError, *BRANCHES, errors.SeriesRefused, errors.SetAside)
 
 def below(error: type[ImagingError]) -> Iterator[type[ImagingError]]:
     for child in error.__subclasses__():
-        if child.__module__ == errors.__name__:
+        if child.__module__.startswith(f"{errors.__name__}."):
             yield child
             yield from below(child)
 

@@ -1,0 +1,242 @@
+"""What is refused of checkpoints, configs, trainings and outputs."""
+
+from __future__ import annotations
+
+from imaging.errors.tree import InputRefused, InternalFault, WrongUsage
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+class CheckpointCorrupt(InputRefused):
+    """A file of the checkpoint differs from its checksum, or is missing."""
+
+    code = "checkpoint_corrupt"
+    expected = "every file as SHA256SUMS lists it was expected"
+    remedy = "Fetch the checkpoint again"
+
+
+class UnknownCheckpoint(WrongUsage):
+    """No checkpoint of this name is shipped, and no folder of this path exists."""
+
+    code = "unknown_checkpoint"
+    remedy = "Choose one of the known ones, or give the path of a checkpoint folder"
+
+
+class WrongTask(WrongUsage):
+    """A checkpoint was asked for what another task does: masks of a classifier, or a class of a segmenter."""
+
+    code = "wrong_task"
+    expected = "a checkpoint of the task that was asked for was expected"
+    remedy = "Use imaging.open_predictor, which knows what each checkpoint does"
+
+
+# ------------------------------------------------------------------------------------------------ configs and training
+
+
+class ConfigInvalid(WrongUsage):
+    """The config cannot be read, or a value is not what its key takes."""
+
+    code = "config_invalid"
+    expected = "a value of the documented type was expected"
+    remedy = "Correct the config or the override"
+
+
+class UnknownKey(WrongUsage):
+    """A key that the config does not have; the nearest known one is named."""
+
+    code = "unknown_key"
+    remedy = "Correct the key"
+
+
+class UnknownName(WrongUsage):
+    """A network, loss or transform name that the registry does not have."""
+
+    code = "unknown_name"
+    remedy = "Choose one of the known names"
+
+
+class ManifestInvalid(WrongUsage):
+    """The list of training cases cannot be used."""
+
+    code = "manifest_invalid"
+    expected = "a dataset.json or a CSV with existing images and labels was expected"
+    remedy = "Correct the manifest"
+
+
+class MissingFile(InputRefused):
+    """A manifest names a file that is not there."""
+
+    code = "missing_file"
+    expected = "an image and a mask for each row of the manifest were expected"
+    remedy = "Put the file in its place, or take the row out of the manifest"
+
+
+class DuplicateImage(InputRefused):
+    """Two patients have the same voxels, so that a split would put one picture on both sides."""
+
+    code = "duplicate_image"
+    expected = "another image in each case was expected"
+    remedy = "Take one of them out, or give both rows the same patient"
+
+
+class EmptyClass(InputRefused):
+    """No case has a structure that the data set names, so that nothing could learn it."""
+
+    code = "empty_class"
+    expected = "at least one case with each structure was expected"
+    remedy = "Add cases that have it, or take it out of the labels"
+
+
+class PatientLeak(WrongUsage):
+    """A patient is on both sides of a split."""
+
+    code = "patient_leak"
+    expected = "each patient on one side of the split was expected"
+    remedy = "Split by patient"
+
+
+class DuplicateCases(WrongUsage):
+    """Two cases of a data set have the same pixels; on two sides of a split one would be tested on what was learnt."""
+
+    code = "duplicate_cases"
+    expected = "pictures that differ were expected"
+    remedy = "Remove the copies, or let data.duplicates=drop do it"
+
+
+class LabelMismatch(WrongUsage):
+    """A mask does not fit its image, or holds values that the config does not name."""
+
+    code = "label_mismatch"
+    expected = "a mask on its image's grid with the config's label ids was expected"
+    remedy = "Correct the mask or the config's labels"
+
+
+class TooFewCases(WrongUsage):
+    """Too few cases for a split or an interval."""
+
+    code = "too_few_cases"
+    expected = "at least two cases in each part were expected"
+    remedy = "Add cases, or change data.folds and data.test_fraction"
+
+
+class DevicesUnsupported(WrongUsage):
+    """More devices than this version trains on; their batches would overlap unnoticed."""
+
+    code = "devices_unsupported"
+    expected = "one device was expected"
+    remedy = "Train with --devices 1"
+
+
+class RunExists(WrongUsage):
+    """The run folder already holds a run."""
+
+    code = "run_exists"
+    expected = "a new or empty run folder was expected"
+    remedy = "Give another --out, or continue the run with --resume"
+
+
+class NothingToResume(WrongUsage):
+    """--resume was given and the run folder holds no training state."""
+
+    code = "nothing_to_resume"
+    expected = "a run folder with last.ckpt was expected"
+    remedy = "Start the run without --resume"
+
+
+class ResumeMismatch(WrongUsage):
+    """The run was started with another config."""
+
+    code = "resume_mismatch"
+    expected = "the config that the run was started with was expected"
+    remedy = "Resume with the same config, or start a new run"
+
+
+class TrainingDiverged(InputRefused):
+    """The loss is no longer a number."""
+
+    code = "training_diverged"
+    expected = "a finite loss was expected"
+    remedy = "Look at the cases named, lower train.learning_rate or use --precision 32; the last good checkpoint stays"
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+class DuplicateName(WrongUsage):
+    """Two inputs of one call would be written to the same place, or two checkpoints have one name."""
+
+    code = "duplicate_name"
+    expected = "different names were expected"
+    remedy = "Rename one, or run them apart with another --out"
+
+
+class FormatNotApplicable(WrongUsage):
+    """An output that cannot be made from this kind of input."""
+
+    code = "format_not_applicable"
+    expected = "a DICOM series was expected for seg"
+    remedy = "Ask for nifti"
+
+
+class SeveralSeries(WrongUsage):
+    """One volume was asked for, and several were found."""
+
+    code = "several_series"
+    expected = "one volume was expected"
+    remedy = "Name the series, or the volume of the series, that is meant; imgpipe inspect lists them"
+
+
+class OutputNotWritable(WrongUsage):
+    """The output cannot be made or written, or something that is not ours lies in its place."""
+
+    code = "output_not_writable"
+    expected = "a place that can be written was expected"
+    remedy = "Give another place for the output, or free space and permissions"
+
+
+class OutputNotBuilt(InternalFault):
+    """An output could not be made from a finding; the report goes without it and says so."""
+
+    code = "output_not_built"
+    expected = "the output was expected to be made"
+    remedy = "Report this to the maintainers with the series' DICOM attributes"
+
+
+class UnexpectedFault(InternalFault):
+    """A fault of imgpipe that no other code names."""
+
+    code = "unexpected_fault"
+    expected = "the command was expected to end"
+    remedy = "Run `imgpipe --verbose ...` and report the traceback to the maintainers"
+
+
+class GridMismatch(InternalFault):
+    """The network's grid does not run along the series' own axes, so a mask cannot find its way back."""
+
+    code = "grid_mismatch"
+    expected = "parallel axes were expected"
+    remedy = "Report this to the maintainers; nothing was written"
+
+
+class StaleResult(InputRefused):
+    """A result of an earlier run lies where this study's would, and the study as it is now has none."""
+
+    code = "stale_result"
+    expected = "the newest result of the study was expected there"
+    remedy = "Do not use that result for the study as it is now; remove the folder or mend the study"
+
+
+class StudyFailed(InternalFault):
+    """A fault of imgpipe while it worked on a study; nothing of the study was written."""
+
+    code = "study_failed"
+    expected = "a report was expected"
+    remedy = "Run `imgpipe --verbose infer ...` and report the traceback to the maintainers"
+
+
+class OutputMismatch(InternalFault):
+    """What was written, read back, differs from what was meant; the output is withheld."""
+
+    code = "output_mismatch"
+    expected = "the same content after reading back was expected"
+    remedy = "Report this to the maintainers; the output was withheld"

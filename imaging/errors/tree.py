@@ -1,0 +1,57 @@
+"""The root of the tree of refusals and its three branches: whose turn it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class ImagingError(Exception):
+    """Root of the tree.
+
+    Parameters
+    ----------
+    subject
+        What it is about: a path (then `path` holds it), or an entity with its UID such as ``series 1.2.840...``.
+    seen
+        What was met.
+    expected, remedy
+        What should have been met, and what to do now. Each class has its own words for both; a raise site gives
+        better ones where it knows more.
+    """
+
+    code: ClassVar[str] = "imaging_error"
+    expected: str = ""
+    remedy: str = ""
+
+    def __init__(
+        self, subject: object, *, seen: object, expected: str | None = None, remedy: str | None = None
+    ) -> None:
+        self.subject = str(subject)
+        self.path = subject if isinstance(subject, Path) else None
+        self.seen = str(seen)
+        self.expected = self.expected if expected is None else expected
+        self.remedy = self.remedy if remedy is None else remedy
+        super().__init__(f"{self.code}: {self.subject}: {self.seen}; {self.expected}. {self.remedy}")
+
+    def as_dict(self) -> dict[str, str]:
+        """The five parts, for JSON."""
+        return {
+            "code": self.code,
+            "subject": self.subject,
+            "seen": self.seen,
+            "expected": self.expected,
+            "remedy": self.remedy,
+        }
+
+
+class InputRefused(ImagingError):
+    """Something of the input cannot be read rightly, and is left out rather than guessed."""
+
+
+class WrongUsage(ImagingError):
+    """The command line or a config asks for something that cannot be done."""
+
+
+class InternalFault(ImagingError):
+    """imgpipe produced something that failed its own check; nothing of it is delivered."""
