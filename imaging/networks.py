@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from monai.networks import nets
 
 from imaging.config import Network
 from imaging.errors import ConfigInvalid, UnknownName
+
+_Entry = TypeVar("_Entry")
 
 _SEGMENTERS: dict[str, type[torch.nn.Module]] = {
     "BasicUNet": nets.BasicUNet,
@@ -58,17 +60,12 @@ def build_classifier(config: Network, *, spatial_dims: int, in_channels: int, cl
     ConfigInvalid
         If MONAI does not take the options.
     """
-    if config.name not in _CLASSIFIERS:
-        raise UnknownName("network.name", seen=repr(config.name), expected=f"known: {', '.join(_CLASSIFIERS)}")
-    make, inwards, outwards = _CLASSIFIERS[config.name]
+    make, inwards, outwards = _registered(config, _CLASSIFIERS)
     if config.options.get("pretrained"):
         raise ConfigInvalid("network.options.pretrained", seen="weights from elsewhere",
                             expected="fresh weights were expected: nothing is fetched")  # fmt: skip
     given = {"spatial_dims": spatial_dims, inwards: in_channels, outwards: classes}
-    try:
-        return make(**given, **config.options)
-    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
-        raise ConfigInvalid("network.options", seen=f"{config.name} does not take them: {error}") from error
+    return _made(config, make, given)
 
 
 def build_network(config: Network, *, in_channels: int, out_channels: int) -> torch.nn.Module:
@@ -88,11 +85,19 @@ def build_network(config: Network, *, in_channels: int, out_channels: int) -> to
     ConfigInvalid
         If MONAI does not take the options.
     """
-    if config.name not in _SEGMENTERS:
-        raise UnknownName("network.name", seen=repr(config.name), expected=f"known: {', '.join(_SEGMENTERS)}")
-    options: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
+    given = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
+    return _made(config, _registered(config, _SEGMENTERS), given)
+
+
+def _registered(config: Network, registry: Mapping[str, _Entry]) -> _Entry:
+    if config.name not in registry:
+        raise UnknownName("network.name", seen=repr(config.name), expected=f"known: {', '.join(registry)}")
+    return registry[config.name]
+
+
+def _made(config: Network, make: Callable[..., torch.nn.Module], given: Mapping[str, Any]) -> torch.nn.Module:
     try:
-        return _SEGMENTERS[config.name](**options, **config.options)
+        return make(**given, **config.options)
     except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise ConfigInvalid("network.options", seen=f"{config.name} does not take them: {error}") from error
 

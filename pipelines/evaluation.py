@@ -27,7 +27,7 @@ from imaging.config import Label
 from imaging.dataset_check import OnCase
 from imaging.errors import ImagingError
 from imaging.files import staged_folder, write_whole
-from imaging.manifest import read_manifest
+from imaging.manifest import Case, read_manifest
 from imaging.mask_scores import SCORES, CaseScore, rounded, summary
 from imaging.predict import Predictor
 from imaging.report.evaluation import WorstCase, render_evaluation
@@ -102,6 +102,22 @@ def evaluate(
     cases = read_manifest(data)
     predictor = Predictor(opened)
     tolerance = default_tolerance(config) if tolerance_mm is None else tolerance_mm
+    scores, worst, refused = _scored(predictor, cases, tolerance, on_case)
+    metrics = {
+        **_about(opened, data, scores),
+        **(summary(scores, config.labels, tolerance_mm=tolerance) if scores else {"cases": 0}),
+        "refused": [error.as_dict() for error in refused],
+    }
+    folder = (out or Path("evaluation") / opened.name) if scores else None
+    if folder is not None:
+        _write(folder, metrics, scores, worst, config.labels)
+    return Evaluation(folder, metrics, tuple(refused))
+
+
+def _scored(
+    predictor: Predictor, cases: Sequence[Case], tolerance: float, on_case: OnCase | None
+) -> tuple[list[CaseScore], list[WorstCase], list[ImagingError]]:
+    """Every case's scores, the worst ones with their pictures, and what was refused."""
     scores: list[CaseScore] = []
     worst: list[WorstCase] = []
     refused: list[ImagingError] = []
@@ -118,15 +134,7 @@ def evaluate(
         if not math.isnan(scored.score.mean_dice) and _is_worse(scored.score, worst):
             worst.append(WorstCase(scored.score, *comparison(scored.prediction, scored.truth_XYZ)))
             worst = sorted(worst, key=lambda item: item.case.mean_dice)[:_SHOWN]
-    metrics = {
-        **_about(opened, data, scores),
-        **(summary(scores, config.labels, tolerance_mm=tolerance) if scores else {"cases": 0}),
-        "refused": [error.as_dict() for error in refused],
-    }
-    folder = (out or Path("evaluation") / opened.name) if scores else None
-    if folder is not None:
-        _write(folder, metrics, scores, worst, config.labels)
-    return Evaluation(folder, metrics, tuple(refused))
+    return scores, worst, refused
 
 
 def _write(
