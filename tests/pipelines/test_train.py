@@ -41,7 +41,8 @@ from imaging.metrics import dice
 from imaging.predict import Predictor
 from imaging.tasks.segment import SegmentTask
 from pipelines.evaluate import evaluate
-from pipelines.train import Run, train, versions
+from pipelines.run_folder import versions
+from pipelines.train import Run, train
 
 # Enough to train a step on: a smaller network, on patches, of four cases.
 MICRO = (

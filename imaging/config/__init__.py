@@ -1,0 +1,47 @@
+"""A config says everything about one task: data, preprocessing, network, training, prediction, what the labels mean.
+
+Invariant: there is no code in a config and no key without a meaning. An unknown key is refused with the nearest known
+one; networks and augmentations are names from a registry. The same file trains a checkpoint, lies in it, and serves it,
+so that training and serving cannot drift apart.
+
+`task` says which of the two kinds of config it is: `SegmentConfig` (label voxels) or `ClassifyConfig` (say what is on a
+picture, or in a volume, as a whole).
+"""
+
+from __future__ import annotations
+
+from imaging.config.data import ClassifyData, ClassifyPreprocess, Data, Preprocess
+from imaging.config.fitting import Augmentation, Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
+from imaging.config.load import find_config, load_config
+from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
+from imaging.config.section import Size3, Vector3
+from imaging.config.task import ClassifyConfig, Config, SegmentConfig
+
+__all__ = [
+    "AppliesTo",
+    "Augmentation",
+    "Calibrate",
+    "Card",
+    "Class",
+    "ClassifyConfig",
+    "ClassifyData",
+    "ClassifyPredict",
+    "ClassifyPreprocess",
+    "ClassifyTrain",
+    "Code",
+    "Config",
+    "Data",
+    "Fit",
+    "Label",
+    "Network",
+    "PicturesTaken",
+    "Predict",
+    "Preprocess",
+    "SegmentConfig",
+    "Size3",
+    "Train",
+    "Vector3",
+    "VolumesTaken",
+    "find_config",
+    "load_config",
+]

@@ -1,0 +1,76 @@
+"""Where the cases lie, how they are split, and how a volume becomes a network's input."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from imaging.config.section import Count, Finite, Section, Vector3
+
+
+class Data(Section):
+    """Where the cases lie and how they are split, always by patient.
+
+    `test_fraction` of the patients is set apart first, the same whichever `fold` validates; `seed` decides who.
+    """
+
+    root: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    folds: Annotated[int, Field(ge=2)] = 6
+    fold: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Data:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: folds are 0 to {self.folds - 1}")
+        return self
+
+
+class ClassifyData(Data):
+    """Where the classified cases lie, and how they are split.
+
+    `split`: by ``patient``, or as ``given`` by the data set (a column ``split``, or the parts of a MedMNIST file); a
+    given split without a test part has `test_fraction` of its training patients set apart, whichever `fold`.
+    `duplicates`: whether cases whose pixels are equal are kept, dropped but for one, or refused.
+    """
+
+    split: Literal["patient", "given"] = "patient"
+    duplicates: Literal["keep", "drop", "refuse"] = "refuse"
+
+
+class Preprocess(Section):
+    """Volume -> network input, the same in training and serving.
+
+    `orientation` names where the axes run towards, `spacing_mm` the voxels' size along them. `zscore` subtracts the
+    volume's mean and divides by its deviation.
+    """
+
+    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
+    spacing_mm: Vector3
+    normalise: Literal["zscore"] = "zscore"
+
+
+class ClassifyPreprocess(Section):
+    """Picture or volume -> network input, the same in training and serving.
+
+    `size` is that of the network's grid: two numbers for a picture (along its rows, down its columns), three for a
+    volume, whose axes are turned to `orientation` first. `aspect` says what becomes of other proportions: the rest is
+    filled (``pad``), what stands out is cut off (``crop``), or the picture is stretched (``stretch``). `normalise`:
+    ``zscore`` subtracts the mean and divides by the deviation; ``range`` brings `range` to 0..1 and clips.
+    """
+
+    size: Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
+    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
+    aspect: Literal["pad", "crop", "stretch"] = "pad"
+    normalise: Literal["zscore", "range"] = "zscore"
+    range: tuple[Finite, Finite] | None = None
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> ClassifyPreprocess:
+        if (self.normalise == "range") != (self.range is not None):
+            raise ValueError("range is given with normalise: range, and only then")
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("range goes from the lower value to the greater")
+        return self

@@ -1,0 +1,98 @@
+"""The network, how its weights are found, calibrated and used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from imaging.config.section import Probability, Section, Size3
+
+
+class Network(Section):
+    """A network's registered name and its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Augmentation(Section):
+    """A random transform's registered name and its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Fit(Section):
+    """How the weights of any network are found.
+
+    The learning rate rises over `warmup_steps` and falls to zero by a
+    cosine. Gradients are clipped to the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights,
+    which is validated every `validate_every` epochs and published; 0 switches it off.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    gradient_clip: Annotated[float, Field(gt=0)] = 12.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "bf16-mixed"
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    augment: tuple[Augmentation, ...] = ()
+
+
+class Train(Fit):
+    """How a segmenter's weights are found; `patch` is in voxels of the network's grid."""
+
+    patch: Size3
+
+
+class ClassifyTrain(Fit):
+    """How a classifier's weights are found.
+
+    `class_weights`: ``balanced`` counts each case by how rare its class is, so that each class weighs the same in all.
+    `label_smoothing` is the share of the certainty that is spread over the classes.
+    """
+
+    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Calibrate(Section):
+    """How a classifier's numbers are made to mean what they say, on the validation cases.
+
+    `temperature`: whether one factor on the logits is ``fitted`` or stays 1. Of the thresholds at which at least
+    `sensitivity` of the abnormal cases are called abnormal, the one is taken that tells most cases apart. A probability
+    less than `margin` from the threshold is called indeterminate, and so is a picture that looks less like the
+    validation cases than all but the share `familiar` of these do (None: no picture is too strange).
+    """
+
+    temperature: Literal["fitted", "one"] = "fitted"
+    sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    margin: Probability = 0.0
+    familiar: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class ClassifyPredict(Section):
+    """How a classifier's weights are used: logits are averaged over flips of `flip_axes` of the network's grid."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = "32"
+    flip_axes: tuple[Literal[0, 1, 2], ...] = ()
+
+
+class Predict(Section):
+    """How a segmenter's weights are used.
+
+    Tiles of `patch` voxels overlap by the share `overlap`; probabilities are averaged over flips of `flip_axes` (0 is
+    the first axis of `preprocess.orientation`).
+    """
+
+    patch: Size3
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = "bf16"
+    flip_axes: tuple[Literal[0, 1, 2], ...] = ()

@@ -1,0 +1,142 @@
+"""A YAML file and ``KEY=VALUE`` overrides -> a config, or a refusal that names the key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from imaging.config.task import TASKS, ClassifyConfig, Config, SegmentConfig
+from imaging.errors import ConfigInvalid, UnknownKey
+from imaging.files import shipped
+
+
+def find_config(name: str | Path) -> Path:
+    """A config file by its path, or a shipped one by its name.
+
+    Raises
+    ------
+    ConfigInvalid
+        If there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {path.stem: path for path in sorted(shipped("configs").glob("*.yaml"))}
+    if str(name) in known:
+        return known[str(name)]
+    raise ConfigInvalid(name, seen="no such file", expected=f"a config file, or one of {', '.join(known)} was expected")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate a config.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+    overrides
+        ``KEY=VALUE`` with dots for sections (``train.epochs=3``); VALUE is read as YAML. An element of a list is named
+        by its number (``labels.0.title=Head``).
+
+    Raises
+    ------
+    UnknownKey
+        If the file or an override has a key that configs do not have.
+    ConfigInvalid
+        If the file is not YAML, or a value is not what its key takes.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # PyYAML lets int() and date() raise ValueError
+        raise ConfigInvalid(path, seen=f"cannot be read as YAML ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise ConfigInvalid(path, seen="the top level is not a mapping")
+    for override in overrides:
+        _set(content, override)
+    model = _model_of(path, content)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _explain(path, error, model) from error
+
+
+def _model_of(path: Path, content: dict[str, Any]) -> type[SegmentConfig] | type[ClassifyConfig]:
+    """The kind of config that `task` names."""
+    known = ", ".join(TASKS)
+    if "task" not in content:
+        meant = difflib.get_close_matches("task", [str(key) for key in content], n=1)
+        if meant:
+            raise UnknownKey(path, seen=f"unknown key {meant[0]!r}", expected="did you mean 'task'")
+        raise ConfigInvalid(path, seen="task: Field required", expected=f"one of {known} was expected")
+    task = content["task"]
+    if not isinstance(task, str) or task not in TASKS:
+        raise ConfigInvalid(path, seen=f"task: {task!r}", expected=f"one of {known} was expected")
+    return TASKS[task]
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigInvalid(f"override {override!r}", seen="no KEY=VALUE", remedy="Write it as KEY=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigInvalid(f"override {override!r}", seen="VALUE is not YAML") from error
+    node: Any = content
+    *sections, last = key.split(".")
+    for section in sections:
+        if isinstance(node, list) and section.isdecimal() and int(section) < len(node):
+            node = node[int(section)]
+        elif isinstance(node, dict):
+            node = node.setdefault(section, {})
+        else:
+            raise UnknownKey(
+                f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected"
+            )
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UnknownKey(f"override {override!r}", seen=f"{last!r} leads nowhere", expected="a known key was expected")
+
+
+def _explain(path: Path, error: ValidationError, root: type[BaseModel]) -> ConfigInvalid | UnknownKey:
+    """The first problem of a validation, in this project's words; an unknown key before all others."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *section, unknown = (str(part) for part in problem["loc"])
+        known = list(_section_at(section, root).model_fields)
+        nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        near = ".".join([*section, *nearest])
+        expected = f"did you mean {near!r}" if nearest else f"one of {', '.join(known)} was expected"
+        return UnknownKey(path, seen=f"unknown key {where!r}", expected=expected)
+    return ConfigInvalid(path, seen=f"{where or 'config'}: {problem['msg']}")
+
+
+def _section_at(location: Sequence[str], root: type[BaseModel]) -> type[BaseModel]:
+    """The section's model at a path of keys below a config's own."""
+    model = root
+    for part in location:
+        if not part.isdecimal():
+            model = _model_in(model.model_fields[part].annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    """The one model inside an annotation such as ``tuple[Label, ...]`` or ``Code | None``."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return annotation
+    models = [a for a in get_args(annotation) if a is not type(None) and a is not Ellipsis]
+    return _model_in(models[0])

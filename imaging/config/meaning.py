@@ -1,0 +1,100 @@
+"""What a task's labels and classes mean, and which series a checkpoint takes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from imaging.config.section import Positive, Section, Vector3
+
+
+class Code(Section):
+    """A coded concept: scheme designator, value and meaning (DICOM PS3.16 section 8; SCT is SNOMED CT)."""
+
+    scheme: Literal["SCT", "DCM", "RADLEX"] = "SCT"
+    value: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class Label(Section):
+    """One structure: its value in the mask, its name in files, its codes in reports."""
+
+    id: Annotated[int, Field(ge=1, le=255)]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    category: Code
+    code: Code
+    modifier: Code | None = None
+    colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
+
+
+class Class(Section):
+    """One thing that a case can be: its number, its name in manifests and files, its codes in reports.
+
+    `abnormal` is what reports call it; the probabilities of all abnormal classes together are that of an abnormal case.
+    """
+
+    id: Annotated[int, Field(ge=0, le=255)]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    category: Code
+    code: Code
+    abnormal: bool
+
+
+class AppliesTo(Section):
+    """Which series a checkpoint takes.
+
+    All but `description` are limits of what the network has learnt: a series beyond them is refused even when the
+    checkpoint is named explicitly (a modality or body part that the file does not tell is then not held against it).
+    `description`, a regular expression for SeriesDescription, only chooses: it is asked when no checkpoint is named.
+    `extent_min_mm` and `extent_max_mm` bound the size along R-L, A-P and S-I, `spacing_max_mm` every voxel axis; None
+    where there is no such limit.
+    """
+
+    modality: tuple[str, ...]
+    body_part: tuple[str, ...] = ()
+    description: str | None = None
+    extent_min_mm: Vector3 | None = None
+    extent_max_mm: Vector3 | None = None
+    spacing_max_mm: Positive | None = None
+
+    @field_validator("description")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+
+class VolumesTaken(AppliesTo):
+    """Which series a segmenter takes: the size of what it has learnt is always said."""
+
+    extent_min_mm: Vector3
+    extent_max_mm: Vector3
+    spacing_max_mm: Positive
+
+
+class PicturesTaken(AppliesTo):
+    """Which pictures or volumes a classifier takes.
+
+    A film has no place in the patient, so its size is bounded in pixels: at least `pixels_min` along each axis that the
+    network sees, and the longest of them at most `aspect_max` times the shortest.
+    """
+
+    pixels_min: Annotated[int, Field(ge=2)] = 2
+    aspect_max: Annotated[float, Field(ge=1)] | None = None
+
+
+class Card(Section):
+    """What the model card says that no number says."""
+
+    data: str
+    licence: str
+    intended_use: str
+    limits: str
+    command: str

@@ -1,0 +1,95 @@
+"""The configs themselves, one class a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from imaging.config.data import ClassifyData, ClassifyPreprocess, Data, Preprocess
+from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
+from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
+from imaging.config.section import Section
+
+
+class _Task(Section):
+    """What every config says, whatever its task."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=16)]
+    title: str
+    task: str
+    applies_to: AppliesTo
+    data: Data = Data()
+    network: Network
+    train: Fit
+    card: Card
+
+    def without_paths(self) -> Self:
+        """The config as it may be published: `data.root` is a path of the machine that trained, so it is left out."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"root": None})})
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def digest(self) -> str:
+        """SHA-256 of the config's content (not of its layout, nor of `data.root`)."""
+        content = json.dumps(self.without_paths().model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+class SegmentConfig(_Task):
+    """A network that labels voxels, whole."""
+
+    task: Literal["segment"]
+    applies_to: VolumesTaken
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    preprocess: Preprocess
+    train: Train
+    predict: Predict
+
+    @model_validator(mode="after")
+    def _labels_are_dense(self) -> SegmentConfig:
+        if [label.id for label in self.labels] != list(range(1, len(self.labels) + 1)):
+            raise ValueError("labels must have the ids 1, 2, 3, ... in this order")
+        if len({label.name for label in self.labels}) != len(self.labels):
+            raise ValueError("two labels have the same name")
+        return self
+
+
+class ClassifyConfig(_Task):
+    """A network that says what a picture or a volume shows, whole.
+
+    `output`: ``softmax`` where a case is exactly one of the classes, ``sigmoid`` where each is there or not (then every
+    class is judged on its own).
+    """
+
+    task: Literal["classify"]
+    applies_to: PicturesTaken
+    output: Literal["softmax", "sigmoid"]
+    classes: Annotated[tuple[Class, ...], Field(min_length=1)]
+    data: ClassifyData = ClassifyData()
+    preprocess: ClassifyPreprocess
+    train: ClassifyTrain
+    calibrate: Calibrate = Calibrate()
+    predict: ClassifyPredict = ClassifyPredict()
+
+    @model_validator(mode="after")
+    def _classes_are_dense(self) -> ClassifyConfig:
+        if [item.id for item in self.classes] != list(range(len(self.classes))):
+            raise ValueError("classes must have the ids 0, 1, 2, ... in this order")
+        if len({item.name for item in self.classes}) != len(self.classes):
+            raise ValueError("two classes have the same name")
+        if self.output == "softmax" and len(self.classes) < 2:
+            raise ValueError("softmax needs two classes at least; with sigmoid there may be one")
+        if any(axis >= len(self.preprocess.size) for axis in self.predict.flip_axes):
+            raise ValueError("predict.flip_axes names an axis that preprocess.size does not have")
+        return self
+
+
+Config = SegmentConfig | ClassifyConfig
+TASKS: dict[str, type[SegmentConfig] | type[ClassifyConfig]] = {"segment": SegmentConfig, "classify": ClassifyConfig}

@@ -1,0 +1,96 @@
+"""The verbs that ask what checkpoints are worth: evaluate, models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.cli.verb import (
+    PATH,
+    TOLD,
+    as_json,
+    case_teller,
+    interval,
+    print_json,
+    progress,
+    status_of,
+    verb_of,
+)
+
+
+@click.command(short_help="Measure a checkpoint on cases with manual masks.")
+@click.argument("checkpoint")
+@click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="A CSV, a dataset.json, or its folder.")
+@click.option("--out", type=PATH, help="The result's folder; by default evaluation/<checkpoint>.")
+@click.option("--tolerance", "tolerance_mm", type=click.FloatRange(min=0), metavar="MM",
+              help="Of the surface Dice; by default the longest edge of the network's voxels.")  # fmt: skip
+@as_json
+@verb_of
+def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, as_json: bool) -> int:
+    """Measure CHECKPOINT (a shipped one's name, or a folder) on the cases of a manifest.
+
+    Writes metrics.json with 95 % intervals over patients, predictions.csv with a row a case, and evaluation.html with
+    the worst cases' pictures.
+    """
+    with progress("Reading") as tell:
+        from pipelines import evaluation as verb
+
+        found = verb.evaluate(
+            checkpoint=checkpoint, data=data, out=out, tolerance_mm=tolerance_mm, on_case=case_teller(tell)
+        )
+    # A mask that does not fit its image is a config's fault in training; here it is the data's.
+    status = 1 if status_of(found.refused) == 1 else 3 if found.refused else 0
+    if as_json:
+        folder = str(found.folder) if found.folder else None
+        print_json({"folder": folder, "metrics": found.metrics, "exit_status": status})
+        return status
+    for score, title in verb.TITLES.items():
+        for name, value in found.metrics.get(score, {}).items():
+            click.echo(f"{title} of {name}: {interval(value)} over {found.metrics['cases']} case(s)")
+    if found.metrics["seen_in_training"]:
+        click.echo(f"{len(found.metrics['seen_in_training'])} of the cases took part in the checkpoint's training")
+    for error in found.refused:
+        click.echo(str(error))
+    click.echo(f"report: {(found.folder / verb.PAGE).resolve()}" if found.folder else "nothing was written")
+    return status
+
+
+@click.command(short_help="List the checkpoints that ship.")
+@as_json
+@verb_of
+def models(as_json: bool) -> int:
+    """List the checkpoints that come with imgpipe, what each takes and how well it does."""
+    from pipelines import models as verb
+
+    found = verb.models()
+    status = 3 if found["refused"] else 0
+    if as_json:
+        print_json({**found, "exit_status": status})
+        return status
+    for model in found["models"]:
+        rule = model["applies_to"]
+        click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
+        described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
+        click.echo(f"  takes {' or '.join(rule['modality'])}{described}{_range(rule)}")
+        for name, value in (model["dice_on_test"] or {}).items():
+            click.echo(f"  test Dice of {name}: {interval(value)}")
+        for name, figures in (model["scores_on_test"] or {}).items():
+            told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
+            click.echo(f"  test, {name}: {told}")
+        click.echo(f"  {model['licence']}")
+        click.echo(f"  {model['folder']}")
+    for refusal in found["refused"]:
+        click.echo(f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}. {refusal['remedy']}")
+    return status
+
+
+def _range(rule: dict[str, Any]) -> str:
+    """The limits of what a checkpoint takes, as a clause."""
+    if rule["extent_min_mm"] is None:
+        pixels = f", at least {rule['pixels_min']} pixels along each axis" if "pixels_min" in rule else ""
+        return f"{pixels}, proportions up to {rule['aspect_max']:g} to 1" if rule.get("aspect_max") else pixels
+    low = " x ".join(f"{value:g}" for value in rule["extent_min_mm"])
+    high = " x ".join(f"{value:g}" for value in rule["extent_max_mm"])
+    return f", {low} to {high} mm (R-L x A-P x S-I), at most {rule['spacing_max_mm']:g} mm spacing"

@@ -1,0 +1,166 @@
+"""The verbs that read studies: infer, inspect, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli.verb import (
+    PATH,
+    as_json,
+    case_teller,
+    print_json,
+    progress,
+    status_of,
+    verb_of,
+    with_policy,
+)
+
+if TYPE_CHECKING:
+    from imaging.dicom.stack import Policy
+    from pipelines.infer import Inferred
+
+
+@click.command(short_help="Report on every study under some paths.")
+@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
+@click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
+@click.option("--formats", metavar="LIST", help="Some of html,seg,nifti; by default what fits the input.")
+@with_policy
+@as_json
+@verb_of
+def infer(
+    paths: tuple[Path, ...],
+    models: tuple[str, ...],
+    out: Path,
+    formats: str | None,
+    policy: Policy,
+    as_json: bool,
+) -> int:
+    """Report on every study under PATHS (folders of DICOM, NIfTI files, PNG pictures).
+
+    Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI or
+    PNG file OUT/<file name>/, with the mask as NIfTI. Without --model each shipped checkpoint takes the series
+    it was made for.
+    """
+    chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
+    with progress("Starting") as tell:
+        from pipelines import infer as verb
+
+        def on_study(name: str, number: int, total: int) -> None:
+            tell(f"Study {number + 1} of {total}: {name}")
+
+        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, policy=policy, on_study=on_study)
+    problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
+    # A study of nothing but what is set aside was asked for, and has no findings.
+    nothing = any(not (study.report and study.report.findings) for study in inferred.studies)
+    status = status_of(problems) or (3 if nothing else 0)
+    if as_json:
+        print_json(_inferred_as_dict(inferred, status))
+    else:
+        _print_inferred(inferred)
+    return status
+
+
+def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
+    return {
+        "studies": [
+            {
+                "name": study.name,
+                "folder": str(study.folder) if study.folder else None,
+                "report": study.report.model_dump(mode="json") if study.report else None,
+                "problems": [problem.as_dict() for problem in study.problems],
+            }
+            for study in inferred.studies
+        ],
+        "refused": [error.as_dict() for error in inferred.refused],
+        "exit_status": status,
+    }
+
+
+def _print_inferred(inferred: Inferred) -> None:
+    from pipelines.tables import finding_line, repairs_of
+
+    told = set()
+    for study in inferred.studies:
+        click.echo(f"Study {study.name}")
+        for finding in study.report.findings if study.report else ():
+            click.echo(f"  {finding_line(finding)}")
+        for line in repairs_of(study.report) if study.report else ():
+            click.echo(f"  {line}")
+        if study.report and not study.report.findings:
+            click.echo("  nothing was measured")
+        for problem in study.problems:
+            told.add(str(problem))
+            click.echo(f"  {problem}")
+        if study.folder:
+            page = study.folder / "report.html"
+            click.echo(f"  report: {(page if page.exists() else study.folder / 'report.json').resolve()}")
+    for error in inferred.refused:
+        if str(error) not in told:
+            click.echo(str(error))
+
+
+@click.command(short_help="Show what lies under some paths.")
+@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Ask this checkpoint only. Repeatable.")
+@with_policy
+@as_json
+@verb_of
+def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as_json: bool) -> int:
+    """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series.
+
+    A CSV or a dataset.json among PATHS is taken as the manifest of a data set to train on: every case is read, and all
+    that is wrong with it is told at once.
+    """
+    with progress("Reading") as tell:
+        from pipelines import inspect as verb
+
+        found = verb.inspect(paths=paths, models=models, policy=policy, on_case=case_teller(tell))
+    series = [item for study in found["studies"] for item in study["series"]] + found["nifti"] + found["pictures"]
+    broken = any(dataset["problems"] for dataset in found["datasets"])
+    lost = any(item["refusal"] and not item["set_aside"] for item in series)
+    status = 3 if found["refused"] or broken or lost else 0
+    if as_json:
+        print_json({**found, "exit_status": status})
+    else:
+        from pipelines.tables import print_inspection
+
+        print_inspection(found)
+    return status
+
+
+@click.command(short_help="Write DICOM series as NIfTI.")
+@click.argument("path", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--series", metavar="UID", help="Only the series whose SeriesInstanceUID is this, or ends with it.")
+@with_policy
+@as_json
+@verb_of
+def convert(path: Path, out: Path, series: str | None, policy: Policy, as_json: bool) -> int:
+    """Write the volumes under PATH (a folder, file, ZIP or TAR of DICOM) as NIfTI.
+
+    OUT is a file name that ends in .nii.gz or .nii for a single volume, or a folder, in which each volume is named by
+    its SeriesInstanceUID. A .json beside each says where it came from, what was wrong with it and what was done.
+    """
+    with progress(f"Reading {path}"):
+        from pipelines import convert as verb
+
+        converted = verb.convert(path=path, out=out, series=series, policy=policy)
+    status = status_of(converted.refused)
+    if as_json:
+        refused = [error.as_dict() for error in converted.refused]
+        print_json({"written": list(converted.written), "refused": refused, "exit_status": status})
+        return status
+    from pipelines.tables import defect_line
+
+    for document in converted.written:
+        size = " x ".join(map(str, document["shape"]))
+        click.echo(f"{document['file']}: {size}, {document['orientation']}")
+        for defect in document["defects"]:
+            click.echo(f"  {defect_line(defect)}")
+    for error in converted.refused:
+        click.echo(str(error))
+    return status

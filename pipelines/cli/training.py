@@ -1,0 +1,110 @@
+"""The verbs on the way to a checkpoint: plan, train."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipelines.cli.verb import (
+    PATH,
+    TOLD,
+    as_json,
+    case_teller,
+    interval,
+    print_json,
+    progress,
+    verb_of,
+)
+
+
+@click.command(short_help="Propose a config for a data set.")
+@click.argument("dataset", type=PATH)
+@click.option("--out", type=PATH, default=Path("config.yaml"), show_default=True, help="The config; a new file.")
+@click.option("--modality", default="", metavar="MR|CT|...", help="Where the data set does not tell it.")
+@click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True,
+              metavar="GIB", help="What a training step may take.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True, help="Steps of the whole run.")
+@as_json
+@verb_of
+def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int, as_json: bool) -> int:
+    """Look DATASET through and write a config that `imgpipe train` takes, with the reason of each choice beside it.
+
+    DATASET is a folder with a dataset.json, that file, or a CSV. Nothing is written while something of it must be
+    mended: all that is wrong is told at once.
+    """
+    with progress("Reading") as tell:
+        from pipelines import plan as verb
+
+        planned = verb.plan(dataset=dataset, out=out, modality=modality, memory_gib=memory_gib, steps=steps,
+                            on_case=case_teller(tell))  # fmt: skip
+    status = 3 if planned.proposal is None else 0
+    if as_json:
+        proposal = planned.proposal
+        document = {
+            "dataset": planned.survey.as_dict(),
+            "out": str(out) if proposal else None,
+            "config": proposal.as_dict() if proposal else None,
+            "reasons": {choice.key: choice.why for choice in proposal.choices if choice.why} if proposal else None,
+        }
+        print_json({**document, "exit_status": status})
+        return status
+    from pipelines.tables import print_dataset
+
+    print_dataset(planned.survey.as_dict())
+    click.echo(f"config: {out}" if planned.proposal else "no config was written")
+    return status
+
+
+@click.command(short_help="Train a network and publish a checkpoint.")
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--fold", type=int, help="Which fold validates; overrides data.fold.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of devices.")
+@click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), help="Overrides train.precision.")
+@click.option("--out", type=PATH, help="The run folder; by default runs/<name>_fold<fold>.")
+@as_json
+@verb_of
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    fold: int | None,
+    resume: bool,
+    devices: int,
+    precision: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Train the network of CONFIG and publish a checkpoint.
+
+    CONFIG is a YAML file or the name of a shipped one; KEY=VALUE overrides one of its keys, as in data.root=PATH or
+    train.epochs=20. The run folder holds the resolved config, the split, versions, log, states and the checkpoint with
+    its metrics.
+    """
+    from pipelines import train as verb
+
+    run = verb.train(
+        config=config,
+        overrides=overrides,
+        fold=fold,
+        resume=resume,
+        devices=devices,
+        precision=precision,
+        out=out,
+        progress=sys.stderr.isatty(),
+    )
+    metrics = run.checkpoint.metrics
+    if as_json:
+        folders = {"run": str(run.folder), "checkpoint": str(run.checkpoint.folder)}
+        print_json({**folders, "metrics": metrics, "exit_status": 0})
+        return 0
+    for side in ("validation", "test"):
+        for name, value in metrics.get(side, {}).get("dice", {}).items():
+            click.echo(f"{side} Dice of {name}: {interval(value)} over {metrics[side]['cases']} case(s)")
+        for name, figures in metrics.get(side, {}).get("scores", {}).items():
+            told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
+            click.echo(f"{side}, {name}: {told} over {metrics[side]['cases']} case(s)")
+    click.echo(f"checkpoint: {run.checkpoint.folder}")
+    return 0

@@ -1,0 +1,114 @@
+"""What every verb shares: its options, its exit status, its JSON and its progress on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from imaging.errors import ImagingError
+
+PATH = click.Path(path_type=Path)
+
+with_policy = click.option(
+    "--policy",
+    type=click.Choice(["strict", "repair"]),
+    default="repair",
+    show_default=True,
+    help="Refuse what would have to be changed to be a volume, or change what can be, and tell it.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+def verb_of(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn our errors and the returned status into the exit status, and with `--json` into the document."""
+
+    @wraps(function)
+    def run(**options: Any) -> None:
+        from imaging.errors import ImagingError, UnexpectedFault
+
+        try:
+            status = function(**options)
+        except ImagingError as error:
+            sys.exit(_fail(error, options))
+        except Exception as error:  # its text may quote header values, so only its kind is told
+            logging.getLogger(__name__).debug("traceback", exc_info=True)
+            sys.exit(_fail(UnexpectedFault(function.__name__, seen=type(error).__name__), options))
+        sys.exit(status or 0)
+
+    return run
+
+
+def _fail(error: ImagingError, options: dict[str, Any]) -> int:
+    """Tell an error that ended a verb; gives the exit status."""
+    status = status_of([error])
+    click.echo(f"imgpipe: {error}", err=True)
+    if options.get("as_json"):
+        print_json({"error": error.as_dict(), "exit_status": status})
+    return status
+
+
+def status_of(problems: Sequence[ImagingError]) -> int:
+    """Whose turn it is: ours before the user's before the data's; what is set aside by design is nobody's."""
+    from imaging.errors import InternalFault, SetAside, WrongUsage
+
+    if any(isinstance(problem, InternalFault) for problem in problems):
+        return 1
+    if any(isinstance(problem, WrongUsage) for problem in problems):
+        return 2
+    return 3 if any(not isinstance(problem, SetAside) for problem in problems) else 0
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one document of `--json`."""
+    click.echo(json.dumps(document, indent=1))
+
+
+TOLD = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
+
+
+def interval(value: dict[str, float | None]) -> str:
+    """A figure of metrics.json with its interval, for the eye."""
+    from imaging.interval import Interval
+
+    return str(Interval(**value))
+
+
+class progress:
+    """A spinner with a changing text on stderr, where that is a terminal; elsewhere nothing."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.status_of: Any = None
+
+    def __enter__(self) -> Callable[[str], None]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self.status_of = Console(stderr=True).status(self._text)
+            self.status_of.start()
+        return self._tell
+
+    def _tell(self, text: str) -> None:
+        if self.status_of is not None:
+            self.status_of.update(text)
+
+    def __exit__(self, *_: object) -> None:
+        if self.status_of is not None:
+            self.status_of.stop()
+
+
+def case_teller(tell: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """An ``on_case`` that tells which case is read."""
+
+    def on_case(name: str, number: int, total: int) -> None:
+        tell(f"Case {number + 1} of {total}: {name}")
+
+    return on_case

@@ -1,0 +1,86 @@
+"""Lightning's part of a training: the Trainer, its callbacks and its loggers.
+
+Invariant: whatever stops a run, the last whole state of it stays in ``state/``, and what is fitted from there on is
+what would have been fitted without the stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from imaging.data import ClassificationData, SegmentationData
+from imaging.tasks.classify import ClassifyTask
+from imaging.tasks.segment import SegmentTask
+
+log = logging.getLogger(__name__)
+
+
+class _EpochLog(Callback):
+    """A line in the log after each validation, for runs without a progress bar."""
+
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Tell the epoch and what decides which state is the best."""
+        score = float(trainer.callback_metrics[self._monitor])
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        log.info("epoch %d of %d: %s %.4f", epoch, epochs, self._monitor, score)
+
+
+def fit(
+    task: SegmentTask | ClassifyTask,
+    data: SegmentationData | ClassificationData,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: bool,
+) -> None:
+    """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for noise in (".*does not have many workers.*", ".*is_leaf.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=noise)
+    config = task.config
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder / "state",
+            filename="best",
+            monitor=task.monitor,
+            mode="max",
+            enable_version_counter=False,
+        ),
+        # A second one: with `save_last` the first would write its last state only when the best improves.
+        ModelCheckpoint(folder / "state", filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]
+    if progress:
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+    else:
+        callbacks.append(_EpochLog(task.monitor))
+    if config.train.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        precision=config.train.precision,
+        max_epochs=config.train.epochs,
+        check_val_every_n_epoch=min(config.train.validate_every, config.train.epochs),
+        num_sanity_val_steps=0,
+        gradient_clip_val=config.train.gradient_clip,
+        # Some CUDA kernels (NLLLoss among them) have no deterministic form; there Lightning warns instead.
+        deterministic="warn" if torch.cuda.is_available() else True,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
+        log_every_n_steps=1,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )
+    last = folder / "state" / "last.ckpt"
+    trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)

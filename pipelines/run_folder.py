@@ -1,0 +1,66 @@
+"""The run folder before the first step: what explains the run, and whether a run to be resumed is the same one.
+
+Invariant: a folder that holds another run is never written into.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from imaging.config import Config, load_config
+from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
+from imaging.files import write_whole
+from imaging.manifest import Split
+
+_PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
+
+
+def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
+    """Write what explains the run, or check that a run to be resumed is the same one."""
+    if resume:
+        if not (folder / "state" / "last.ckpt").is_file():
+            raise NothingToResume(folder, seen="no state/last.ckpt")
+        started = load_config(folder / "config.yaml")
+        if started.digest() != config.digest():
+            differing = sorted(_differing_keys(started.model_dump(), config.model_dump()))
+            raise ResumeMismatch(folder, seen=f"other values for {', '.join(differing)}")
+        if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
+            raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+        return
+    if folder.exists() and not folder.is_dir():
+        raise OutputNotWritable(folder, seen="it is a file, not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunExists(folder, seen="the folder is not empty")
+    try:
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(folder, seen=error.strerror or "cannot be made") from error
+    write_whole(folder / "config.yaml", config.to_yaml())
+    write_whole(folder / "split.json", split.to_json())
+    write_whole(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+
+
+def _differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
+    differing: set[str] = set()
+    for key in a.keys() | b.keys():
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            differing |= _differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right and prefix + key != "data.root":
+            differing.add(prefix + key)
+    return differing
+
+
+def versions() -> dict[str, str]:
+    """Versions of the interpreter and of the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
