@@ -39,9 +39,9 @@ from imaging.networks import weights_of
 from imaging.predict import Predictor
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
-from pipelines.evaluate import evaluate
-from pipelines.evaluate_classifier import evaluate_classifier
 from pipelines.fitting import fit
+from pipelines.measure_classifier import measure_classifier
+from pipelines.measure_segmenter import measure_segmenter
 from pipelines.run_folder import open_run, versions
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class _Prepared:
         What Lightning fits, and on which batches.
     split
         Which case stands on which side.
-    evaluate
+    measure
         Measures a checkpoint on the validation and test cases.
     facts
         What else there is to tell of the training cases.
@@ -138,7 +138,7 @@ class _Prepared:
     task: SegmentTask | ClassifyTask
     data: SegmentationData | ClassificationData
     split: Split
-    evaluate: Callable[[Checkpoint], dict[str, Any]]
+    measure: Callable[[Checkpoint], dict[str, Any]]
     facts: dict[str, Any]
 
 
@@ -156,7 +156,11 @@ def _segmentation(config: SegmentConfig, root: Path) -> _Prepared:
     data = SegmentationData(config, sides["train"], sides["validation"])
     held = {side: sides[side] for side in ("validation", "test") if sides[side]}
     return _Prepared(
-        SegmentTask(config, data.train_names), data, split, lambda checkpoint: evaluate(Predictor(checkpoint), held), {}
+        SegmentTask(config, data.train_names),
+        data,
+        split,
+        lambda checkpoint: measure_segmenter(Predictor(checkpoint), held),
+        {},
     )
 
 
@@ -178,7 +182,7 @@ def _classification(config: ClassifyConfig, root: Path) -> _Prepared:
         ClassifyTask(config, data.train_names, counts),
         data,
         split,
-        lambda checkpoint: evaluate_classifier(Classifier(checkpoint), held),
+        lambda checkpoint: measure_classifier(Classifier(checkpoint), held),
         facts,
     )
 
@@ -190,7 +194,7 @@ def publish(config: Config, prepared: _Prepared, folder: Path) -> Checkpoint:
     weights = weights_of(prepared.task.network)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
     unmeasured = save_checkpoint(folder / "state" / "unmeasured", config, weights, {})
-    metrics = prepared.evaluate(unmeasured)
+    metrics = prepared.measure(unmeasured)
     metrics["training"] = {
         "cases": len(prepared.split.train),
         "names": list(prepared.split.train),

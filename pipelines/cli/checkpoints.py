@@ -35,7 +35,7 @@ def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float 
     the worst cases' pictures.
     """
     with progress("Reading") as tell:
-        from pipelines import evaluation as verb
+        from pipelines import evaluate as verb
 
         found = verb.evaluate(
             checkpoint=checkpoint, data=data, out=out, tolerance_mm=tolerance_mm, on_case=case_teller(tell)

@@ -40,7 +40,7 @@ from imaging.manifest import Case
 from imaging.metrics import dice
 from imaging.predict import Predictor
 from imaging.tasks.segment import SegmentTask
-from pipelines.evaluate import evaluate
+from pipelines.measure_segmenter import measure_segmenter
 from pipelines.run_folder import versions
 from pipelines.train import Run, train
 
@@ -365,7 +365,7 @@ def test_arguments_override_the_config(tiny: Path, tmp_path: Path) -> None:
         train(config=tiny, precision="8", out=tmp_path / "run", progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------------- evaluate
+# --------------------------------------------------------------------------------------------------- measure_segmenter
 
 
 def test_structure_that_no_case_has_leaves_the_metrics_valid_json(trained: Run, four_cases: Path) -> None:
@@ -386,7 +386,7 @@ def test_structure_that_no_case_has_leaves_the_metrics_valid_json(trained: Run, 
             prediction.mask_XYZ[:] = 0
             return prediction
 
-    metrics = evaluate(FindsNothing(trained.checkpoint), {"validation": cases})
+    metrics = measure_segmenter(FindsNothing(trained.checkpoint), {"validation": cases})
     json.dumps(metrics, allow_nan=False)
 
 

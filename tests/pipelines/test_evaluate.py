@@ -22,7 +22,7 @@ from imaging.manifest import Case
 from imaging.metrics import dice
 from imaging.nifti import read_nifti
 from imaging.predict import Predictor
-from pipelines.evaluation import PAGE, Evaluation, evaluate
+from pipelines.evaluate import PAGE, Evaluation, evaluate
 from pipelines.train import Run
 
 Invoke = Callable[..., Result]

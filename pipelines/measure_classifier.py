@@ -36,7 +36,7 @@ class _Asked:
     thumbnails: NDArray[np.float64]
 
 
-def evaluate_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]]) -> dict[str, Any]:
+def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]]) -> dict[str, Any]:
     """Every figure of each side's cases, and the calibration that they were measured with.
 
     Returns
