@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -13,8 +13,26 @@ Size3 = tuple[Count, Count, Count]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
+# Marks a key that joined after checkpoints had been published: ``key: Annotated[int, LATER] = 0``. Its default means
+# what was done before there was such a key, and with it a config has the digest that it had then.
+LATER = Field(json_schema_extra={"later": True})
+# Given as the context of `model_dump`, it leaves such keys out where they hold their default.
+FOR_DIGEST = {"for": "digest"}
+
 
 class Section(BaseModel):
     """A part of a config: no key that is not known, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _serialised(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if info.context != FOR_DIGEST:
+            return content
+        return {key: value for key, value in content.items() if not self._is_later_default(key)}
+
+    def _is_later_default(self, key: str) -> bool:
+        field = type(self).model_fields[key]
+        marked = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("later")
+        return bool(marked) and getattr(self, key) == field.get_default(call_default_factory=True)

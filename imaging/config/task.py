@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from imaging.config.data import ClassifyData, ClassifyPreprocess, Data, Preprocess
 from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
 from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
-from imaging.config.section import Section
+from imaging.config.section import FOR_DIGEST, Section
 
 
 class _Task(Section):
@@ -37,8 +37,11 @@ class _Task(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
     def digest(self) -> str:
-        """SHA-256 of the config's content (not of its layout, nor of `data.root`)."""
-        content = json.dumps(self.without_paths().model_dump(mode="json"), sort_keys=True)
+        """SHA-256 of the config's content (not of its layout, nor of `data.root`).
+
+        A later version of imgpipe gives an old config the same one, see `imaging.config.section.LATER`.
+        """
+        content = json.dumps(self.without_paths().model_dump(mode="json", context=FOR_DIGEST), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import Field, ValidationError
 
 from imaging.config import Config, SegmentConfig, find_config, load_config
+from imaging.config.section import FOR_DIGEST, LATER, Section
 from imaging.errors import ConfigInvalid, ImagingError, UnknownKey
 from imaging.files import shipped
 from imaging.gridding import classify_augmentation
@@ -304,6 +306,22 @@ def test_digest_changes_with_everything_that_is_said(override: str) -> None:
 
 def test_digest_is_the_same_wherever_the_data_lies() -> None:
     assert load_config(HIPPOCAMPUS, ["data.root=/a"]).digest() == load_config(HIPPOCAMPUS).digest()
+
+
+def test_a_key_that_joins_later_changes_the_digest_only_where_it_says_something() -> None:
+    """A checkpoint's digest is written into its files; a new version of imgpipe must find the same one."""
+
+    class Before(Section):
+        size: int = 1
+
+    class After(Before):
+        depth: Annotated[int, Field(ge=0), LATER] = 0
+
+    assert After().model_dump(context=FOR_DIGEST) == Before().model_dump(context=FOR_DIGEST)
+    assert After(depth=2).model_dump(context=FOR_DIGEST) == {"size": 1, "depth": 2}
+    assert After().model_dump() == {"size": 1, "depth": 0}
+    with pytest.raises(ValidationError):
+        After(depth=-1)
 
 
 def test_digest_does_not_depend_on_layout(written: Path) -> None:
