@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imaging.config import ClassifyConfig, ClassifyData
+from imaging.dicom import load_series
 from imaging.errors import ManifestInvalid, TooFewCases
 from imaging.manifest import Split, check_once, read_rows
-from imaging.nifti import case_name
-from imaging.npz import PARTS, is_npz, read_npz
+from imaging.nifti import case_name, is_nifti, read_nifti
+from imaging.npz import PARTS, is_npz, read_npz, read_npz_image
+from imaging.png import is_png, read_png
+from imaging.volume import Volume
 
 _KNOWN = ("image", "label", "case", "patient", "split")
 _SIDES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -92,7 +95,7 @@ def _from_csv(manifest: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
     cases = []
     for number, row in enumerate(read_rows(manifest), start=2):
         image = manifest.parent / row["image"]
-        name = (row.get("case") or "").strip() or case_name(image.with_suffix("") if _is_png(image) else image)
+        name = (row.get("case") or "").strip() or case_name(image.with_suffix("") if is_png(image) else image)
         if not row["image"] or not image.exists():
             raise ManifestInvalid(manifest, seen=f"case {name!r} names {image}, which does not exist")
         told = (row.get("split") or "").strip().lower()
@@ -104,10 +107,6 @@ def _from_csv(manifest: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
         patient = (row.get("patient") or "").strip() or name
         cases.append(ClassifiedCase(name, image, classes, patient, _SIDES.get(told, ""), facts))
     return cases
-
-
-def _is_png(path: Path) -> bool:
-    return path.suffix.lower() == ".png"
 
 
 def _classes(told: str, config: ClassifyConfig, subject: str) -> tuple[str, ...]:
@@ -141,6 +140,21 @@ def _from_npz(path: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
             name = f"{part}_{index:05d}"
             cases.append(ClassifiedCase(name, path, classes, name, side, {}, part, index))
     return cases
+
+
+def load_picture(case: ClassifiedCase) -> Volume:
+    """Read a classified case's image: PNG, NIfTI, one DICOM series, or a picture of a MedMNIST file.
+
+    Raises
+    ------
+    InputRefused, SeveralSeries
+        As the reader of its kind does.
+    """
+    if is_npz(case.image):
+        return read_npz_image(case.image, case.part, case.index)
+    if is_png(case.image):
+        return read_png(case.image)
+    return read_nifti(case.image) if is_nifti(case.image) else load_series(case.image)
 
 
 def split_cases(cases: Sequence[ClassifiedCase], config: ClassifyConfig) -> Split:

@@ -6,7 +6,6 @@ are or whether the run was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -17,16 +16,13 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imaging.cases import ClassifiedCase
+from imaging.cases import ClassifiedCase, load_picture
 from imaging.config import ClassifyConfig, SegmentConfig
 from imaging.dataset_check import mismatches
-from imaging.dicom import load_series
 from imaging.errors import DuplicateCases
 from imaging.gridding import classify_augmentation, classify_preprocessing
 from imaging.manifest import Case
-from imaging.nifti import is_nifti, read_nifti
-from imaging.npz import is_npz, read_npz_image
-from imaging.png import is_png, read_png
+from imaging.nifti import read_nifti
 from imaging.selection import check_grey
 from imaging.transforms import IMAGE, LABEL, apply, as_label_tensor, augmentation, preprocessing
 from imaging.volume import Volume
@@ -55,21 +51,6 @@ def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
     return image, mask
 
 
-def load_picture(case: ClassifiedCase) -> Volume:
-    """Read a classified case's image: PNG, NIfTI, one DICOM series, or a picture of a MedMNIST file.
-
-    Raises
-    ------
-    InputRefused, SeveralSeries
-        As the reader of its kind does.
-    """
-    if is_npz(case.image):
-        return read_npz_image(case.image, case.part, case.index)
-    if is_png(case.image):
-        return read_png(case.image)
-    return read_nifti(case.image) if is_nifti(case.image) else load_series(case.image)
-
-
 def without_copies(
     cases: Sequence[ClassifiedCase], duplicates: Literal["keep", "drop", "refuse"]
 ) -> tuple[list[ClassifiedCase], int]:
@@ -93,9 +74,7 @@ def without_copies(
         return list(cases), 0
     groups: dict[str, list[ClassifiedCase]] = {}
     for case in cases:
-        array = load_picture(case).array
-        digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-        groups.setdefault(digest, []).append(case)
+        groups.setdefault(load_picture(case).content_sha256(), []).append(case)
     kept = set()
     for copies in groups.values():
         if len(copies) > 1 and duplicates == "refuse":

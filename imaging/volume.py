@@ -9,6 +9,7 @@ slice.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -158,6 +159,12 @@ class Volume:
     def orientation(self) -> str:
         """The patient direction each axis runs towards, for example ``LPS``."""
         return orientation_of(self.affine)
+
+    def content_sha256(self) -> str:
+        """SHA-256 of the grid's size and the values, whatever the file is called or how it is packed."""
+        content = hashlib.sha256(repr(self.array.shape).encode())
+        content.update(np.ascontiguousarray(self.array).data)
+        return content.hexdigest()
 
     def as_metatensor(self) -> MetaTensor:
         """The same memory as a MONAI MetaTensor (C, X, Y, Z), with the affine; nothing is copied."""

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
-from imaging.cases import ClassifiedCase
+from imaging.cases import ClassifiedCase, load_picture
 from imaging.classifier import Classifier, Target, is_strange, judge, targets_of
 from imaging.config import ClassifyConfig
-from imaging.data import load_picture
 from imaging.scores import bootstrap_scores, scores_of
 
 # Of a fact with more different values than this, groups are made of neighbouring values.

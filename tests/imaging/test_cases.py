@@ -10,9 +10,9 @@ import pytest
 from classified import picture, toy_config, write_pictures
 from PIL import Image
 
-from imaging.cases import ClassifiedCase, read_cases, split_cases
+from imaging.cases import ClassifiedCase, load_picture, read_cases, split_cases
 from imaging.config import ClassifyConfig
-from imaging.data import load_picture, without_copies
+from imaging.data import without_copies
 from imaging.errors import DuplicateCases, ManifestInvalid, TooFewCases
 from imaging.manifest import cases_of
 

@@ -13,10 +13,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
-from imaging.cases import ClassifiedCase
+from imaging.cases import ClassifiedCase, load_picture
 from imaging.checkpoint import Checkpoint
 from imaging.classifier import Classifier, open_predictor
-from imaging.data import load_picture
 from imaging.errors import WrongTask
 from imaging.png import read_png
 from imaging.predict import Predictor

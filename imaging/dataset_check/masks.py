@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it, told before an hour is spent on training.
+"""What is in a data set of images with masks, and what is wrong with it.
 
 Invariant: every case is looked at once and every problem is told at once; what cannot be read takes part in no figure.
 No text here names a patient. Imports no torch.
@@ -9,9 +9,8 @@ each voxel axis is closest to.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.config import Size3, Vector3
+from imaging.dataset_check.telling import Note, OnCase, range_of, some
 from imaging.description import Description, describe
 from imaging.errors import (
     ConstantImage,
@@ -38,16 +38,6 @@ from imaging.volume import Volume
 # So many voxels of a case's structures stand for all of them in the intensity figures, as in nnU-Net.
 _SAMPLED = 10_000
 _LARGEST_ID = 255
-
-OnCase = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something that a person should know and need not mend."""
-
-    code: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,8 +115,8 @@ class Survey:
             "patients": len({case.patient for case in self.cases}),
             "labels": dict(enumerate(self.labels, start=1)),
             "cases_with": {name: with_label(self.cases, id_) for id_, name in enumerate(self.labels, start=1)},
-            "size": _range_of([case.size for case in self.cases]),
-            "spacing_mm": _range_of([case.spacing_mm for case in self.cases]),
+            "size": range_of([case.size for case in self.cases]),
+            "spacing_mm": range_of([case.spacing_mm for case in self.cases]),
             "problems": [problem.as_dict() for problem in self.problems],
             "notes": [asdict(note) for note in self.notes],
         }
@@ -170,7 +160,7 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
         image, mask, found = _read(case, description.labels)
         problems += found
         if image is not None:
-            hashes[_hash_of(image)].append(case)
+            hashes[image.content_sha256()].append(case)
         if image is not None and mask is not None and not found:
             facts.append(_facts_of(case, image, mask, seed=number))
     labels, of_labels = _named(manifest, description, facts)
@@ -294,13 +284,6 @@ def _named(
     ]
 
 
-def _hash_of(image: Volume) -> str:
-    """SHA-256 of an image's grid size and voxel values, whatever its file is called or how it is packed."""
-    content = hashlib.sha256(str(image.shape).encode())
-    content.update(np.ascontiguousarray(image.array).data)
-    return content.hexdigest()
-
-
 def _duplicates(groups: Iterable[Sequence[Case]]) -> Iterator[ImagingError]:
     for cases in groups:
         if len({case.patient for case in cases}) > 1 and len({case.image.resolve() for case in cases}) > 1:
@@ -319,20 +302,8 @@ def _notes(listed: Sequence[Case], facts: Sequence[CaseFacts], groups: Iterable[
             yield Note("same_image_of_one_patient", f"{', '.join(case.name for case in cases)} have the same voxels")
     empty = [case.name for case in facts if not case.voxels]
     if empty:
-        yield Note("empty_mask", f"{len(empty)} cases have no structure at all: {_some(empty)}")
+        yield Note("empty_mask", f"{len(empty)} cases have no structure at all: {some(empty)}")
     turned = Counter(case.orientation for case in facts)
     if len(turned) > 1:
         told = ", ".join(f"{count} {towards}" for towards, count in turned.most_common())
         yield Note("several_orientations", f"the files' axes run differently ({told}); all are turned to one")
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _range_of(values: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
-    """Least, median and greatest along each axis."""
-    if not values:
-        return None
-    low, middle, high = np.percentile(np.array(values), [0, 50, 100], axis=0).round(4).tolist()
-    return {"least": low, "median": middle, "greatest": high}
