@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imaging.channels import read_image
 from imaging.config import ClassifyConfig, ClassifyData
-from imaging.dicom import load_series
 from imaging.errors import ManifestInvalid, TooFewCases
 from imaging.manifest import Split, check_once, read_rows
-from imaging.nifti import case_name, is_nifti, read_nifti
+from imaging.nifti import case_name
 from imaging.npz import PARTS, is_npz, read_npz, read_npz_image
-from imaging.png import is_png, read_png
+from imaging.png import is_png
 from imaging.volume import Volume
 
 _KNOWN = ("image", "label", "case", "patient", "split")
@@ -152,9 +152,7 @@ def load_picture(case: ClassifiedCase) -> Volume:
     """
     if is_npz(case.image):
         return read_npz_image(case.image, case.part, case.index)
-    if is_png(case.image):
-        return read_png(case.image)
-    return read_nifti(case.image) if is_nifti(case.image) else load_series(case.image)
+    return read_image(case.image)
 
 
 def split_cases(cases: Sequence[ClassifiedCase], config: ClassifyConfig) -> Split:

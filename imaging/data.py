@@ -17,6 +17,7 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imaging.cases import ClassifiedCase, load_picture
+from imaging.channels import check_channels, read_channels
 from imaging.config import ClassifyConfig, SegmentConfig
 from imaging.dataset_check import mismatches
 from imaging.errors import DuplicateCases
@@ -30,8 +31,8 @@ from imaging.volume import Volume
 Sample = dict[str, Any]
 
 
-def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
-    """Read a case's image and mask and check that they belong together.
+def load_case(case: Case, *, labels: int, channels: int = 1) -> tuple[Volume, Volume]:
+    """Read a case's image (C, X, Y, Z) and mask (1, X, Y, Z) and check that they belong together.
 
     Parameters
     ----------
@@ -39,13 +40,18 @@ def load_case(case: Case, *, labels: int) -> tuple[Volume, Volume]:
         What to read.
     labels
         Number of structures; the mask may hold 0 to this.
+    channels
+        How many the network takes.
 
     Raises
     ------
+    ChannelMismatch
+        If the image has another number of channels, or they do not lie on one grid.
     LabelMismatch
         If the mask has another shape or lies elsewhere than its image, or holds other values.
     """
-    image, mask = read_nifti(case.image), read_nifti(case.label)
+    image, mask = read_channels(case.images), read_nifti(case.label)
+    check_channels(image, channels, f"case {case.name}")
     for problem in mismatches(image, mask, case.label, range(1, labels + 1)):
         raise problem
     return image, mask
@@ -133,7 +139,7 @@ class CachedCases(_Cached):
         image, mask = load_case(case, labels=labels)
         # One grid for both: load_case has checked that the mask lies on its image.
         sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
-        return apply(prepare, sample, subject=case.image)
+        return apply(prepare, sample, subject=case.images[0])
 
     @staticmethod
     def _finished(sample: Sample) -> Sample:

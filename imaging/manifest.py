@@ -17,6 +17,8 @@ from typing import Protocol, TypeVar
 from imaging.errors import ManifestInvalid, PatientLeak, TooFewCases
 from imaging.nifti import case_name
 
+# Between the images or the classes of one case in one cell.
+SEPARATOR = "|"
 # Headings that people give the column that the split must go by.
 _MEANS_PATIENT = frozenset(
     ("patient", "patients", "patient_id", "patientid", "patient id", "subject", "subject_id", "subjectid", "person")
@@ -40,20 +42,22 @@ M = TypeVar("M", bound=Member)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of a manifest: an image, its mask, and whose it is.
+    """One row of a manifest: the files of an image, its mask, and whose it is.
 
     Attributes
     ----------
     name
         Name of the case, unique in the manifest.
-    image, label
-        Files.
+    images
+        One file a channel, in the order of the network's channels; or one that holds them all.
+    label
+        The mask.
     patient
         Who it is of; the case's own name where the manifest does not say.
     """
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path
     patient: str
 
@@ -99,8 +103,9 @@ def read_manifest(root: Path) -> list[Case]:
     Parameters
     ----------
     root
-        A CSV with the columns ``image`` and ``label`` (paths relative to the CSV) and optionally ``case`` and
-        ``patient``; or a folder with a Medical Segmentation Decathlon ``dataset.json``; or that file itself.
+        A CSV with the columns ``image`` and ``label`` (paths relative to the CSV; several images, one a channel, are
+        separated by ``|``) and optionally ``case`` and ``patient``; or a folder with a Medical Segmentation Decathlon
+        ``dataset.json``; or that file itself.
 
     Raises
     ------
@@ -112,10 +117,11 @@ def read_manifest(root: Path) -> list[Case]:
     if not cases:
         raise ManifestInvalid(manifest, seen="no case")
     for case in cases:
-        for file in (case.image, case.label):
-            if not file.is_file():
-                raise ManifestInvalid(manifest, seen=f"case {case.name!r} names {file}, which does not exist")
-    check_once(manifest, [case.name for case in cases], [case.image for case in cases])
+        missing = [image for image in case.images if not image.exists()]
+        missing += [] if case.label.is_file() else [case.label]
+        if missing:
+            raise ManifestInvalid(manifest, seen=f"case {case.name!r} names {missing[0]}, which does not exist")
+    check_once(manifest, [case.name for case in cases], [image for case in cases for image in case.images])
     return cases
 
 
@@ -158,10 +164,12 @@ def read_rows(manifest: Path) -> list[dict[str, str]]:
 
 def _read_csv(manifest: Path) -> list[Case]:
     cases = []
-    for row in read_rows(manifest):
-        image, label = manifest.parent / row["image"], manifest.parent / row["label"]
-        name = (row.get("case") or "").strip() or case_name(image)
-        cases.append(Case(name, image, label, (row.get("patient") or "").strip() or name))
+    for number, row in enumerate(read_rows(manifest), start=2):
+        images = tuple(manifest.parent / part.strip() for part in row["image"].split(SEPARATOR) if part.strip())
+        if not images:
+            raise ManifestInvalid(manifest, seen=f"row {number} names no image")
+        name = (row.get("case") or "").strip() or case_name(images[0])
+        cases.append(Case(name, images, manifest.parent / row["label"], (row.get("patient") or "").strip() or name))
     return cases
 
 
@@ -170,7 +178,7 @@ def _read_decathlon(manifest: Path) -> list[Case]:
     cases = []
     for row in content["training"]:
         image, label = manifest.parent / row["image"], manifest.parent / row["label"]
-        cases.append(Case(case_name(image), image, label, case_name(image)))
+        cases.append(Case(case_name(image), (image,), label, case_name(image)))
     return cases
 
 

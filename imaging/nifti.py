@@ -51,11 +51,11 @@ class Geometry:
 
 def read_geometry(path: Path) -> Geometry:
     """Read the header of one 3D image; see `read_nifti` for what is raised."""
-    return _geometry(_open(path), path)
+    return _geometry(_open(path), path, several=False)
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read one 3D image.
+    """Read one 3D image; a file with several volumes is refused, for nothing says what they are.
 
     Parameters
     ----------
@@ -78,17 +78,37 @@ def read_nifti(path: Path) -> Volume:
     NotFinite
         If a voxel is NaN or infinite.
     """
+    return _read(path, several=False)
+
+
+def read_nifti_channels(path: Path) -> Volume:
+    """Read a 3D image, or a 4D one as a volume with a channel for each place along the last axis.
+
+    Only for data sets that say that they have channels (Medical Segmentation Decathlon, nnU-Net): elsewhere the last
+    axis may be time.
+
+    Returns
+    -------
+    Volume
+        (C, X, Y, Z); see `read_nifti` for the rest and for what is raised.
+    """
+    return _read(path, several=True)
+
+
+def _read(path: Path, *, several: bool) -> Volume:
+    """One volume, or, if there may be `several` of them, all as its channels; nothing is copied to turn the axes."""
     image = _open(path)
-    geometry = _geometry(image, path)
+    geometry = _geometry(image, path, several=several)
     try:
         if path.name.lower().endswith(".gz"):
             image = type(image).from_bytes(_unpacked(path, image))
-        array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape)
+        array = np.asarray(image.dataobj, dtype=np.float32).reshape((*geometry.shape, -1))
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise UnreadableNifti(path, seen=f"the voxels cannot be read ({type(error).__name__})") from error
     if not np.isfinite(array).all():
         raise NotFinite(path, seen=f"{int((~np.isfinite(array)).sum())} NaN or infinite voxels")
-    return Volume(array[np.newaxis], geometry.affine, SeriesFacts(description=path.name), defects=geometry.defects)
+    array_CXYZ = np.moveaxis(array, 3, 0)
+    return Volume(array_CXYZ, geometry.affine, SeriesFacts(description=path.name), defects=geometry.defects)
 
 
 def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
@@ -186,14 +206,16 @@ def _open(path: Path) -> Any:
     return image
 
 
-def _geometry(image: Any, path: Path) -> Geometry:
+def _geometry(image: Any, path: Path, *, several: bool) -> Geometry:
+    """Where the voxels lie; with `several`, there may be several volumes along one last axis."""
     shape = tuple(int(size) for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
-    if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=np.float64) > _LARGEST_VOXELS:
+    axes = (3, 4) if several else (3,)
+    if len(shape) not in axes or min(shape) < 1 or np.prod(shape, dtype=np.float64) > _LARGEST_VOXELS:
         raise UnsupportedNifti(path, seen=f"the shape {tuple(image.shape)}")
     if image.get_data_dtype().kind not in "iuf":
         raise UnsupportedNifti(path, seen=f"the data type {image.get_data_dtype()}")
     affine, defects = _affine(image, path)
-    return Geometry(shape, affine, defects)
+    return Geometry((shape[0], shape[1], shape[2]), affine, defects)
 
 
 def _affine(image: Any, path: Path) -> tuple[Affine, tuple[Defect, ...]]:

@@ -220,7 +220,7 @@ def _split(survey: Survey) -> _PlannedSplit:
         if tested
         else f"{patients} patients are too few to set some apart; cross-validate with --fold 0 to {folds - 1} instead."
     )
-    cases = [Case(case.name, Path(), Path(), case.patient) for case in survey.cases]
+    cases = [Case(case.name, (), Path(), case.patient) for case in survey.cases]
     splits = [split_by_patient(cases, test_fraction=tested, folds=folds, fold=fold, seed=0) for fold in range(folds)]
     lacking = list(_lacking(survey, splits, tested=tested > 0))
     return _PlannedSplit(

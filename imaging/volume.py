@@ -112,7 +112,7 @@ class Volume:
     ----------
     array
         float32 (C, X, Y, Z), real-world values (HU for CT), in the series' own grid; one channel, or red, green and
-        blue.
+        blue, or those that a data set gives to each case.
     affine
         float64 (4, 4), voxel index (x, y, z) to RAS+ mm.
     facts

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.channels import allowed_apart, corners_apart, read_channels
 from imaging.config import Size3, Vector3
 from imaging.dataset_check.telling import Note, OnCase, range_of, some
 from imaging.description import Description, describe
@@ -190,9 +191,8 @@ def mismatches(image: Volume, mask: Volume, path: Path, ids: Sequence[int] | Non
     if image.shape != mask.shape:
         problems.append(LabelMismatch(path, seen=f"shape {mask.shape}, the image has {image.shape}"))
     else:
-        corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*image.shape, 1]
-        apart = float(np.linalg.norm((corners @ (image.affine - mask.affine).T)[:, :3], axis=1).max())
-        if apart > 0.1 * min(image.spacing):
+        apart = corners_apart(image, mask)
+        if apart > allowed_apart(image):
             problems.append(LabelMismatch(path, seen=f"it lies up to {apart:.2f} mm from its image"))
     allowed = range(_LARGEST_ID + 1) if ids is None else (0, *ids)
     wrong = [value for value in np.unique(mask.array).tolist() if value not in allowed]
@@ -208,7 +208,7 @@ def _listed_twice(manifest: Path, cases: Sequence[Case]) -> Iterator[ImagingErro
     for name, times in Counter(case.name for case in cases).items():
         if times > 1:
             yield ManifestInvalid(manifest, seen=f"the case {name!r} is there more than once")
-    images = Counter(case.image.resolve() for case in cases if case.image.is_file())
+    images = Counter(image.resolve() for case in cases for image in case.images if image.exists())
     for path, times in images.items():
         if times > 1:
             yield ManifestInvalid(manifest, seen=f"the image {path.name!r} is listed {times} times")
@@ -217,21 +217,25 @@ def _listed_twice(manifest: Path, cases: Sequence[Case]) -> Iterator[ImagingErro
 def _read(case: Case, ids: Mapping[int, str] | None) -> tuple[Volume | None, Volume | None, list[ImagingError]]:
     """Image and mask, as far as they can be read, and what is wrong with them."""
     problems: list[ImagingError] = []
-    volumes: list[Volume | None] = []
-    for path in (case.image, case.label):
-        try:
-            if not path.is_file():
-                raise MissingFile(path, seen=f"case {case.name!r} names it and it does not exist")
-            volumes.append(read_nifti(path))
-        except ImagingError as error:
-            problems.append(error)
-            volumes.append(None)
-    image, mask = volumes
-    if image is not None and np.ptp(image.array) == 0:
-        problems.append(ConstantImage(case.image, seen=f"every voxel is {float(image.array.flat[0]):g}"))
+    missing = [path for path in case.images if not path.exists()] + [case.label] * (not case.label.is_file())
+    problems += [MissingFile(path, seen=f"case {case.name!r} names it and it does not exist") for path in missing]
+    image = None if set(missing) & set(case.images) else _tried(lambda: read_channels(case.images), problems)
+    mask = None if case.label in missing else _tried(lambda: read_nifti(case.label), problems)
+    for number, channel_XYZ in enumerate(image.array if image is not None else ()):
+        if np.ptp(channel_XYZ) == 0:
+            path = case.images[number if len(case.images) > 1 else 0]
+            problems.append(ConstantImage(path, seen=f"every voxel is {float(channel_XYZ.flat[0]):g}"))
     if image is not None and mask is not None:
         problems += mismatches(image, mask, case.label, list(ids) if ids else None)
     return image, mask, problems
+
+
+def _tried(read: Callable[[], Volume], problems: list[ImagingError]) -> Volume | None:
+    try:
+        return read()
+    except ImagingError as error:
+        problems.append(error)
+        return None
 
 
 def _facts_of(case: Case, image: Volume, mask: Volume, *, seed: int) -> CaseFacts:
@@ -286,9 +290,9 @@ def _named(
 
 def _duplicates(groups: Iterable[Sequence[Case]]) -> Iterator[ImagingError]:
     for cases in groups:
-        if len({case.patient for case in cases}) > 1 and len({case.image.resolve() for case in cases}) > 1:
+        if len({case.patient for case in cases}) > 1 and len({case.images[0].resolve() for case in cases}) > 1:
             others = ", ".join(repr(case.name) for case in cases[1:])
-            yield DuplicateImage(cases[0].image, seen=f"case {cases[0].name!r} has the same voxels as {others}")
+            yield DuplicateImage(cases[0].images[0], seen=f"case {cases[0].name!r} has the same voxels as {others}")
 
 
 def _notes(listed: Sequence[Case], facts: Sequence[CaseFacts], groups: Iterable[Sequence[Case]]) -> Iterator[Note]:

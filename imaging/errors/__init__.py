@@ -11,6 +11,7 @@ The three branches say whose turn it is: `InputRefused` (the data), `WrongUsage`
 from __future__ import annotations
 
 from imaging.errors.making import (
+    ChannelMismatch,
     CheckpointCorrupt,
     ConfigInvalid,
     DevicesUnsupported,
@@ -86,6 +87,7 @@ from imaging.errors.tree import (
 
 __all__ = [
     "ArchiveRefused",
+    "ChannelMismatch",
     "CheckpointCorrupt",
     "ColourImage",
     "ConfigInvalid",

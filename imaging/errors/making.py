@@ -111,6 +111,14 @@ class LabelMismatch(WrongUsage):
     remedy = "Correct the mask or the config's labels"
 
 
+class ChannelMismatch(WrongUsage):
+    """The channels of a case do not lie on one grid, or are not as many as the network takes."""
+
+    code = "channel_mismatch"
+    expected = "every channel on the grid of the first was expected"
+    remedy = "Resample the channels to one grid, or correct the manifest"
+
+
 class TooFewCases(WrongUsage):
     """Too few cases for a split or an interval."""
 

@@ -40,7 +40,7 @@ SIDES = ("train", "validation", "test")
 def manifests(draw: st.DrawFn) -> list[Case]:
     """Cases of a few patients, some with several."""
     owners = draw(st.lists(st.integers(0, 12), min_size=1, max_size=30))
-    return [Case(f"case{index}", Path("i"), Path("l"), f"patient{owner}") for index, owner in enumerate(owners)]
+    return [Case(f"case{index}", (Path("i"),), Path("l"), f"patient{owner}") for index, owner in enumerate(owners)]
 
 
 settings_of_a_split = st.fixed_dictionaries(
@@ -91,7 +91,7 @@ def test_every_case_outside_the_test_part_validates_once(cases: list[Case], sett
 
 
 def test_another_seed_gives_another_split() -> None:
-    cases = [Case(f"c{index}", Path("i"), Path("l"), f"p{index}") for index in range(20)]
+    cases = [Case(f"c{index}", (Path("i"),), Path("l"), f"p{index}") for index in range(20)]
     first, second = (split_by_patient(cases, test_fraction=0.2, folds=4, fold=0, seed=seed) for seed in (0, 1))
     assert first != second
     assert len(first.test) == 4 and len(first.validation) == 4
@@ -99,7 +99,7 @@ def test_another_seed_gives_another_split() -> None:
 
 @pytest.mark.parametrize(("patients", "folds", "fold"), [(1, 2, 0), (1, 2, 1), (2, 4, 3)])
 def test_split_with_an_empty_side_is_refused(patients: int, folds: int, fold: int) -> None:
-    cases = [Case(f"c{index}", Path("i"), Path("l"), f"p{index}") for index in range(patients)]
+    cases = [Case(f"c{index}", (Path("i"),), Path("l"), f"p{index}") for index in range(patients)]
     with pytest.raises(TooFewCases):
         split_by_patient(cases, test_fraction=0, folds=folds, fold=fold, seed=0)
 
@@ -110,7 +110,7 @@ def test_split_with_an_empty_side_is_refused(patients: int, folds: int, fold: in
     ids=["train_validation", "train_test", "validation_test"],
 )
 def test_patient_on_two_sides_is_a_leak(split: Split) -> None:
-    cases = [Case(name, Path("i"), Path("l"), name[0]) for name in ("a1", "a2", "b")]
+    cases = [Case(name, (Path("i"),), Path("l"), name[0]) for name in ("a1", "a2", "b")]
     with pytest.raises(PatientLeak) as caught:
         cases_of(split, cases)
     assert "a2" in caught.value.subject
@@ -118,7 +118,7 @@ def test_patient_on_two_sides_is_a_leak(split: Split) -> None:
 
 def test_split_that_names_an_unknown_case_is_refused() -> None:
     with pytest.raises(ManifestInvalid, match="'z'"):
-        cases_of(Split(("a",), ("z",), ()), [Case("a", Path("i"), Path("l"), "a")])
+        cases_of(Split(("a",), ("z",), ()), [Case("a", (Path("i"),), Path("l"), "a")])
 
 
 def test_saved_split_is_the_split() -> None:
@@ -149,7 +149,7 @@ def test_decathlon_folder_is_a_manifest(data: Path, given_as: str) -> None:
     root = data / "hippocampus"
     cases = read_manifest(root if given_as == "folder" else root / "dataset.json")
     assert len(cases) == 8
-    assert all(case.patient == case.name == case.image.name.removesuffix(".nii.gz") for case in cases)
+    assert all(case.patient == case.name == case.images[0].name.removesuffix(".nii.gz") for case in cases)
 
 
 def test_csv_tells_case_and_patient(folder: Path) -> None:
@@ -161,7 +161,14 @@ def test_csv_tells_case_and_patient(folder: Path) -> None:
 
 def test_csv_without_case_and_patient_takes_the_file_name(folder: Path) -> None:
     manifest = write_csv(folder, "image,label", "i001.nii.gz,l001.nii.gz")
-    assert read_manifest(manifest) == [Case("i001", folder / "i001.nii.gz", folder / "l001.nii.gz", "i001")]
+    assert read_manifest(manifest) == [Case("i001", (folder / "i001.nii.gz",), folder / "l001.nii.gz", "i001")]
+
+
+def test_csv_names_several_images_of_a_case(folder: Path) -> None:
+    manifest = write_csv(folder, "image,label", "i001.nii.gz | i003.nii.gz,l001.nii.gz")
+    assert read_manifest(manifest) == [
+        Case("i001", (folder / "i001.nii.gz", folder / "i003.nii.gz"), folder / "l001.nii.gz", "i001")
+    ]
 
 
 @pytest.mark.parametrize("start", ["\ufeff", ""], ids=["bom", "plain"])
@@ -185,7 +192,7 @@ def test_blanks_around_a_patient_do_not_make_another_patient(folder: Path) -> No
         (["image,label", "i001.nii.gz,l999.nii.gz"], "l999.nii.gz, which does not exist"),
         (["image,label", "i001.nii.gz,l001.nii.gz", "i001.nii.gz,l001.nii.gz"], "1 images are listed more than once"),
         (["case,image,label", "a,i001.nii.gz,l001.nii.gz", "a,i003.nii.gz,l003.nii.gz"], "'a' is there more than once"),
-        (["image,label", ",l001.nii.gz"], "does not exist"),
+        (["image,label", ",l001.nii.gz"], "row 2 names no image"),
         (["image,label", '"i\0.nii.gz",l001.nii.gz'], ""),
     ],
 )
@@ -215,7 +222,7 @@ def test_data_set_that_is_not_there_is_refused(tmp_path: Path, name: str) -> Non
 
 
 def case_in(folder: Path) -> Case:
-    return Case("one", folder / "i001.nii.gz", folder / "l001.nii.gz", "one")
+    return Case("one", (folder / "i001.nii.gz",), folder / "l001.nii.gz", "one")
 
 
 def rewrite(path: Path, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> None:
@@ -364,7 +371,7 @@ def test_order_changes_with_the_epoch_and_not_without_shuffling() -> None:
 
 
 def test_batches_are_patches_to_train_on_and_whole_volumes_to_validate_on(folder: Path, config: Config) -> None:
-    second = Case("two", folder / "i003.nii.gz", folder / "l003.nii.gz", "two")
+    second = Case("two", (folder / "i003.nii.gz",), folder / "l003.nii.gz", "two")
     module = SegmentationData(config, [case_in(folder), second], [second])
     (batch,) = module.train_dataloader()
     assert batch[IMAGE].shape == batch[LABEL].shape == (2, 1, 16, 24, 16)

@@ -158,7 +158,7 @@ def test_metrics_have_dice_with_its_interval(trained: Run, side: str) -> None:
 def test_metrics_are_what_a_user_of_the_checkpoint_gets(trained: Run, data: Path) -> None:
     name, scores = next(iter(trained.checkpoint.metrics["test"]["each"].items()))
     files = [data / "hippocampus" / folder / f"{name}.nii.gz" for folder in ("imagesTr", "labelsTr")]
-    image, mask = load_case(Case(name, *files, patient=name), labels=2)
+    image, mask = load_case(Case(name, (files[0],), files[1], patient=name), labels=2)
     found = Predictor(open_checkpoint(trained.checkpoint.folder))(image).mask_XYZ
     assert [dice(found, mask.array[0], label) for label in (1, 2)] == pytest.approx(scores, abs=1e-5)
 
@@ -374,7 +374,7 @@ def test_structure_that_no_case_has_leaves_the_metrics_valid_json(trained: Run, 
     for number in ("001", "003"):
         rewrite(folder / f"labels_{number}.nii.gz", np.zeros_like)
     cases = [
-        Case(number, folder / f"images_{number}.nii.gz", folder / f"labels_{number}.nii.gz", number)
+        Case(number, (folder / f"images_{number}.nii.gz",), folder / f"labels_{number}.nii.gz", number)
         for number in ("001", "003")
     ]
 

@@ -1,0 +1,95 @@
+"""The files of a case -> one Volume with a channel for each, and the mask that belongs to it.
+
+Invariant: every channel and the mask lie on the grid of the first channel; what lies elsewhere is refused by name, and
+nothing is resampled. Imports no torch.
+
+A channel is a NIfTI or PNG file, or a DICOM series as a file or folder. A four-dimensional NIfTI file holds its
+channels along the last axis, as the Medical Segmentation Decathlon and nnU-Net have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from imaging.dicom import load_series
+from imaging.errors import ChannelMismatch
+from imaging.nifti import is_nifti, read_nifti, read_nifti_channels
+from imaging.png import is_png, read_png
+from imaging.volume import Volume
+
+# How far from its image, in shares of the smallest spacing, rounding may put a channel or a mask.
+_APART = 0.1
+
+
+def read_image(path: Path) -> Volume:
+    """Read one picture or volume by its name: NIfTI, PNG, or else one DICOM series (a file, a folder or an archive).
+
+    Raises
+    ------
+    InputRefused, SeveralSeries
+        As the reader of its kind does.
+    """
+    if is_png(path):
+        return read_png(path)
+    return read_nifti(path) if is_nifti(path) else load_series(path)
+
+
+def read_channels(images: Sequence[Path]) -> Volume:
+    """Read the files of a case as one volume.
+
+    Parameters
+    ----------
+    images
+        One or more, in the order of the channels.
+
+    Returns
+    -------
+    Volume
+        (C, X, Y, Z) on the grid of the first file, with its facts and the defects of all.
+
+    Raises
+    ------
+    ChannelMismatch
+        If a file has another shape or lies elsewhere than the first.
+    InputRefused, SeveralSeries
+        As the reader of its kind does.
+    """
+    first, *others = (read_nifti_channels(path) if is_nifti(path) else read_image(path) for path in images)
+    for path, other in zip(images[1:], others, strict=True):
+        if other.shape != first.shape:
+            raise ChannelMismatch(path, seen=f"shape {other.shape}, {images[0].name} has {first.shape}")
+        apart = corners_apart(first, other)
+        if apart > allowed_apart(first):
+            raise ChannelMismatch(path, seen=f"it lies up to {apart:.2f} mm from {images[0].name}")
+    if not others:
+        return first
+    array = np.concatenate([first.array, *(other.array for other in others)])
+    return replace(first, array=array, defects=tuple(d for volume in (first, *others) for d in volume.defects))
+
+
+def check_channels(image: Volume, wanted: int, subject: object) -> None:
+    """Refuse an image with another number of channels than the network takes.
+
+    Raises
+    ------
+    ChannelMismatch
+        With both numbers.
+    """
+    found = image.array.shape[0]
+    if found != wanted:
+        raise ChannelMismatch(subject, seen=f"{found} channels", expected=f"{wanted} were expected")
+
+
+def corners_apart(a: Volume, b: Volume) -> float:
+    """How far, in mm, the corners of two grids of the same shape lie apart at most."""
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*a.shape, 1]
+    return float(np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max())
+
+
+def allowed_apart(image: Volume) -> float:
+    """How far, in mm, rounding may put a channel or a mask from its image."""
+    return _APART * min(image.spacing)
