@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from imaging.config import Fit
 
 
-def adamw_with_cosine(network: torch.nn.Module, settings: Fit, *, steps: int) -> OptimizerLRSchedulerConfig:
+def adamw(network: torch.nn.Module, settings: Fit, *, steps: int) -> OptimizerLRSchedulerConfig:
     """AdamW with a linear warm-up and a cosine to zero.
 
     Parameters

@@ -20,6 +20,7 @@ from imaging.config import load_config
 from imaging.errors import DuplicateCases, ManifestInvalid, NotApplicable, TooFewCases, TrainingDiverged, UnknownName
 from imaging.png import read_png
 from imaging.tasks.classify import ClassifyTask
+from imaging.transforms import LABEL
 from pipelines.train import Run, train
 
 
@@ -150,10 +151,10 @@ def test_balanced_weights_let_each_class_weigh_the_same(config: Path) -> None:
     task = task_of(config, (30, 10), "train.class_weights=balanced")
     logits = torch.zeros(40, 2)
     label = torch.eye(2)[[0] * 30 + [1] * 10]
-    assert float(task._loss(logits, label)) == pytest.approx(np.log(2))
+    assert float(task.loss(logits, {LABEL: label})) == pytest.approx(np.log(2))
     leaning = torch.tensor([[2.0, 0.0]]).expand(40, 2)
     mean = (np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 2
-    assert float(task._loss(leaning, label)) == pytest.approx(mean, rel=1e-5)
+    assert float(task.loss(leaning, {LABEL: label})) == pytest.approx(mean, rel=1e-5)
 
 
 def test_label_smoothing_forbids_certainty(config: Path) -> None:
@@ -161,8 +162,8 @@ def test_label_smoothing_forbids_certainty(config: Path) -> None:
     for output in ("softmax", "sigmoid"):
         plain, smooth = (task_of(config, (1, 1), f"output={output}", f"train.label_smoothing={s}") for s in (0, 0.2))
         sure = 20 * (2 * label - 1)
-        assert float(plain._loss(sure, label)) < 1e-6
-        assert float(smooth._loss(sure, label)) > 1
+        assert float(plain.loss(sure, {LABEL: label})) < 1e-6
+        assert float(smooth.loss(sure, {LABEL: label})) > 1
 
 
 def test_three_dimensions(tmp_path: Path) -> None:
