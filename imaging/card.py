@@ -19,10 +19,17 @@ def _trained(metrics: Mapping[str, Any]) -> list[str]:
         return []
     held = ", ".join(f"{metrics[side]['cases']} for {side}" for side in ("validation", "test") if side in metrics)
     return [
-        f"{training['cases']} cases for training, {held}; the weights are those of epoch {training['best_epoch']} of"
-        f" {training['epochs']}, the best on validation. `metrics.json` names the cases.",
+        f"{training['cases']} cases for training, {held}; the weights are those of {_epoch(training)}. `metrics.json`"
+        " names the cases.",
         "",
     ]
+
+
+def _epoch(training: Mapping[str, Any]) -> str:
+    """Whose weights were published, and why these."""
+    if "last_epoch" in training:
+        return f"epoch {training['last_epoch']} of {training['epochs']}, the last: validation chose none"
+    return f"epoch {training['best_epoch']} of {training['epochs']}, the best on validation"
 
 
 def _drawn(metrics: Mapping[str, Any]) -> str:
@@ -88,9 +95,10 @@ _FIGURES = {
 
 def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
     """How well a classifier tells cases apart, how it was calibrated, and where it abstains."""
+    chosen = "" if "last_epoch" in metrics.get("training", {}) else "epoch, the "
     lines = [
         "By the code that serves; with the 95 % bootstrap interval over patients. The validation cases chose the",
-        "epoch, the temperature and the threshold, so only the test cases say how well it does.",
+        f"{chosen}temperature and the threshold, so only the test cases say how well it does.",
     ]
     calibration = metrics.get("calibration") or {}
     for name, threshold in (calibration.get("thresholds") or {}).items():

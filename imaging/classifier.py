@@ -8,6 +8,7 @@ Shapes: K classes; ``logits_K`` of one case.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -223,7 +224,7 @@ def _thumbnail(values: torch.Tensor) -> NDArray[np.float64]:
     return np.asarray(small[0, 0].numpy(), dtype=np.float64)
 
 
-def is_strange(thumbnails: NDArray[np.float64], calibration: dict[str, Any]) -> NDArray[np.bool_]:
+def is_strange(thumbnails: NDArray[np.float64], calibration: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Which of N thumbnails look less like the validation cases than the calibration allows."""
     familiar = calibration.get("familiar")
     if not familiar:
@@ -231,7 +232,7 @@ def is_strange(thumbnails: NDArray[np.float64], calibration: dict[str, Any]) -> 
     return np.asarray(likeness(thumbnails, np.array(familiar["template"])) < familiar["least"])
 
 
-def judge(target: Target, probability: float, calibration: dict[str, Any], *, strange: bool = False) -> Judgement:
+def judge(target: Target, probability: float, calibration: Mapping[str, Any], *, strange: bool = False) -> Judgement:
     """What follows from a calibrated probability.
 
     Parameters

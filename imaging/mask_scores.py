@@ -23,6 +23,9 @@ from imaging.surface import boundary, volume_error_percent
 # The scores by their names in metrics.json, predictions.csv and the model card, with their units.
 SCORES = {"dice": "", "hd95_mm": "mm", "surface_dice": "", "volume_error_percent": "%"}
 
+# Those that go from 0 to 1.
+SHARES = ("dice", "surface_dice")
+
 
 @dataclass(frozen=True, slots=True)
 class StructureScore:
@@ -118,7 +121,7 @@ def summary(cases: Sequence[CaseScore], labels: Sequence[Label], *, tolerance_mm
         values_NK = np.array(
             [[getattr(case.structures[label.name], score) for label in labels] for case in cases], dtype=np.float64
         ).reshape(len(cases), len(labels))
-        means = bootstrap_means(values_NK, patients=patients)
+        means = bootstrap_means(values_NK, patients=patients, shares=score in SHARES)
         found[score] = {label.name: mean.as_dict() for label, mean in zip(labels, means, strict=True)}
     found["tolerance_mm"] = tolerance_mm
     found["each"] = {case.name: [rounded(case.structures[label.name].dice) for label in labels] for case in cases}

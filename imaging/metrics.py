@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.interval import Interval
+from imaging.interval import Interval, of_all_or_none
 
 
 def dice(mask: NDArray[Any], truth: NDArray[Any], label: int) -> float:
@@ -27,7 +27,12 @@ def dice(mask: NDArray[Any], truth: NDArray[Any], label: int) -> float:
 
 
 def bootstrap_means(
-    scores_NK: NDArray[np.float64], *, patients: Sequence[str] | None = None, resamples: int = 2_000, seed: int = 0
+    scores_NK: NDArray[np.float64],
+    *,
+    patients: Sequence[str] | None = None,
+    shares: bool = True,
+    resamples: int = 2_000,
+    seed: int = 0,
 ) -> tuple[Interval, ...]:
     """Mean of each structure's score over cases, with its 95 % percentile bootstrap interval over patients.
 
@@ -38,6 +43,8 @@ def bootstrap_means(
     patients
         Whose each case is; the cases of a patient are drawn together, for they are alike. By default each case is of
         another patient.
+    shares
+        Whether a score is a share, from 0 to 1.
     resamples
         How often as many patients as there are are drawn with replacement.
     seed
@@ -47,7 +54,9 @@ def bootstrap_means(
     -------
     tuple of Interval
         For each structure. With fewer than two patients there is nothing to resample and the bounds are None; without
-        any case the mean is None too.
+        any case the mean is None too. Where every case has the score 0 or 1 no resample differs, which says nothing of
+        other patients: a share then has the exact interval (`imaging.interval.of_all_or_none`), and the bounds of
+        another score are None.
 
     Notes
     -----
@@ -67,5 +76,8 @@ def bootstrap_means(
         drawn_RP = generator.integers(len(sums_P), size=(resamples, len(sums_P)))
         means_R = sums_P[drawn_RP].sum(axis=1) / counts_P[drawn_RP].sum(axis=1)
         low, high = np.percentile(means_R, [2.5, 97.5])
+        if low == high and scores_N.mean() in {0.0, 1.0}:
+            intervals.append(of_all_or_none(float(scores_N.mean()), len(sums_P) if shares else 0))
+            continue
         intervals.append(Interval(float(scores_N.mean()), float(low), float(high)))
     return tuple(intervals)

@@ -9,13 +9,13 @@ Shapes: N cases; ``truth`` bool (N,), ``probability`` float64 (N,) of being true
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.interval import Interval
+from imaging.interval import Interval, of_all_or_none
 
 Truth = NDArray[np.bool_]
 Probability = NDArray[np.float64]
@@ -78,8 +78,8 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
-def scores_of(truth: Truth, probability: Probability, threshold: float) -> dict[str, float]:
-    """All figures of one sample; what is `threshold` or more is called true.
+def scores_of(truth: Truth, probability: Probability, threshold: float | NDArray[np.float64]) -> dict[str, float]:
+    """All figures of one sample; what is `threshold` (one for all, or each case's own) or more is called true.
 
     Returns
     -------
@@ -104,10 +104,45 @@ def scores_of(truth: Truth, probability: Probability, threshold: float) -> dict[
     }
 
 
+def scores_with_intervals(
+    truth: Truth, probability: Probability, threshold_N: NDArray[np.float64], patients: Sequence[str]
+) -> dict[str, Interval]:
+    """The figures of `scores_of` with their 95 % intervals over patients.
+
+    A share that is 0 or 1 has the exact interval of its patients (see `bootstrap_scores`). An AUC of 0 or 1 has that of
+    as many patients as the rarer outcome has: so many pairs of a true and another case can be made that share nobody,
+    and all of them are in one order.
+    """
+    called = probability >= threshold_N
+    everyone = np.ones(len(truth), dtype=np.bool_)
+    counted = {
+        "auc": (truth, ~truth), "accuracy": (everyone,), "sensitivity": (truth,), "specificity": (~truth,),
+        "ppv": (called,), "npv": (~called,),
+    }  # fmt: skip
+    return bootstrap_scores(
+        lambda drawn: scores_of(truth[drawn], probability[drawn], threshold_N[drawn]),
+        patients,
+        trials={name: min(_patients(patients, part) for part in parts) for name, parts in counted.items()},
+    )
+
+
+def share_with_interval(right_N: NDArray[np.bool_], patients: Sequence[str]) -> Interval:
+    """The share of cases for which something holds, with its 95 % interval over patients."""
+    return bootstrap_scores(
+        lambda drawn: {"share": float(right_N[drawn].mean())}, patients, trials={"share": len(set(patients))}
+    )["share"]
+
+
+def _patients(patients: Sequence[str], chosen: NDArray[np.bool_]) -> int:
+    """Whose the chosen cases are."""
+    return len({patient for patient, there in zip(patients, chosen.tolist(), strict=True) if there})
+
+
 def bootstrap_scores(
     measure: Callable[[NDArray[np.int64]], dict[str, float]],
     patients: Sequence[str],
     *,
+    trials: Mapping[str, int] | None = None,
     resamples: int = 1_000,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -119,6 +154,8 @@ def bootstrap_scores(
         Gives the figures of some cases by their indices (with repetitions).
     patients
         Whose each case is; all cases of a patient are drawn together.
+    trials
+        For each figure that is a share, the patients that it is a share of.
     resamples
         How often as many patients are drawn as there are, with replacement.
     seed
@@ -128,7 +165,9 @@ def bootstrap_scores(
     -------
     dict
         An interval for each figure. A figure that a resample cannot show is left out there; the bounds are None where
-        there are fewer than two patients, or where fewer than half of the resamples show it.
+        there are fewer than two patients, or where fewer than half of the resamples show it. Where all resamples give
+        the same 0 or 1, which says nothing of other patients, a share has the exact interval
+        (`imaging.interval.of_all_or_none`), and the bounds of any other figure are None.
 
     Notes
     -----
@@ -144,14 +183,18 @@ def bootstrap_scores(
         chosen = np.concatenate([of_patient[i] for i in generator.integers(len(names), size=len(names))])
         for name, value in measure(chosen).items():
             drawn[name].append(value)
-    return {name: _interval(value, np.array(drawn[name])) for name, value in values.items()}
+    return {
+        name: _interval(value, np.array(drawn[name]), (trials or {}).get(name, 0)) for name, value in values.items()
+    }
 
 
-def _interval(value: float, drawn: NDArray[Any]) -> Interval:
+def _interval(value: float, drawn: NDArray[Any], trials: int) -> Interval:
     shown = drawn[~np.isnan(drawn)]
     if np.isnan(value):
         return Interval(None, None, None)
     if 2 * len(shown) < len(drawn) or not len(shown):
         return Interval(value, None, None)
     low, high = np.percentile(shown, [2.5, 97.5])
+    if low == high and value in {0.0, 1.0}:
+        return of_all_or_none(value, trials)
     return Interval(value, float(low), float(high))

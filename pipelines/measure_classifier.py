@@ -5,7 +5,7 @@ Invariant: temperature and thresholds come from the validation cases alone; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
 from imaging.cases import ClassifiedCase, load_picture
-from imaging.classifier import Classifier, Target, is_strange, judge, targets_of
+from imaging.classifier import Classifier, is_strange, judge, targets_of
 from imaging.config import ClassifyConfig
-from imaging.scores import bootstrap_scores, scores_of
+from imaging.scores import scores_with_intervals, share_with_interval
 
 # Of a fact with more different values than this, groups are made of neighbouring values.
 _FEW_VALUES = 10
@@ -26,13 +26,52 @@ _AGES = (0, 18, 40, 60, 80, 200)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """The cases of one side with their truth and what the network said; ``logits_NK``, ``truth_NK``, (N, ...)."""
+class Asked:
+    """Some cases with their truth and what the network said; ``logits_NK``, ``truth_NK``, (N, ...)."""
 
     cases: Sequence[ClassifiedCase]
     truth_NK: NDArray[np.bool_]
     logits_NK: NDArray[np.float64]
     thumbnails: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Asked]) -> Asked:
+        """The cases of several parts, one after the other."""
+        return cls(
+            [case for part in parts for case in part.cases],
+            np.concatenate([part.truth_NK for part in parts]),
+            np.concatenate([part.logits_NK for part in parts]),
+            np.concatenate([part.thumbnails for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applied:
+    """What a calibration makes of N cases.
+
+    Attributes
+    ----------
+    probability_NK
+        Calibrated.
+    thresholds
+        For each target the threshold of each case, (N,).
+    undecided
+        For each target that is judged, which cases are called neither normal nor abnormal, (N,).
+    """
+
+    probability_NK: NDArray[np.float64]
+    thresholds: Mapping[str, NDArray[np.float64]]
+    undecided: Mapping[str, NDArray[np.bool_]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Applied]) -> Applied:
+        """Cases that were calibrated apart, in the order of the parts."""
+        first = parts[0]
+        return cls(
+            np.concatenate([part.probability_NK for part in parts]),
+            {name: np.concatenate([part.thresholds[name] for part in parts]) for name in first.thresholds},
+            {name: np.concatenate([part.undecided[name] for part in parts]) for name in first.undecided},
+        )
 
 
 def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]]) -> dict[str, Any]:
@@ -41,42 +80,30 @@ def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedC
     Returns
     -------
     dict
-        ``calibration`` (temperature, thresholds, sensitivity, margin); and for each side ``cases``, ``patients``,
-        ``scores`` (for each target its figures with 95 % bootstrap intervals over patients), ``indeterminate``
-        (the share that is called neither normal nor abnormal; the figures count them by the threshold alone),
-        ``likeliest_accuracy``
-        (softmax: how often the likeliest class is the true one), ``subgroups`` and ``each`` (truth and probability of
-        every class in every case).
+        ``calibration`` (see `calibrated`), and what `figures` gives for each side.
     """
     config = classifier.checkpoint.classifier()
-    asked = {side: _ask(classifier, cases) for side, cases in sides.items()}
-    calibration = _calibrated(config, asked["validation"])
-    metrics: dict[str, Any] = {"calibration": calibration}
-    for side, answers in asked.items():
-        probability_NK = probability_of(
-            answers.logits_NK, softmax=config.output == "softmax", temperature=calibration["temperature"]
-        )
-        everyone = np.arange(len(answers.cases))
-        metrics[side] = {
-            **_measured(config, answers, probability_NK, everyone, calibration),
-            "indeterminate": _undecided(config, answers, probability_NK, calibration),
-            "subgroups": {
-                name: _measured(config, answers, probability_NK, chosen, calibration)
-                for name, chosen in _subgroups(answers.cases).items()
-            },
-            "each": {
-                case.name: {"classes": list(case.classes), "probability": [round(float(p), 5) for p in row]}
-                for case, row in zip(answers.cases, probability_NK, strict=True)
-            },
-        }
-    return metrics
+    asked = {side: ask(classifier, cases) for side, cases in sides.items()}
+    calibration = calibrated(config, asked["validation"])
+    measured = {
+        side: figures(config, answers, apply_calibration(config, answers, calibration))
+        for side, answers in asked.items()
+    }
+    return {"calibration": calibration, **measured}
 
 
-def _ask(classifier: Classifier, cases: Sequence[ClassifiedCase]) -> _Asked:
+def ask(classifier: Classifier, cases: Sequence[ClassifiedCase]) -> Asked:
+    """What a classifier says of some cases before any calibration.
+
+    Raises
+    ------
+    InputRefused, SeveralSeries
+        If a case cannot be read, or the classifier does not take it.
+    """
     names = [item.name for item in classifier.checkpoint.classifier().classes]
     truth_NK = np.array([[name in case.classes for name in names] for case in cases])
     answers = [classifier.ask(load_picture(case)) for case in cases]
-    return _Asked(
+    return Asked(
         cases,
         truth_NK,
         np.stack([answer.logits_K for answer in answers]),
@@ -93,8 +120,14 @@ def _familiar(share: float | None, thumbnails: NDArray[np.float64]) -> dict[str,
     return {"share": share, "least": round(least, 5), "template": template.tolist()}
 
 
-def _calibrated(config: ClassifyConfig, answers: _Asked) -> dict[str, Any]:
-    """What the validation cases say of the network's certainty, and where they put the thresholds."""
+def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:
+    """What some cases say of the network's certainty, and where they put the thresholds.
+
+    Returns
+    -------
+    dict
+        ``cases``, ``temperature``, ``thresholds`` by target, ``sensitivity`` and ``margin`` as asked for, ``familiar``.
+    """
     settings, softmax = config.calibrate, config.output == "softmax"
     temperature = (
         temperature_of(answers.logits_NK, answers.truth_NK, softmax=softmax)
@@ -120,51 +153,61 @@ def _calibrated(config: ClassifyConfig, answers: _Asked) -> dict[str, Any]:
     }
 
 
-def _undecided(
-    config: ClassifyConfig, answers: _Asked, probability_NK: NDArray[np.float64], calibration: dict[str, Any]
-) -> dict[str, float]:
-    """For each target that is judged the share of cases that are called neither normal nor abnormal."""
+def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mapping[str, Any]) -> Applied:
+    """Probabilities, thresholds and who is left undecided, by a calibration as `calibrated` gives it."""
+    probability_NK = probability_of(
+        answers.logits_NK, softmax=config.output == "softmax", temperature=calibration["temperature"]
+    )
     strange_N = is_strange(answers.thumbnails, calibration).tolist()
-    shares = {}
+    undecided = {}
     for target in targets_of(config):
         if target.abnormal:
             probability_N = target.probability(probability_NK).tolist()
             told = [judge(target, p, calibration, strange=s) for p, s in zip(probability_N, strange_N, strict=True)]
-            undecided = [judgement.assessment == "indeterminate" for judgement in told]
-            shares[target.name] = round(sum(undecided) / len(undecided), 5)
-    return shares
+            undecided[target.name] = np.array([judgement.assessment == "indeterminate" for judgement in told])
+    thresholds = {name: np.full(len(answers.cases), t) for name, t in calibration["thresholds"].items()}
+    return Applied(probability_NK, thresholds, undecided)
 
 
-def _measured(
-    config: ClassifyConfig,
-    answers: _Asked,
-    probability_NK: NDArray[np.float64],
-    chosen: NDArray[np.int64],
-    calibration: dict[str, Any],
-) -> dict[str, Any]:
+def figures(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[str, Any]:
+    """Every figure of some cases.
+
+    Returns
+    -------
+    dict
+        ``cases``, ``patients``, ``scores`` (for each target its figures with 95 % bootstrap intervals over patients),
+        ``indeterminate`` (the share that is called neither normal nor abnormal; the figures count them by the threshold
+        alone), ``likeliest_accuracy`` (softmax: how often the likeliest class is the true one), ``subgroups`` and
+        ``each`` (truth and probability of every class in every case).
+    """
+    shares = {name: round(float(undecided_N.mean()), 5) for name, undecided_N in applied.undecided.items()}
+    each = {
+        case.name: {"classes": list(case.classes), "probability": [round(float(p), 5) for p in row]}
+        for case, row in zip(answers.cases, applied.probability_NK, strict=True)
+    }
+    groups = {name: _measured(config, answers, applied, chosen) for name, chosen in _subgroups(answers.cases).items()}
+    everyone = np.arange(len(answers.cases))
+    return {
+        **_measured(config, answers, applied, everyone), "indeterminate": shares, "subgroups": groups, "each": each
+    }  # fmt: skip
+
+
+def _measured(config: ClassifyConfig, answers: Asked, applied: Applied, chosen: NDArray[np.int64]) -> dict[str, Any]:
     """All figures of some of the cases."""
     patients = [answers.cases[i].patient for i in chosen]
+    truth_NK, probability_NK = answers.truth_NK[chosen], applied.probability_NK[chosen]
     measured: dict[str, Any] = {"cases": len(chosen), "patients": len(set(patients)), "scores": {}}
     for target in targets_of(config):
-        measured["scores"][target.name] = _scores(target, answers.truth_NK[chosen], probability_NK[chosen], patients,
-                                                  calibration["thresholds"][target.name])  # fmt: skip
+        truth_N = target.truth(truth_NK)
+        found = scores_with_intervals(
+            truth_N, target.probability(probability_NK), applied.thresholds[target.name][chosen], patients
+        )
+        told = {name: figure.as_dict() for name, figure in found.items()}
+        measured["scores"][target.name] = {"true_cases": int(truth_N.sum()), **told}
     if config.output == "softmax":
-        right_N = probability_NK[chosen].argmax(axis=1) == answers.truth_NK[chosen].argmax(axis=1)
-        likeliest = bootstrap_scores(lambda drawn: {"accuracy": float(right_N[drawn].mean())}, patients)
-        measured["likeliest_accuracy"] = likeliest["accuracy"].as_dict()
+        right_N = probability_NK.argmax(axis=1) == truth_NK.argmax(axis=1)
+        measured["likeliest_accuracy"] = share_with_interval(right_N, patients).as_dict()
     return measured
-
-
-def _scores(
-    target: Target,
-    truth_NK: NDArray[np.bool_],
-    probability_NK: NDArray[np.float64],
-    patients: Sequence[str],
-    threshold: float,
-) -> dict[str, Any]:
-    truth, probability = target.truth(truth_NK), target.probability(probability_NK)
-    figures = bootstrap_scores(lambda drawn: scores_of(truth[drawn], probability[drawn], threshold), patients)
-    return {"true_cases": int(truth.sum()), **{name: figure.as_dict() for name, figure in figures.items()}}
 
 
 def _subgroups(cases: Sequence[ClassifiedCase]) -> dict[str, NDArray[np.int64]]:

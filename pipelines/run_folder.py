@@ -19,17 +19,17 @@ from imaging.manifest import Split
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
 
 
+# Keys that change no step of a training: where the data lies, what is said of a checkpoint, and whose weights it gets.
+_NO_STEP = ("data.root.", "card.", "train.keep.")
+
+
 def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
     """Write what explains the run, or check that a run to be resumed is the same one."""
     if resume:
         if not (folder / "state" / "last.ckpt").is_file():
             raise NothingToResume(folder, seen="no state/last.ckpt")
-        started = load_config(folder / "config.yaml")
-        if started.digest() != config.digest():
-            differing = sorted(_differing_keys(started.model_dump(), config.model_dump()))
-            raise ResumeMismatch(folder, seen=f"other values for {', '.join(differing)}")
-        if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
-            raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+        check_same(folder, config, split)
+        write_whole(folder / "config.yaml", config.to_yaml())
         return
     if folder.exists() and not folder.is_dir():
         raise OutputNotWritable(folder, seen="it is a file, not a folder")
@@ -44,13 +44,29 @@ def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> Non
     write_whole(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
 
 
+def check_same(folder: Path, config: Config, split: Split) -> None:
+    """Refuse to go on with a run that was started with another config or on other cases.
+
+    Raises
+    ------
+    ResumeMismatch
+        With the keys that differ.
+    """
+    started = load_config(folder / "config.yaml")
+    differing = _differing_keys(started.model_dump(), config.model_dump())
+    if differing:
+        raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
+    if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
+        raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+
+
 def _differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
     differing: set[str] = set()
     for key in a.keys() | b.keys():
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             differing |= _differing_keys(left, right, f"{prefix}{key}.")
-        elif left != right and prefix + key != "data.root":
+        elif left != right and not f"{prefix}{key}.".startswith(_NO_STEP):
             differing.add(prefix + key)
     return differing
 

@@ -14,37 +14,23 @@ The run folder::
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning
 import torch
 
-from imaging.cases import read_cases, split_cases
 from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
-from imaging.classifier import Classifier
-from imaging.config import ClassifyConfig, Config, SegmentConfig, find_config, load_config
-from imaging.data import ClassificationData, SegmentationData, without_copies
-from imaging.errors import (
-    ConfigInvalid,
-    DevicesUnsupported,
-)
+from imaging.config import Config, SegmentConfig, find_config, load_config
+from imaging.errors import DevicesUnsupported
 from imaging.files import write_whole
-from imaging.manifest import Split, cases_of, read_manifest, split_by_patient
 from imaging.networks import weights_of
-from imaging.predict import Predictor
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.fitting import fit
-from pipelines.measure_classifier import measure_classifier
-from pipelines.measure_segmenter import measure_segmenter
 from pipelines.run_folder import open_run, versions
-
-log = logging.getLogger(__name__)
+from pipelines.sides import Classified, Masked, deal, list_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +60,7 @@ def train(
     out: Path | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train the config's network and publish the best weights on validation as a checkpoint.
+    """Train the config's network and publish its weights as a checkpoint: by default the best on validation.
 
     Parameters
     ----------
@@ -107,99 +93,35 @@ def train(
     extra = [f"data.fold={fold}"] if fold is not None else []
     extra += [f"train.precision={precision!r}"] if precision else []
     resolved = load_config(find_config(config), [*overrides, *extra])
-    if resolved.data.root is None:
-        raise ConfigInvalid("data.root", seen="not given", expected="the data set's folder or CSV was expected",
-                            remedy="Add data.root=PATH to the command")  # fmt: skip
     folder = out or Path("runs") / f"{resolved.name}_fold{resolved.data.fold}"
-    root = Path(resolved.data.root)
+    return run(deal(resolved, list_for(resolved)), folder, resume=resume, progress=progress)
+
+
+def run(cases: Masked | Classified, folder: Path, *, resume: bool, progress: bool) -> Run:
+    """One training from its cases to its checkpoint; see `train`."""
     # Everything that a config or a data set can be wrong about is met before the run folder is written.
-    prepared = _segmentation(resolved, root) if isinstance(resolved, SegmentConfig) else _classification(resolved, root)
-    open_run(folder, resolved, prepared.split, resume=resume)
-    fit(prepared.task, prepared.data, folder, resume=resume, progress=progress)
-    return Run(folder, publish(resolved, prepared, folder))
+    task, data = cases.loaded()
+    open_run(folder, cases.config, cases.split, resume=resume)
+    fit(task, data, folder, resume=resume, progress=progress)
+    return Run(folder, publish(cases, folder))
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What a run needs, whatever its task.
+def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
+    """Make a checkpoint of the run's weights, measured on validation and test by the code that serves it.
 
-    Attributes
-    ----------
-    task, data
-        What Lightning fits, and on which batches.
-    split
-        Which case stands on which side.
-    measure
-        Measures a checkpoint on the validation and test cases.
-    facts
-        What else there is to tell of the training cases.
+    Which weights is said by `train.keep`: those of ``state/best.ckpt``, or of ``state/last.ckpt``. Both hold the moving
+    average where there is one.
     """
-
-    task: SegmentTask | ClassifyTask
-    data: SegmentationData | ClassificationData
-    split: Split
-    measure: Callable[[Checkpoint], dict[str, Any]]
-    facts: dict[str, Any]
-
-
-def _segmentation(config: SegmentConfig, root: Path) -> _Prepared:
-    cases = read_manifest(root)
-    split = split_by_patient(
-        cases,
-        test_fraction=config.data.test_fraction,
-        folds=config.data.folds,
-        fold=config.data.fold,
-        seed=config.data.seed,
-    )
-    sides = cases_of(split, cases)
-    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    data = SegmentationData(config, sides["train"], sides["validation"])
-    held = {side: sides[side] for side in ("validation", "test") if sides[side]}
-    return _Prepared(
-        SegmentTask(config, data.train_names),
-        data,
-        split,
-        lambda checkpoint: measure_segmenter(Predictor(checkpoint), held),
-        {},
-    )
-
-
-def _classification(config: ClassifyConfig, root: Path) -> _Prepared:
-    cases, copies = without_copies(read_cases(root, config), config.data.duplicates)
-    if copies:
-        log.info("%d cases are left out: others have the same pixels", copies)
-    split = split_cases(cases, config)
-    sides = cases_of(split, cases)
-    counts = [sum(item.name in case.classes for case in sides["train"]) for item in config.classes]
-    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    data = ClassificationData(config, sides["train"], sides["validation"])
-    held = {side: sides[side] for side in ("validation", "test") if sides[side]}
-    facts = {
-        "copies_left_out": copies,
-        "cases_by_class": {item.name: count for item, count in zip(config.classes, counts, strict=True)},
-    }
-    return _Prepared(
-        ClassifyTask(config, data.train_names, counts),
-        data,
-        split,
-        lambda checkpoint: measure_classifier(Classifier(checkpoint), held),
-        facts,
-    )
-
-
-def publish(config: Config, prepared: _Prepared, folder: Path) -> Checkpoint:
-    """Make the run's best weights a checkpoint, measured on validation and test by the code that serves it."""
-    state = torch.load(folder / "state" / "best.ckpt", map_location="cpu", weights_only=True)
-    prepared.task.load_state_dict(state["state_dict"])
-    weights = weights_of(prepared.task.network)
+    config = cases.config
+    weights, epoch = _kept(config, folder)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
     unmeasured = save_checkpoint(folder / "state" / "unmeasured", config, weights, {})
-    metrics = prepared.measure(unmeasured)
+    metrics = cases.measure(unmeasured)
     metrics["training"] = {
-        "cases": len(prepared.split.train),
-        "names": list(prepared.split.train),
-        **prepared.facts,
-        "best_epoch": int(state["epoch"]) + 1,
+        "cases": len(cases.split.train),
+        "names": list(cases.split.train),
+        **cases.facts,
+        f"{config.train.keep}_epoch": epoch,
         "epochs": config.train.epochs,
         "config_sha256": config.digest(),
         "versions": versions(),
@@ -208,3 +130,11 @@ def publish(config: Config, prepared: _Prepared, folder: Path) -> Checkpoint:
     shutil.rmtree(unmeasured.folder)
     write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
     return checkpoint
+
+
+def _kept(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """The weights that `train.keep` asks for, and the number of epochs that made them."""
+    state = torch.load(folder / "state" / f"{config.train.keep}.ckpt", map_location="cpu", weights_only=True)
+    task = SegmentTask(config, []) if isinstance(config, SegmentConfig) else ClassifyTask(config, [])
+    task.load_state_dict(state["state_dict"])
+    return weights_of(task.network), int(state["epoch"]) + 1

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from imaging.config.section import Probability, Section, Size3
+from imaging.config.section import LATER, Probability, Section, Size3
 
 
 class Network(Section):
@@ -28,7 +28,8 @@ class Fit(Section):
 
     The learning rate rises over `warmup_steps` and falls to zero by a
     cosine. Gradients are clipped to the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights,
-    which is validated every `validate_every` epochs and published; 0 switches it off.
+    which is validated every `validate_every` epochs and published; 0 switches it off. `keep` says whose weights are
+    published: those of the epoch that was ``best`` on validation, or the ``last`` ones, which nothing chose.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -41,6 +42,7 @@ class Fit(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "bf16-mixed"
     validate_every: Annotated[int, Field(ge=1)] = 1
+    keep: Annotated[Literal["best", "last"], LATER] = "best"
     augment: tuple[Augmentation, ...] = ()
 
 

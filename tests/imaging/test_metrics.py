@@ -68,6 +68,8 @@ def test_same_seed_gives_the_same_interval_and_another_does_not() -> None:
 def test_interval_lies_around_the_mean_and_within_the_scores(scores: np.ndarray) -> None:
     for column, interval in zip(scores.T, bootstrap_means(scores, resamples=200), strict=True):
         assert interval.mean == pytest.approx(column.mean())
+        if column.mean() in {0.0, 1.0}:
+            continue
         assert interval.low is not None and interval.high is not None
         assert column.min() - 1e-12 <= interval.low <= interval.high <= column.max() + 1e-12
 
@@ -91,6 +93,16 @@ def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     covered = [i.low <= 0.8 <= i.high for i in bootstrap_means(draws, resamples=400) if i.low and i.high]
     assert len(covered) == 300
     assert 0.88 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize(("patients", "limit"), [(2, 0.1581), (30, 0.8843)])  # from tables of Clopper and Pearson's
+def test_scores_that_are_all_1_or_all_0_have_the_exact_interval_of_their_patients(patients: int, limit: float) -> None:
+    owners = [str(number // 2) for number in range(2 * patients)]
+    (ones,) = bootstrap_means(np.ones((2 * patients, 1)), patients=owners)
+    (zeros,) = bootstrap_means(np.zeros((2 * patients, 1)), patients=owners)
+    assert (ones.mean, ones.low, ones.high) == (1.0, pytest.approx(limit, abs=1e-4), 1.0)
+    assert (zeros.mean, zeros.low, zeros.high) == (0.0, 0.0, pytest.approx(1 - limit, abs=1e-4))
+    assert bootstrap_means(np.zeros((4, 1)), shares=False) == (Interval(0.0, None, None),), "millimetres have no end"
 
 
 @pytest.mark.parametrize(

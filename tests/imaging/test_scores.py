@@ -7,7 +7,14 @@ import pytest
 import torch
 from torchmetrics.functional import classification as peers
 
-from imaging.scores import auc, average_precision, bootstrap_scores, expected_calibration_error, scores_of
+from imaging.scores import (
+    auc,
+    average_precision,
+    bootstrap_scores,
+    expected_calibration_error,
+    scores_of,
+    scores_with_intervals,
+)
 
 SEEDS = range(5)
 
@@ -100,6 +107,35 @@ def test_copies_of_a_patient_do_not_narrow_the_interval() -> None:
 def test_same_seed_gives_the_same_interval() -> None:
     values = np.random.default_rng(3).random(30)
     assert mean_of(values) == mean_of(values)
+
+
+def test_share_without_an_error_has_the_exact_interval_of_its_patients() -> None:
+    truth = np.repeat([True, False], [12, 30])
+    probability = np.where(truth, 0.9, 0.1)
+    patients = [str(number // 2) for number in range(42)]
+    found = scores_with_intervals(truth, probability, np.full(42, 0.5), patients)
+    exact = {6: 0.5407, 15: 0.7820, 21: 0.8389}  # Clopper and Pearson's lower limits where all of n were right
+    for name, n in {"sensitivity": 6, "ppv": 6, "auc": 6, "specificity": 15, "npv": 15, "accuracy": 21}.items():
+        assert (found[name].mean, found[name].low, found[name].high) == (1.0, pytest.approx(exact[n], abs=1e-4), 1.0), (
+            name
+        )
+    assert (found["f1"].mean, found["f1"].low) == (1.0, None), "no share of patients, so nothing is known"
+    wrong = scores_with_intervals(truth, 1 - probability, np.full(42, 0.5), patients)
+    assert (wrong["sensitivity"].low, wrong["sensitivity"].high) == (0.0, pytest.approx(1 - exact[6], abs=1e-4))
+
+
+def test_share_with_an_error_has_the_interval_of_its_resamples() -> None:
+    truth, probability = sample(0)
+    owners = [str(number) for number in range(len(truth))]
+    threshold = np.full(len(truth), 0.5)
+    found = scores_with_intervals(truth, probability, threshold, owners)
+    assert found == bootstrap_scores(lambda i: scores_of(truth[i], probability[i], 0.5), owners)
+
+
+def test_each_case_is_called_by_its_own_threshold() -> None:
+    truth, probability = np.array([True, True, False, False]), np.array([0.3, 0.6, 0.3, 0.6])
+    found = scores_of(truth, probability, np.array([0.2, 0.7, 0.4, 0.7]))
+    assert (found["sensitivity"], found["specificity"]) == (0.5, 1.0)
 
 
 def test_one_patient_has_no_interval() -> None:

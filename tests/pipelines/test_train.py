@@ -187,6 +187,21 @@ def test_published_weights_are_those_of_the_best_state(trained: Run) -> None:
         assert torch.equal(tensor, state[f"network.{name}"])
 
 
+def test_last_weights_are_published_where_they_are_asked_for(trained: Run, tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    other = (folder / "state" / "best.ckpt").rename(folder / "state" / "other.ckpt")
+    run = train(config=tiny, overrides=["train.keep=last"], out=folder, resume=True, progress=False)
+    state = torch.load(folder / "state" / "last.ckpt", weights_only=True)["state_dict"]
+    published = load_file(run.checkpoint.folder / "weights.safetensors")
+    assert all(torch.equal(tensor, state[f"network.{name}"]) for name, tensor in published.items())
+    assert "best_epoch" not in run.checkpoint.metrics["training"]
+    assert run.checkpoint.metrics["training"]["last_epoch"] == 4
+    card = (run.checkpoint.folder / "README.md").read_text()
+    assert "epoch 4 of 4, the last" in card and "best on validation" not in card
+    assert load_config(folder / "config.yaml").train.keep == "last", "the run tells what it published"
+    assert other.exists()
+
+
 # -------------------------------------------------------------------------------------------------- repeat and continue
 
 

@@ -1,0 +1,142 @@
+"""Who trains, who validates and who tests in a run, before anything of it is loaded.
+
+Invariant: no patient is on two sides, and what a data set can be wrong about as a list is met here, before the first
+file of a run is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from imaging.cases import ClassifiedCase, read_cases, split_cases
+from imaging.checkpoint import Checkpoint
+from imaging.classifier import Classifier
+from imaging.config import ClassifyConfig, Config, SegmentConfig
+from imaging.data import ClassificationData, SegmentationData, without_copies
+from imaging.errors import ConfigInvalid
+from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
+from imaging.predict import Predictor
+from imaging.tasks.classify import ClassifyTask
+from imaging.tasks.segment import SegmentTask
+from pipelines.measure_classifier import measure_classifier
+from pipelines.measure_segmenter import measure_segmenter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """Cases with masks, and on which side of a run each one stands.
+
+    Attributes
+    ----------
+    config
+        The run's.
+    split, sides
+        The same by name, and as cases.
+    facts
+        What else there is to tell of the training cases.
+    """
+
+    config: SegmentConfig
+    split: Split
+    sides: Mapping[str, list[Case]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def loaded(self) -> tuple[SegmentTask, SegmentationData]:
+        """What Lightning fits, and on which batches."""
+        lightning.seed_everything(self.config.train.seed, workers=True, verbose=False)
+        data = SegmentationData(self.config, self.sides["train"], self.sides["validation"])
+        return SegmentTask(self.config, data.train_names), data
+
+    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Measure a checkpoint on the validation and test cases."""
+        return measure_segmenter(Predictor(checkpoint), _held(self.sides))
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """Cases with classes, and on which side of a run each one stands; see `Masked`."""
+
+    config: ClassifyConfig
+    split: Split
+    sides: Mapping[str, list[ClassifiedCase]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def loaded(self) -> tuple[ClassifyTask, ClassificationData]:
+        """What Lightning fits, and on which batches."""
+        lightning.seed_everything(self.config.train.seed, workers=True, verbose=False)
+        data = ClassificationData(self.config, self.sides["train"], self.sides["validation"])
+        return ClassifyTask(self.config, data.train_names, list(self.facts["cases_by_class"].values())), data
+
+    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Calibrate a checkpoint on the validation cases, and measure it on these and the test cases."""
+        return measure_classifier(Classifier(checkpoint), _held(self.sides))
+
+
+def _held(sides: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    return {side: sides[side] for side in ("validation", "test") if sides[side]}
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The cases of a data set, and how many copies of them were left out."""
+
+    cases: Sequence[Case] | Sequence[ClassifiedCase]
+    copies: int = 0
+
+
+def list_for(config: Config) -> Listed:
+    """The cases of the data set that a config names.
+
+    Raises
+    ------
+    ConfigInvalid
+        If it names none.
+    ManifestInvalid, DuplicateCases
+        If the data set cannot be used.
+    """
+    if config.data.root is None:
+        raise ConfigInvalid("data.root", seen="not given", expected="the data set's folder or CSV was expected",
+                            remedy="Add data.root=PATH to the command")  # fmt: skip
+    root = Path(config.data.root)
+    if isinstance(config, SegmentConfig):
+        return Listed(read_manifest(root))
+    cases, copies = without_copies(read_cases(root, config), config.data.duplicates)
+    if copies:
+        log.info("%d cases are left out: others have the same pixels", copies)
+    return Listed(cases, copies)
+
+
+def deal(config: Config, listed: Listed) -> Masked | Classified:
+    """Put every case on its side.
+
+    Raises
+    ------
+    TooFewCases
+        If a side would be empty, or lack a class.
+    PatientLeak
+        If a given split has a patient on two sides.
+    """
+    if isinstance(config, SegmentConfig):
+        masked = [case for case in listed.cases if isinstance(case, Case)]
+        settings = config.data
+        split = split_by_patient(
+            masked,
+            test_fraction=settings.test_fraction,
+            folds=settings.folds,
+            fold=settings.fold,
+            seed=settings.seed,
+        )
+        return Masked(config, split, cases_of(split, masked))
+    classified = [case for case in listed.cases if isinstance(case, ClassifiedCase)]
+    split = split_cases(classified, config)
+    sides = cases_of(split, classified)
+    counts = {item.name: sum(item.name in case.classes for case in sides["train"]) for item in config.classes}
+    return Classified(config, split, sides, {"copies_left_out": listed.copies, "cases_by_class": counts})
