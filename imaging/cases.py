@@ -15,7 +15,7 @@ from pathlib import Path
 from imaging.channels import read_image
 from imaging.config import ClassifyConfig, ClassifyData
 from imaging.errors import ManifestInvalid, TooFewCases
-from imaging.manifest import Split, check_once, read_rows
+from imaging.manifest import SEPARATOR, Split, check_once, patient_problems, rows_of
 from imaging.nifti import case_name
 from imaging.npz import PARTS, is_npz, read_npz, read_npz_image
 from imaging.png import is_png
@@ -75,71 +75,110 @@ def read_cases(root: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
         If it cannot be read, names a file that does not exist or a class that the config does not have, or names a
         case twice.
     """
+    listing = list_classified(root, config)
+    for problem in listing.problems:
+        raise problem
+    for case in listing.cases:
+        if not case.image.exists():
+            raise ManifestInvalid(root, seen=f"case {case.name!r} names {case.image}, which does not exist")
+    if not is_npz(root):
+        check_once(root, [case.name for case in listing.cases], [case.image for case in listing.cases])
+    if not listing.cases:
+        raise ManifestInvalid(root, seen="no case")
+    return list(listing.cases)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The cases as a manifest lists them, and what is wrong with the list; a wrong row is among the cases, too."""
+
+    cases: tuple[ClassifiedCase, ...]
+    problems: tuple[ManifestInvalid, ...]
+
+
+def list_classified(root: Path, config: ClassifyConfig | None = None) -> Listing:
+    """The cases of a data set whether or not their files exist, with everything that is wrong with the list itself.
+
+    Parameters
+    ----------
+    root
+        See `read_cases`.
+    config
+        Which classes there are; without one, whatever is told counts, and the class numbers of a MedMNIST file are
+        their names.
+
+    Raises
+    ------
+    ManifestInvalid
+        If it cannot be read as a list.
+    """
     if not root.is_file():
         raise ManifestInvalid(root, seen="it is no file", expected="a CSV or a MedMNIST .npz was expected",
                               remedy="Check data.root")  # fmt: skip
     if is_npz(root):
-        cases = _from_npz(root, config)
-    else:
-        try:
-            cases = _from_csv(root, config)
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise ManifestInvalid(root, seen=f"cannot be read ({type(error).__name__}: {error})") from error
-        check_once(root, [case.name for case in cases], [case.image for case in cases])
-    if not cases:
-        raise ManifestInvalid(root, seen="no case")
-    return cases
+        return _from_npz(root, config)
+    try:
+        return _from_csv(root, config)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ManifestInvalid(root, seen=f"cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _from_csv(manifest: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
-    cases = []
-    for number, row in enumerate(read_rows(manifest), start=2):
+def _from_csv(manifest: Path, config: ClassifyConfig | None) -> Listing:
+    rows = rows_of(manifest)
+    problems, cases = patient_problems(manifest, rows), []
+    for number, row in enumerate(rows, start=2):
+        if not row["image"]:
+            problems.append(ManifestInvalid(manifest, seen=f"row {number} names no image"))
+            continue
         image = manifest.parent / row["image"]
         name = (row.get("case") or "").strip() or case_name(image.with_suffix("") if is_png(image) else image)
-        if not row["image"] or not image.exists():
-            raise ManifestInvalid(manifest, seen=f"case {name!r} names {image}, which does not exist")
         told = (row.get("split") or "").strip().lower()
         if told and told not in _SIDES:
-            raise ManifestInvalid(manifest, seen=f"row {number} has the split {told!r}",
-                                  expected="train, validation or test was expected")  # fmt: skip
+            problems.append(
+                ManifestInvalid(manifest, seen=f"row {number} has the split {told!r}",
+                                expected="train, validation or test was expected")
+            )  # fmt: skip
         facts = {key: value for key, value in row.items() if key and key not in _KNOWN and isinstance(value, str)}
-        classes = _classes(row["label"] or "", config, f"{manifest} row {number}")
+        classes = tuple(part.strip() for part in (row["label"] or "").split(SEPARATOR) if part.strip())
+        problems += _class_problems(classes, config, f"{manifest} row {number}")
         patient = (row.get("patient") or "").strip() or name
         cases.append(ClassifiedCase(name, image, classes, patient, _SIDES.get(told, ""), facts))
-    return cases
+    return Listing(tuple(cases), tuple(problems))
 
 
-def _classes(told: str, config: ClassifyConfig, subject: str) -> tuple[str, ...]:
-    """The names in a label cell, checked against the config."""
-    names = tuple(part.strip() for part in told.split("|") if part.strip())
-    known = [item.name for item in config.classes]
-    wrong = [name for name in names if name not in known]
+def _class_problems(classes: Sequence[str], config: ClassifyConfig | None, subject: str) -> list[ManifestInvalid]:
+    """What is wrong with the classes of one row, as far as can be known."""
+    problems = []
+    known = [item.name for item in config.classes] if config else list(classes)
+    wrong = [name for name in classes if name not in known]
     if wrong:
-        raise ManifestInvalid(subject, seen=f"the class {wrong[0]!r}", expected=f"known: {', '.join(known)}")
-    if len(set(names)) < len(names):
-        raise ManifestInvalid(subject, seen=f"a class twice in {told!r}")
-    if config.output == "softmax" and len(names) != 1:
-        raise ManifestInvalid(
-            subject, seen=f"{len(names)} classes", expected="one class was expected (output: softmax)"
-        )
-    return names
+        problems.append(ManifestInvalid(subject, seen=f"the class {wrong[0]!r}", expected=f"known: {', '.join(known)}"))
+    if len(set(classes)) < len(classes):
+        problems.append(ManifestInvalid(subject, seen=f"a class twice in {SEPARATOR.join(classes)!r}"))
+    if config and config.output == "softmax" and len(classes) != 1:
+        expected = "one class was expected (output: softmax)"
+        problems.append(ManifestInvalid(subject, seen=f"{len(classes)} classes", expected=expected))
+    return problems
 
 
-def _from_npz(path: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
+def _from_npz(path: Path, config: ClassifyConfig | None) -> Listing:
     arrays = read_npz(path)
-    names = [item.name for item in config.classes]
-    cases = []
+    problems, cases = [], []
     for part, side in PARTS.items():
         labels = arrays.get(f"{part}_labels")
         for index, row in enumerate(labels.tolist() if labels is not None else ()):
-            ids = [number for number, there in enumerate(row) if there] if config.output == "sigmoid" else row
-            if (config.output == "sigmoid" and len(row) != len(names)) or not set(ids) <= set(range(len(names))):
-                raise ManifestInvalid(path, seen=f"{part}_labels[{index}] is {row}",
-                                      expected=f"classes 0 to {len(names) - 1} were expected")  # fmt: skip
-            classes = _classes("|".join(names[number] for number in ids), config, f"{path} {part}_labels[{index}]")
-            name = f"{part}_{index:05d}"
+            several = config.output == "sigmoid" if config else len(row) > 1
+            ids = [number for number, there in enumerate(row) if there] if several else row
+            subject, name = f"{path} {part}_labels[{index}]", f"{part}_{index:05d}"
+            wanted = len(config.classes) if config else 0
+            if config and (len(row) != (wanted if several else 1) or not set(ids) <= set(range(wanted))):
+                expected = f"classes 0 to {wanted - 1} were expected"
+                problems.append(ManifestInvalid(subject, seen=f"it is {row}", expected=expected))
+                continue
+            classes = tuple(config.classes[id_].name if config else str(id_) for id_ in ids)
+            problems += _class_problems(classes, config, subject)
             cases.append(ClassifiedCase(name, path, classes, name, side, {}, part, index))
-    return cases
+    return Listing(tuple(cases), tuple(problems))
 
 
 def load_picture(case: ClassifiedCase) -> Volume:

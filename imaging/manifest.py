@@ -9,7 +9,7 @@ import csv
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -149,17 +149,33 @@ def read_rows(manifest: Path) -> list[dict[str, str]]:
     ManifestInvalid
         If they are not: the split would take everybody for somebody else.
     """
+    rows = rows_of(manifest)
+    for problem in patient_problems(manifest, rows):
+        raise problem
+    return rows
+
+
+def rows_of(manifest: Path) -> list[dict[str, str]]:
+    """The rows of a CSV by its headings, as they are."""
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
+        return list(csv.DictReader(stream))
+
+
+def patient_problems(manifest: Path, rows: Sequence[Mapping[str, str]]) -> list[ManifestInvalid]:
+    """Why a split could not go by the patients that some rows tell."""
     columns = list(rows[0]) if rows else []
-    near = [name for name in columns if name != "patient" and name.strip().lower() in _MEANS_PATIENT]
+    near = [name for name in columns if name != "patient" and (name or "").strip().lower() in _MEANS_PATIENT]
+    problems = []
     if near and "patient" not in columns:
-        raise ManifestInvalid(manifest, seen=f"a column {near[0]!r} and none called 'patient'",
-                              remedy="Call it patient, so that the split can go by it")  # fmt: skip
+        problems.append(
+            ManifestInvalid(manifest, seen=f"a column {near[0]!r} and none called 'patient'",
+                            remedy="Call it patient, so that the split can go by it")
+        )  # fmt: skip
     told = [bool((row.get("patient") or "").strip()) for row in rows]
     if any(told) and not all(told):
-        raise ManifestInvalid(manifest, seen=f"{told.count(False)} rows without a patient, the others have one")
-    return rows
+        seen = f"{told.count(False)} rows without a patient, the others have one"
+        problems.append(ManifestInvalid(manifest, seen=seen))
+    return problems
 
 
 def _read_csv(manifest: Path) -> list[Case]:

@@ -10,7 +10,7 @@ import pytest
 from classified import picture, toy_config, write_pictures
 from PIL import Image
 
-from imaging.cases import ClassifiedCase, load_picture, read_cases, split_cases
+from imaging.cases import ClassifiedCase, list_classified, load_picture, read_cases, split_cases
 from imaging.config import ClassifyConfig
 from imaging.data import without_copies
 from imaging.errors import DuplicateCases, ManifestInvalid, TooFewCases
@@ -82,7 +82,7 @@ def test_several_classes_and_none_where_each_is_there_or_not(manifest: Manifest,
         (("image,label", "a.png,"), "0 classes"),
         (("image,label", "a.png,odd|plain"), "2 classes"),
         (("image,label", "missing.png,odd"), "does not exist"),
-        (("image,label", ",odd"), "does not exist"),
+        (("image,label", ",odd"), "row 2 names no image"),
         (("image,label", "a.png,odd", "a.png,odd"), "more than once"),
         (("image,label,case", "a.png,odd,x", "b.png,odd,x"), "'x' is there more than once"),
         (("image,label,split", "a.png,odd,training"), "'training'"),
@@ -95,6 +95,30 @@ def test_several_classes_and_none_where_each_is_there_or_not(manifest: Manifest,
 def test_bad_manifest_is_refused(manifest: Manifest, config: ClassifyConfig, rows: tuple[str, ...], match: str) -> None:
     with pytest.raises(ManifestInvalid, match=match):
         read_cases(manifest(*rows), config)
+
+
+def test_listing_tells_everything_that_is_wrong_with_the_list(manifest: Manifest, config: ClassifyConfig) -> None:
+    path = manifest(
+        "image,label,split,subject", "a.png,odd,train,1", ",odd,train,1", "b.png,weird,dev,2", "gone.png,,val,3"
+    )
+    listing = list_classified(path, config)
+    assert [problem.seen for problem in listing.problems] == [
+        "a column 'subject' and none called 'patient'",
+        "row 3 names no image",
+        "row 4 has the split 'dev'",
+        "the class 'weird'",
+        "0 classes",
+    ]
+    assert [(case.name, case.classes) for case in listing.cases] == [("a", ("odd",)), ("b", ("weird",)), ("gone", ())]
+
+
+def test_listing_without_a_config_takes_the_classes_as_they_are_told(manifest: Manifest, tmp_path: Path) -> None:
+    listing = list_classified(manifest("image,label", "a.png,odd|weird", "b.png,", "c.png,odd|odd"))
+    assert [case.classes for case in listing.cases] == [("odd", "weird"), (), ("odd", "odd")]
+    assert [problem.seen for problem in listing.problems] == ["a class twice in 'odd|odd'"]
+    single = list_classified(write_npz(tmp_path / "a.npz", train_labels=np.array([[0], [7], [1]] * 4, dtype=np.uint8)))
+    assert {case.classes for case in single.cases if case.side == "train"} == {("0",), ("7",), ("1",)}
+    assert single.problems == ()
 
 
 def test_class_twice_in_a_cell_is_refused(manifest: Manifest, sigmoid: ClassifyConfig) -> None:
