@@ -24,8 +24,9 @@ from imaging.errors import DuplicateCases
 from imaging.gridding import classify_augmentation, classify_preprocessing
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
+from imaging.patches import Patches, Places, places_of
 from imaging.selection import check_grey
-from imaging.transforms import IMAGE, LABEL, apply, as_label_tensor, augmentation, preprocessing
+from imaging.transforms import IMAGE, LABEL, apply, as_label_tensor, preprocessing
 from imaging.volume import Volume
 
 Sample = dict[str, Any]
@@ -98,23 +99,21 @@ class _Cached(Dataset[Sample]):
     augmentation the epoch makes no difference.
     """
 
-    def __init__(self, names: list[str], samples: list[Sample], *, seed: int, augment: Compose | None) -> None:
+    def __init__(self, names: list[str], samples: list[Sample], *, seed: int) -> None:
         self.names = names
-        self._samples, self._seed, self._augment = samples, seed, augment
+        self._samples, self._seed = samples, seed
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        sample = dict(self._samples[index])
-        if self._augment is not None:
-            seed = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0]
-            self._augment.set_random_state(seed=int(seed))
-            # Some of MONAI's transforms (RandCoarseDropout) write into what they are given.
-            sample = {key: value.clone() for key, value in sample.items()}
-            sample = apply(self._augment, sample, subject=f"case {self.names[index]}")
-        return {**self._finished(sample), "index": index}
+        seed = np.random.SeedSequence([self._seed, epoch, index])
+        return {**self._finished(self._augmented(self._samples[index], index, seed)), "index": index}
+
+    def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
+        """The sample changed at random; what is cached is left as it is."""
+        raise NotImplementedError
 
     @staticmethod
     def _finished(sample: Sample) -> Sample:
@@ -127,12 +126,21 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 
 
 class CachedCases(_Cached):
-    """Volumes with their masks."""
+    """Volumes with their masks: patches of them, or whole where there are no patches to draw."""
 
-    def __init__(self, cases: Sequence[Case], config: SegmentConfig, augment: Compose | None) -> None:
+    def __init__(self, cases: Sequence[Case], config: SegmentConfig, patches: Patches | None) -> None:
         prepare = preprocessing(config.preprocess, with_label=True)
         samples = [self._prepare(case, prepare, len(config.labels)) for case in cases]
-        super().__init__([case.name for case in cases], samples, seed=config.train.seed, augment=augment)
+        super().__init__([case.name for case in cases], samples, seed=config.train.seed)
+        self._patches = patches
+        self._places: dict[int, Places] = {}
+
+    def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
+        if self._patches is None:
+            return sample
+        if self._patches.foreground and index not in self._places:
+            self._places[index] = places_of(sample[LABEL], seed=[self._seed, index])
+        return self._patches(sample, self._places.get(index, {}), seed, subject=f"case {self.names[index]}")
 
     @staticmethod
     def _prepare(case: Case, prepare: Compose, labels: int) -> Sample:
@@ -152,7 +160,16 @@ class CachedPictures(_Cached):
     def __init__(self, cases: Sequence[ClassifiedCase], config: ClassifyConfig, augment: Compose | None) -> None:
         prepare = classify_preprocessing(config.preprocess)
         samples = [self._prepare(case, prepare, config) for case in cases]
-        super().__init__([case.name for case in cases], samples, seed=config.train.seed, augment=augment)
+        super().__init__([case.name for case in cases], samples, seed=config.train.seed)
+        self._augment = augment
+
+    def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
+        if self._augment is None:
+            return sample
+        self._augment.set_random_state(seed=int(seed.generate_state(1)[0]))
+        # Some of MONAI's transforms (RandCoarseDropout) write into what they are given.
+        copied = {key: value.clone() for key, value in sample.items()}
+        return apply(self._augment, copied, subject=f"case {self.names[index]}")
 
     @staticmethod
     def _prepare(case: ClassifiedCase, prepare: Compose, config: ClassifyConfig) -> Sample:
@@ -216,9 +233,8 @@ class SegmentationData(_RunData):
     """Augmented patches (B, C, X, Y, Z) to train on, one whole volume at a time to validate on."""
 
     def __init__(self, config: SegmentConfig, train: Sequence[Case], validation: Sequence[Case]) -> None:
-        augment = augmentation(config.train.augment, patch=config.train.patch)
         super().__init__(
-            CachedCases(train, config, augment),
+            CachedCases(train, config, Patches(config.train)),
             CachedCases(validation, config, None),
             seed=config.train.seed,
             batch_size=config.train.batch_size,

@@ -31,6 +31,8 @@ _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#
 _ANATOMY = {"value": "91723000", "meaning": "Anatomical Structure"}
 _TEST_FRACTION, _FOLDS = 0.15, 5
 _WITH_TEST_PART = 20
+# The share of nnU-Net's patches that is drawn around a structure.
+_FOREGROUND = 0.33
 # How far beyond what was seen a series may go before the checkpoint refuses it.
 _MARGIN = 1.25
 
@@ -311,8 +313,13 @@ def _training(survey: Survey, plan: NetworkPlan, grid: Grid, budget: Budget, tra
     yield Choice(
         "train.patch",
         list(patch),
-        f"As much of the median case as fits: {', '.join(f'{s:.0f} %' for s in shown)} of its edges. Patches"
-        f" are drawn anywhere; the structures fill {100 * share:.2g} % of a case (median).",
+        f"As much of the median case as fits: {', '.join(f'{s:.0f} %' for s in shown)} of its edges.",
+    )
+    yield Choice(
+        "train.foreground",
+        _FOREGROUND,
+        f"A third of the patches is centred on a structure, as in nnU-Net: the structures fill {100 * share:.2g} % of a"
+        " case (median).",
     )
     yield Choice(
         "train.batch_size",

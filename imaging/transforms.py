@@ -32,7 +32,8 @@ IMAGE, LABEL = "image", "label"
 _INTENSITY = ("RandAdjustContrast", "RandBiasField", "RandGaussianNoise", "RandGaussianSharpen", "RandGaussianSmooth",
               "RandHistogramShift", "RandScaleIntensity", "RandShiftIntensity",
               "RandSimulateLowResolution")  # fmt: skip
-_SPATIAL = ("RandAffine", "RandFlip", "RandRotate90", "Rand3DElastic")
+_SPATIAL = ("RandAffine", "RandFlip", "RandRotate90")
+_ELASTIC = {2: "Rand2DElastic", 3: "Rand3DElastic"}
 # Further ones that need no mask to move with the image, or would hide a structure that the mask still holds.
 PICTURE_ONLY = ("Rand2DElastic", "RandCoarseDropout", "RandGridDistortion", "RandZoom")
 
@@ -172,36 +173,13 @@ class ZScored(MapTransform):
 _NORMALISE: dict[str, type[MapTransform]] = {"zscore": ZScored}
 
 
-def augmentation(chosen: Sequence[Augmentation], *, patch: Size3) -> Compose:
-    """The random transforms of a config, ending in a patch of the given size.
-
-    Parameters
-    ----------
-    chosen
-        Names of MONAI's random transforms without the ``d``, with their options; a spatial one moves image and label
-        together (the label by nearest neighbour), the others touch the image only.
-    patch
-        Size of the patch in voxels of the network's grid; smaller volumes are padded with 0, which is their mean.
-
-    Raises
-    ------
-    UnknownName
-        If a name is not registered.
-    ConfigInvalid
-        If MONAI does not take the options.
-    """
-    both = (IMAGE, LABEL)
-    return Compose(
-        [
-            monai_transforms.SpatialPadd(both, spatial_size=patch),
-            *(random_transform(item, keys=both) for item in chosen),
-            monai_transforms.RandSpatialCropd(both, roi_size=patch, random_size=False),
-        ]
-    )
-
-
 def random_transform(
-    item: Augmentation, *, keys: tuple[str, ...], known: Sequence[str] = (), axes: int = 3
+    item: Augmentation,
+    *,
+    keys: tuple[str, ...],
+    known: Sequence[str] = (),
+    axes: int = 3,
+    size: tuple[int, ...] | None = None,
 ) -> Transform:
     """A MONAI random transform by its registered name.
 
@@ -215,6 +193,8 @@ def random_transform(
         Names that are registered for this task beside those of every task.
     axes
         How many spatial axes the image has.
+    size
+        What a transform that resamples gives: the middle of the image at this size. None for the image's own size.
 
     Raises
     ------
@@ -225,22 +205,35 @@ def random_transform(
     """
     # YAML has lists where MONAI wants tuples.
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in item.options.items()}
-    if item.name in _SPATIAL:
+    spatial = (*_SPATIAL, _ELASTIC[axes])
+    if item.name in known:
+        keys = (IMAGE,)
+    elif item.name in spatial:
         if item.name not in ("RandFlip", "RandRotate90"):
             options = {"mode": ("bilinear", "nearest")[: len(keys)], "padding_mode": "border"} | options
-    elif item.name in _INTENSITY or item.name in known:
+            options = _sized(item.name, options, size)
+    elif item.name in _INTENSITY:
         keys = (IMAGE,)
         if item.name == "RandSimulateLowResolution":
             # MONAI's default, nearest, moves the image by half a voxel and more against its label.
             options = {"downsample_mode": "area", "upsample_mode": ("bilinear", "trilinear")[axes - 2]} | options
     else:
-        names = ", ".join(sorted({*_SPATIAL, *_INTENSITY, *known}))
+        names = ", ".join(sorted({*spatial, *_INTENSITY, *known}))
         raise UnknownName("train.augment", seen=repr(item.name), expected=f"known: {names}")
     try:
         transform: Transform = getattr(monai_transforms, f"{item.name}d")(keys, **options)
     except (TypeError, ValueError) as error:
         raise ConfigInvalid("train.augment", seen=f"{item.name} does not take its options: {error}") from error
     return transform
+
+
+def _sized(name: str, options: dict[str, Any], size: tuple[int, ...] | None) -> dict[str, Any]:
+    if size is None:
+        return options
+    if "spatial_size" in options:
+        raise ConfigInvalid("train.augment", seen=f"{name} with a spatial_size",
+                            expected="none was expected: train.patch says it")  # fmt: skip
+    return options | {"spatial_size": size}
 
 
 def restore_labels(

@@ -47,9 +47,14 @@ class Fit(Section):
 
 
 class Train(Fit):
-    """How a segmenter's weights are found; `patch` is in voxels of the network's grid."""
+    """How a segmenter's weights are found.
+
+    `patch` is in voxels of the network's grid. The share `foreground` of the patches is centred on a voxel of a
+    structure, each structure alike; the others lie anywhere.
+    """
 
     patch: Size3
+    foreground: Annotated[Probability, LATER] = 0.0
 
 
 class ClassifyTrain(Fit):

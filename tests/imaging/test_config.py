@@ -17,7 +17,7 @@ from imaging.errors import ConfigInvalid, ImagingError, UnknownKey
 from imaging.files import shipped
 from imaging.gridding import classify_augmentation
 from imaging.networks import build_classifier, build_network
-from imaging.transforms import augmentation
+from imaging.patches import Patches
 
 SHIPPED = sorted(shipped("configs").glob("*.yaml"))
 HIPPOCAMPUS = shipped("configs") / "hippocampus_mr.yaml"
@@ -55,7 +55,7 @@ def test_shipped_config_can_be_trained(path: Path) -> None:
     assert config.data.root is None
     if isinstance(config, SegmentConfig):
         build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
-        augmentation(config.train.augment, patch=config.train.patch)
+        Patches(config.train)
     else:
         axes = len(config.preprocess.size)
         build_classifier(config.network, spatial_dims=axes, in_channels=1, classes=len(config.classes))

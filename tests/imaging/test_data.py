@@ -28,7 +28,8 @@ from imaging.errors import (
 )
 from imaging.files import shipped
 from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
-from imaging.transforms import IMAGE, LABEL, augmentation
+from imaging.patches import Patches
+from imaging.transforms import IMAGE, LABEL
 
 SIDES = ("train", "validation", "test")
 
@@ -302,8 +303,7 @@ def config() -> Config:
 
 
 def cached(folder: Path, config: Config, *, augmented: bool) -> CachedCases:
-    augment = augmentation(config.train.augment, patch=config.train.patch) if augmented else None
-    return CachedCases([case_in(folder)], config, augment)
+    return CachedCases([case_in(folder)], config, Patches(config.train) if augmented else None)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -7,21 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from imaging.config import Augmentation, Preprocess
-from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, UnknownName
+from imaging.config import Preprocess
+from imaging.errors import ConstantImage, GridMismatch
 from imaging.transforms import (
     IMAGE,
     LABEL,
     affine_of,
     apply,
     as_label_tensor,
-    augmentation,
     preprocessing,
     restore_labels,
 )
@@ -298,95 +295,3 @@ def test_small_contrast_on_a_large_offset_is_an_image() -> None:
     volume = Volume(array, np.eye(4))
     image = preprocessing(Preprocess(spacing_mm=(1, 1, 1)), with_label=False)({IMAGE: volume.as_metatensor()})[IMAGE]
     assert float(image.std(correction=0)) == pytest.approx(1, abs=1e-2)
-
-
-# --------------------------------------------------------------------------------------------------------- augmentation
-
-PATCH = (12, 14, 10)
-
-
-def sample_of(shape: tuple[int, int, int] = (20, 20, 20)) -> dict[str, Any]:
-    """An image that equals its own label, so that both must move alike."""
-    labels = torch.from_numpy(random_labels(shape))[None].float()
-    return {IMAGE: MetaTensor(labels.clone()), LABEL: MetaTensor(labels.clone())}
-
-
-def augmented(name: str, options: dict[str, Any], seed: int = 0, **kwargs: Any) -> dict[str, Any]:
-    chosen = augmentation([Augmentation(name=name, options=options)], patch=PATCH)
-    return chosen.set_random_state(seed=seed)(sample_of(**kwargs))
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("RandFlip", {"prob": 1, "spatial_axis": 0}),
-        ("RandRotate90", {"prob": 1, "max_k": 3, "spatial_axes": [0, 1]}),
-        ("RandAffine", {"prob": 1, "rotate_range": [0.3, 0.3, 0.3], "mode": "nearest"}),
-        ("Rand3DElastic", {"prob": 1, "sigma_range": [3, 4], "magnitude_range": [90, 99], "mode": "nearest"}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_spatial_transform_moves_image_and_label_alike(name: str, options: dict[str, Any]) -> None:
-    result = augmented(name, options)
-    untouched = augmented("RandFlip", {"prob": 0, "spatial_axis": 0})
-    assert torch.equal(result[IMAGE].as_tensor(), result[LABEL].as_tensor())
-    assert not torch.equal(result[LABEL].as_tensor(), untouched[LABEL].as_tensor())
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("RandGaussianNoise", {"prob": 1, "std": 0.5}),
-        ("RandGaussianSmooth", {"prob": 1}),
-        ("RandScaleIntensity", {"prob": 1, "factors": 0.5}),
-        ("RandShiftIntensity", {"prob": 1, "offsets": 0.5}),
-        ("RandAdjustContrast", {"prob": 1, "gamma": [0.5, 0.7]}),
-        ("RandBiasField", {"prob": 1}),
-        ("RandSimulateLowResolution", {"prob": 1, "zoom_range": [0.5, 0.6]}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_intensity_transform_leaves_the_label_alone(name: str, options: dict[str, Any]) -> None:
-    result, untouched = augmented(name, options), augmented(name, options | {"prob": 0})
-    assert torch.equal(result[LABEL].as_tensor(), untouched[LABEL].as_tensor())
-    assert not torch.equal(result[IMAGE].as_tensor(), untouched[IMAGE].as_tensor())
-
-
-def test_resampled_label_holds_label_ids_only() -> None:
-    label = augmented("RandAffine", {"prob": 1, "rotate_range": [0.3, 0.3, 0.3], "scale_range": [0.2, 0.2, 0.2]})[LABEL]
-    assert set(label.unique().tolist()) <= {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("shape", [(20, 20, 20), (5, 20, 9), (4, 4, 4)], ids=str)
-def test_patch_has_its_size_for_smaller_volumes_too(shape: tuple[int, int, int]) -> None:
-    result = augmented("RandFlip", {"prob": 0.5, "spatial_axis": 0}, shape=shape)
-    assert tuple(result[IMAGE].shape) == tuple(result[LABEL].shape) == (1, *PATCH)
-
-
-def test_augmentation_is_a_function_of_its_seed() -> None:
-    options = {"prob": 1, "rotate_range": [0.3, 0.3, 0.3]}
-    first, second, other = (augmented("RandAffine", options, seed)[IMAGE].as_tensor() for seed in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("name", ["RandomFlip", "RandFlipd", "Compose", ""])
-def test_unknown_augmentation_lists_the_known(name: str) -> None:
-    with pytest.raises(UnknownName) as caught:
-        augmentation([Augmentation(name=name)], patch=PATCH)
-    assert caught.value.seen == repr(name)
-    assert "RandFlip" in caught.value.expected and "RandGaussianNoise" in caught.value.expected
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("RandFlip", {"axis": 0}),
-        ("RandGaussianNoise", {"keys": "label"}),
-        ("Rand3DElastic", {}),
-        ("RandAdjustContrast", {"gamma": 0.1}),
-    ],
-)
-def test_options_that_a_transform_does_not_take_are_refused(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigInvalid, match=name):
-        augmentation([Augmentation(name=name, options=options)], patch=PATCH)

@@ -18,7 +18,7 @@ from monai.transforms import RandAffine
 from imaging.config import load_config
 from imaging.errors import ManifestInvalid, OutputNotWritable, TooFewCases
 from imaging.networks import build_network
-from imaging.transforms import augmentation
+from imaging.patches import Patches
 from pipelines.plan import Planned, plan
 from pipelines.train import train
 
@@ -124,7 +124,7 @@ def test_names_that_tell_a_side_are_not_mirrored(tmp_path: Path, planned: Plan) 
 def test_augmentation_that_is_proposed_is_taken(tmp_path: Path, planned: Plan) -> None:
     config = load_config(planned(make(tmp_path))[1])
     assert "RandFlip" in [item.name for item in config.train.augment]
-    augmentation(config.train.augment, patch=config.train.patch)
+    Patches(config.train)
 
 
 def test_many_patients_have_a_test_part_and_few_have_none(tmp_path: Path, planned: Plan) -> None:
