@@ -129,8 +129,8 @@ class CachedCases(_Cached):
     """Volumes with their masks: patches of them, or whole where there are no patches to draw."""
 
     def __init__(self, cases: Sequence[Case], config: SegmentConfig, patches: Patches | None) -> None:
-        prepare = preprocessing(config.preprocess, with_label=True)
-        samples = [self._prepare(case, prepare, len(config.labels)) for case in cases]
+        prepare = preprocessing(config.preprocess, with_label=True, scales=config.scales)
+        samples = [self._prepare(case, prepare, config) for case in cases]
         super().__init__([case.name for case in cases], samples, seed=config.train.seed)
         self._patches = patches
         self._places: dict[int, Places] = {}
@@ -143,8 +143,8 @@ class CachedCases(_Cached):
         return self._patches(sample, self._places.get(index, {}), seed, subject=f"case {self.names[index]}")
 
     @staticmethod
-    def _prepare(case: Case, prepare: Compose, labels: int) -> Sample:
-        image, mask = load_case(case, labels=labels)
+    def _prepare(case: Case, prepare: Compose, config: SegmentConfig) -> Sample:
+        image, mask = load_case(case, labels=len(config.labels), channels=len(config.scales))
         # One grid for both: load_case has checked that the mask lies on its image.
         sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
         return apply(prepare, sample, subject=case.images[0])

@@ -27,8 +27,8 @@ class Description:
     ----------
     name
         Its own name, or that of its folder or file.
-    modality
-        As DICOM's Modality (0008,0060) writes it; empty where it is not told or not known to us.
+    channels
+        What the data set calls its channels; empty where it does not tell.
     labels
         Name of each structure by its value in the masks, without the background; empty where it is not told.
     text, licence, reference
@@ -36,11 +36,21 @@ class Description:
     """
 
     name: str
-    modality: str = ""
+    channels: tuple[str, ...] = ()
     labels: Mapping[int, str] | None = None
     text: str = ""
     licence: str = ""
     reference: str = ""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Of each channel as DICOM's Modality (0008,0060) writes it; empty where it is not told or not known to us."""
+        return tuple(_MODALITY.get(name.strip().lower(), "") for name in self.channels)
+
+    @property
+    def modality(self) -> str:
+        """That of the first channel."""
+        return next(iter(self.modalities), "")
 
 
 def describe(root: Path) -> Description:
@@ -63,10 +73,10 @@ def describe(root: Path) -> Description:
         raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__}: {error})") from error
     # nnU-Net 2 calls channel_names what the Decathlon calls modality.
     channels = content.get("modality") or content.get("channel_names") or {}
-    told = list(channels.values()) if isinstance(channels, dict) else [channels]
+    told = channels.values() if isinstance(channels, dict) else [channels]
     return Description(
         name=str(content.get("name") or manifest.parent.resolve().name),
-        modality=_MODALITY.get(str(told[0]).strip().lower(), "") if told else "",
+        channels=tuple(str(name) for name in told),
         labels=labels or None,
         text=str(content.get("description") or ""),
         licence=str(content.get("licence") or content.get("license") or ""),

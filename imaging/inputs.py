@@ -19,7 +19,7 @@ from imaging.dicom.stack import Policy, Stack, check_policy
 from imaging.errors import ImagingError, NotApplicable, NothingFound, SetAside, UnexpectedFault
 from imaging.nifti import is_nifti, read_geometry
 from imaging.png import affine_of_picture, defects_of_picture, is_png, read_png_shape
-from imaging.selection import check_choice, check_fit, check_grey
+from imaging.selection import check_channels, check_choice, check_fit, check_grey
 from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
 
 log = logging.getLogger(__name__)
@@ -184,6 +184,7 @@ def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> S
         try:
             check_choice(rule, view.facts, named=named)
             check_grey(view.facts, view.channels)
+            check_channels(model.config, view.facts, view.channels)
             check_fit(model.config, view.facts, view.shape, view.affine)
             taken.append(model.name)
         except NotApplicable as reason:

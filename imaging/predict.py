@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imaging.checkpoint import Checkpoint
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_network, load_weights
-from imaging.selection import check_choice, check_grey, check_limits
+from imaging.selection import check_channels, check_choice, check_limits
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
 from imaging.volume import Volume
 
@@ -72,8 +72,8 @@ class Predictor:
         config = checkpoint.segmenter()
         self.checkpoint = checkpoint
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._prepare = preprocessing(config.preprocess, with_label=False)
-        network = build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
+        self._prepare = preprocessing(config.preprocess, with_label=False, scales=config.scales)
+        network = build_network(config.network, in_channels=len(config.scales), out_channels=len(config.labels) + 1)
         try:
             load_weights(network, checkpoint.load_weights())
         except (KeyError, ValueError) as error:
@@ -92,7 +92,7 @@ class Predictor:
         """
         config = self.checkpoint.segmenter()
         check_choice(config.applies_to, volume.facts, named=True)
-        check_grey(volume.facts, volume.array.shape[0])
+        check_channels(config, volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
         image = self._prepared(volume)

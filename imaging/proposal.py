@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +23,7 @@ from imaging.dataset_check import Survey, with_label
 from imaging.errors import ManifestInvalid, TooFewCases
 from imaging.manifest import Case, Split, split_by_patient
 from imaging.plan import Budget, Grid, NetworkPlan, epochs_for, plan_network, target_grid
+from imaging.scaling import Scaling, scalings_of
 
 _WIDTH = 118
 _AXES = ("R-L", "A-P", "S-I")
@@ -121,7 +122,7 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
     grid = target_grid(survey.cases)
     trained = len(split.side.train)
     plan = plan_network(grid, classes=len(survey.labels) + 1, cases=trained, budget=budget)
-    description = survey.description
+    description, scalings = survey.description, scalings_of(survey, modality)
     own = _slug(description.name, "dataset")[:31]
     choices = [
         Choice("name", own),
@@ -129,10 +130,11 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
         Choice("title", _text(f"{description.name}: {', '.join(survey.labels)}")[:200]),
         Choice("task", "segment"),
         *_applies_to(survey, modality),
+        *_channels(survey, scalings),
         _labels(survey),
         Choice("data.root", str(root.resolve()), "A path of this machine; it is left out of the checkpoint."),
         *split.choices,
-        *_preprocess(survey, grid, modality),
+        *_preprocess(survey, grid, scalings),
         *_network(plan, grid),
         *_training(survey, plan, grid, budget, trained),
         *_prediction(survey, plan),
@@ -157,7 +159,8 @@ def _applies_to(survey: Survey, modality: str) -> Iterator[Choice]:
     extents = np.array([np.array(case.size) * case.spacing_mm for case in survey.cases])
     spacings = np.array([case.spacing_mm for case in survey.cases])
     low, high = extents.min(axis=0), extents.max(axis=0)
-    yield Choice("applies_to.modality", [modality])
+    others = [other for other in survey.description.modalities if other]
+    yield Choice("applies_to.modality", list(dict.fromkeys([modality, *others])))
     yield Choice(
         "applies_to.description",
         None,
@@ -249,7 +252,7 @@ def _lacking(survey: Survey, splits: list[Split], *, tested: bool) -> Iterator[s
             yield f"WARNING: no test case has {label}."
 
 
-def _preprocess(survey: Survey, grid: Grid, modality: str) -> Iterator[Choice]:
+def _preprocess(survey: Survey, grid: Grid, scalings: Sequence[Scaling]) -> Iterator[Choice]:
     turned = sorted({case.orientation for case in survey.cases})
     spacings = np.array([case.spacing_mm for case in survey.cases])
     low, high = spacings.min(axis=0), spacings.max(axis=0)
@@ -266,17 +269,27 @@ def _preprocess(survey: Survey, grid: Grid, modality: str) -> Iterator[Choice]:
         f"Seen: {_times(low)} to {_times(high)} mm; the median along each axis.{coarse} The median case is"
         f" then {_times(np.array(grid.median_size))} voxels.",
     )
-    inside = np.concatenate([case.foreground for case in survey.cases])
-    least, middle, most = np.percentile(inside, [0.5, 50, 99.5]).tolist() if len(inside) else (math.nan,) * 3
-    seen = f"Inside the structures the values lie between {least:.5g} and {most:.5g} (99 %), median {middle:.5g}. "
-    reason = (
-        "CT has a unit, and nnU-Net would clip to this range and scale all cases alike; this version scales each volume"
-        " by its own mean and deviation, so keep the field of view alike."
-        if modality == "CT"
-        else f"{modality} has no fixed unit, so each volume is scaled by its own mean and deviation"
-        f" (means from {min(c.mean for c in survey.cases):.4g} to {max(c.mean for c in survey.cases):.4g})."
+    if len(scalings) == 1:
+        why = scalings[0].why
+        for key, value in scalings[0].settings.items():
+            yield Choice(f"preprocess.{key}", value, why)
+            why = ""
+
+
+def _channels(survey: Survey, scalings: Sequence[Scaling]) -> Iterator[Choice]:
+    """The images of a case, where there are several."""
+    if len(scalings) == 1:
+        return
+    told = survey.description.channels
+    named = [told[c] if len(told) == len(scalings) else f"channel {c + 1}" for c in range(len(scalings))]
+    slugs = [_slug(name, "channel") for name in named]
+    names = [slug if slugs.count(slug) == 1 else f"{slug}_{c}" for c, slug in enumerate(slugs, start=1)]
+    why = " ".join(f"{name}: {scaling.why}" for name, scaling in zip(names, scalings, strict=True))
+    yield Choice(
+        "channels",
+        [{"name": name, **scaling.settings} for name, scaling in zip(names, scalings, strict=True)],
+        f"The images of a case, in the order of the manifest. {why}",
     )
-    yield Choice("preprocess.normalise", "zscore", seen + reason)
 
 
 def _network(plan: NetworkPlan, grid: Grid) -> Iterator[Choice]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from imaging.config import AppliesTo, ClassifyConfig, Config, Size3
+from imaging.config import AppliesTo, ClassifyConfig, Config, SegmentConfig, Size3
 from imaging.errors import NotApplicable
 from imaging.volume import Affine, SeriesFacts, extent_in_ras, spacing_of
 
@@ -59,6 +59,22 @@ def check_grey(facts: SeriesFacts, channels: int) -> None:
     """
     if channels != 1:
         raise NotApplicable(facts.subject, seen="a colour image", expected="one grey channel was expected")
+
+
+def check_channels(config: Config, facts: SeriesFacts, channels: int) -> None:
+    """Refuse an image with another number of channels than the network takes.
+
+    Raises
+    ------
+    NotApplicable
+        If it is a colour image where one grey channel was expected, or lacks some of a case's images.
+    """
+    named = [channel.name for channel in config.channels] if isinstance(config, SegmentConfig) else []
+    if len(named) < 2:
+        check_grey(facts, channels)
+    elif channels != len(named):
+        raise NotApplicable(facts.subject, seen=f"{channels} image{'s' * (channels > 1)}",
+                            expected=f"{len(named)} on one grid were expected: {', '.join(named)}")  # fmt: skip
 
 
 def check_fit(config: Config, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:

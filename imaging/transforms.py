@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, Transform
 from numpy.typing import NDArray
 
-from imaging.config import Augmentation, Preprocess, Size3
+from imaging.config import Augmentation, Channel, Preprocess, Scale, Size3
 from imaging.dicom import Policy, load_series
 from imaging.dicom.stack import check_policy
 from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, ImagingError, NotApplicable, UnknownName
@@ -38,7 +38,7 @@ _ELASTIC = {2: "Rand2DElastic", 3: "Rand3DElastic"}
 PICTURE_ONLY = ("Rand2DElastic", "RandCoarseDropout", "RandGridDistortion", "RandZoom")
 
 
-def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
+def preprocessing(config: Preprocess, *, with_label: bool, scales: Sequence[Scale] = ()) -> Compose:
     """The deterministic transforms of a config.
 
     Parameters
@@ -47,6 +47,8 @@ def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
         Orientation, spacing and normalisation of the network's grid.
     with_label
         Whether the dictionaries hold a mask under ``label``, which goes to the same grid by nearest neighbour.
+    scales
+        How each channel is scaled (`SegmentConfig.scales`); by default there is one, scaled as `config` says.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def preprocessing(config: Preprocess, *, with_label: bool) -> Compose:
         [
             monai_transforms.Orientationd(keys, axcodes=config.orientation, labels=None),
             monai_transforms.Spacingd(keys, pixdim=config.spacing_mm, mode=modes, padding_mode="border"),
-            _NORMALISE[config.normalise](IMAGE),
+            Scaled(IMAGE, scales or (config,)),
         ]
     )
 
@@ -148,29 +150,63 @@ def apply(transform: Compose, sample: dict[str, Any], *, subject: object = "netw
     return result
 
 
+class Scaled(MapTransform):
+    """Bring the values of each channel to the network's scale, each as its own config says.
+
+    Raises `ConstantImage` where a channel holds one value only, and `NotApplicable` where there is another number of
+    channels.
+    """
+
+    def __init__(self, keys: KeysCollection, scales: Sequence[Scale]) -> None:
+        super().__init__(keys)
+        self._scales = tuple(scales)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale each of the keys."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            if image.shape[0] != len(self._scales):
+                raise NotApplicable(
+                    "network input", seen=f"{image.shape[0]} channels", expected=f"{len(self._scales)} were expected"
+                )
+            parts = [_scaled(image[c : c + 1], scale) for c, scale in enumerate(self._scales)]
+            result[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return result
+
+
 class ZScored(MapTransform):
     """Subtract the volume's mean and divide by its standard deviation, each channel by its own.
 
-    MR has no unit: the same tissue has another value on another scanner. Raises `ConstantImage` where the deviation is
-    zero, instead of handing on NaN.
+    Raises `ConstantImage` where the deviation is zero, instead of handing on NaN.
     """
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Normalise each of the keys."""
-        result = dict(data)
-        for key in map(str, self.keys):
-            image = result[key]
-            axes = tuple(range(1, image.ndim))
-            deviation = image.std(dim=axes, keepdim=True, correction=0)
-            mean = image.mean(dim=axes, keepdim=True)
-            # Rounding alone gives a constant image a deviation of about 1e-7 of its value.
-            if not bool((deviation > 1e-6 * mean.abs()).all()):
-                raise ConstantImage("network input", seen="all voxels are equal")
-            result[key] = (image - mean) / deviation
-        return result
+        return {**data, **{key: _zscored(data[key]) for key in map(str, self.keys)}}
 
 
-_NORMALISE: dict[str, type[MapTransform]] = {"zscore": ZScored}
+def _scaled(image: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """One channel, scaled."""
+    window = scale.window
+    named = f" of channel {scale.name}" if isinstance(scale, Channel) else ""
+    if window is None:
+        return _zscored(image, named)
+    if not bool(image.max() > image.min()):
+        raise ConstantImage("network input", seen=f"all voxels{named} are equal")
+    # Isensee et al., Nature Methods 18:203, 2021: CT is clipped, and scaled by the data set's figures.
+    return (image.clamp(window.low, window.high) - window.mean) / window.deviation
+
+
+def _zscored(image: torch.Tensor, named: str = "") -> torch.Tensor:
+    """MR has no unit: the same tissue has another value on another scanner."""
+    axes = tuple(range(1, image.ndim))
+    deviation = image.std(dim=axes, keepdim=True, correction=0)
+    mean = image.mean(dim=axes, keepdim=True)
+    # Rounding alone gives a constant image a deviation of about 1e-7 of its value.
+    if not bool((deviation > 1e-6 * mean.abs()).all()):
+        raise ConstantImage("network input", seen=f"all voxels{named} are equal")
+    return (image - mean) / deviation
 
 
 def random_transform(

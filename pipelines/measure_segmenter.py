@@ -61,8 +61,9 @@ def score_case(predictor: Predictor, case: Case, *, tolerance_mm: float) -> Scor
     LabelMismatch, InputRefused
         If the case cannot be read, its mask does not belong to it, or the checkpoint does not take it.
     """
-    labels = predictor.checkpoint.segmenter().labels
-    image, mask = load_case(case, labels=len(labels))
+    config = predictor.checkpoint.segmenter()
+    labels = config.labels
+    image, mask = load_case(case, labels=len(labels), channels=len(config.scales))
     truth = mask.array[0]
     prediction = predictor(image)
     structures = score_structures(

@@ -10,7 +10,7 @@ picture, or in a volume, as a whole).
 
 from __future__ import annotations
 
-from imaging.config.data import ClassifyData, ClassifyPreprocess, Data, Preprocess
+from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Data, Preprocess, Scale, Window
 from imaging.config.fitting import Augmentation, Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
 from imaging.config.load import find_config, load_config
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
@@ -22,6 +22,7 @@ __all__ = [
     "Augmentation",
     "Calibrate",
     "Card",
+    "Channel",
     "Class",
     "ClassifyConfig",
     "ClassifyData",
@@ -37,11 +38,13 @@ __all__ = [
     "PicturesTaken",
     "Predict",
     "Preprocess",
+    "Scale",
     "SegmentConfig",
     "Size3",
     "Train",
     "Vector3",
     "VolumesTaken",
+    "Window",
     "find_config",
     "load_config",
 ]

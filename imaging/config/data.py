@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from imaging.config.section import Count, Finite, Section, Vector3
+from imaging.config.section import LATER, Count, Finite, Pattern, Positive, Section, Vector3
 
 
 class Data(Section):
@@ -40,16 +40,59 @@ class ClassifyData(Data):
     duplicates: Literal["keep", "drop", "refuse"] = "refuse"
 
 
-class Preprocess(Section):
+class Window(Section):
+    """Values to network input by fixed numbers: clipped to `low` and `high`, less `mean`, divided by `deviation`.
+
+    For images with a unit, such as CT: the same tissue keeps the same value in every case.
+    """
+
+    low: Finite
+    high: Finite
+    mean: Finite
+    deviation: Positive
+
+    @model_validator(mode="after")
+    def _goes_upwards(self) -> Window:
+        if self.low >= self.high:
+            raise ValueError("a window goes from the lower value to the greater")
+        return self
+
+
+class Scale(Section):
+    """How a channel's values become network input.
+
+    `normalise`: ``zscore`` subtracts the mean of the volume and divides by its deviation; ``window`` does what `window`
+    says, the same for every volume.
+    """
+
+    normalise: Literal["zscore", "window"] = "zscore"
+    window: Annotated[Window | None, LATER] = None
+
+    @model_validator(mode="after")
+    def _window_is_one(self) -> Scale:
+        if (self.normalise == "window") != (self.window is not None):
+            raise ValueError("window is given with normalise: window, and only then")
+        return self
+
+
+class Preprocess(Scale):
     """Volume -> network input, the same in training and serving.
 
-    `orientation` names where the axes run towards, `spacing_mm` the voxels' size along them. `zscore` subtracts the
-    volume's mean and divides by its deviation.
+    `orientation` names where the axes run towards, `spacing_mm` the voxels' size along them.
     """
 
     orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
     spacing_mm: Vector3
-    normalise: Literal["zscore"] = "zscore"
+
+
+class Channel(Scale):
+    """One of several images of a case that lie on one grid, such as T1 and T2: its name, and how it is scaled.
+
+    `description` is a regular expression for the SeriesDescription of the series that a study has for it.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    description: Pattern | None = None
 
 
 class ClassifyPreprocess(Section):

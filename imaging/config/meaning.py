@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from imaging.config.section import Positive, Section, Vector3
+from imaging.config.section import Pattern, Positive, Section, Vector3
 
 
 class Code(Section):
@@ -56,19 +55,10 @@ class AppliesTo(Section):
 
     modality: tuple[str, ...]
     body_part: tuple[str, ...] = ()
-    description: str | None = None
+    description: Pattern | None = None
     extent_min_mm: Vector3 | None = None
     extent_max_mm: Vector3 | None = None
     spacing_max_mm: Positive | None = None
-
-    @field_validator("description")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return pattern
 
 
 class VolumesTaken(AppliesTo):

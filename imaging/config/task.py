@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from imaging.config.data import ClassifyData, ClassifyPreprocess, Data, Preprocess
+from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Data, Preprocess, Scale
 from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
 from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
-from imaging.config.section import FOR_DIGEST, Section
+from imaging.config.section import FOR_DIGEST, LATER, Section
 
 
 class _Task(Section):
@@ -46,10 +46,15 @@ class _Task(Section):
 
 
 class SegmentConfig(_Task):
-    """A network that labels voxels, whole."""
+    """A network that labels voxels, whole.
+
+    `channels` are the images of a case in the order of the network's channels; without them a case is one image, scaled
+    as `preprocess` says.
+    """
 
     task: Literal["segment"]
     applies_to: VolumesTaken
+    channels: Annotated[tuple[Channel, ...], LATER] = ()
     labels: Annotated[tuple[Label, ...], Field(min_length=1)]
     preprocess: Preprocess
     train: Train
@@ -62,6 +67,19 @@ class SegmentConfig(_Task):
         if len({label.name for label in self.labels}) != len(self.labels):
             raise ValueError("two labels have the same name")
         return self
+
+    @model_validator(mode="after")
+    def _channels_are_told_apart(self) -> SegmentConfig:
+        if len({channel.name for channel in self.channels}) != len(self.channels):
+            raise ValueError("two channels have the same name")
+        if self.channels and self.preprocess.window is not None:
+            raise ValueError("preprocess.window is for configs without channels: each channel has its own")
+        return self
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """How each of the network's channels is scaled."""
+        return self.channels or (self.preprocess,)
 
 
 class ClassifyConfig(_Task):

@@ -24,6 +24,7 @@ from imaging.config import Size3, Vector3
 from imaging.dataset_check.telling import Note, OnCase, range_of, some
 from imaging.description import Description, describe
 from imaging.errors import (
+    ChannelMismatch,
     ConstantImage,
     DuplicateImage,
     EmptyClass,
@@ -54,9 +55,9 @@ class CaseFacts:
     orientation
         Where the file's own axes run towards.
     mean, deviation
-        Of all voxels.
-    foreground
-        Values of at most 10,000 voxels inside the structures, drawn without order.
+        Of all voxels, of each channel.
+    foreground_CN
+        Values of at most 10,000 voxels inside the structures, drawn without order, in each channel.
     voxels
         Number of voxels of each label id that is there, without the background.
     voxel_volume
@@ -68,9 +69,9 @@ class CaseFacts:
     size: Size3
     spacing_mm: Vector3
     orientation: str
-    mean: float
-    deviation: float
-    foreground: NDArray[np.float32]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    foreground_CN: NDArray[np.float32]
     voxels: Mapping[int, int]
     voxel_volume: float
 
@@ -165,7 +166,7 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
         if image is not None and mask is not None and not found:
             facts.append(_facts_of(case, image, mask, seed=number))
     labels, of_labels = _named(manifest, description, facts)
-    problems += [*of_labels, *_duplicates(hashes.values())]
+    problems += [*of_labels, *_other_channels(listed, facts), *_duplicates(hashes.values())]
     return Survey(manifest, description, labels, len(listed), tuple(facts), tuple(problems),
                   tuple(_notes(listed, facts, hashes.values())))  # fmt: skip
 
@@ -239,11 +240,11 @@ def _tried(read: Callable[[], Volume], problems: list[ImagingError]) -> Volume |
 
 
 def _facts_of(case: Case, image: Volume, mask: Volume, *, seed: int) -> CaseFacts:
-    values, labels = image.array[0], mask.array[0].astype(np.uint8)
+    labels = mask.array[0].astype(np.uint8)
     counts = np.bincount(labels.reshape(-1), minlength=1)
-    inside = values[labels > 0]
-    if len(inside) > _SAMPLED:
-        inside = np.random.default_rng(seed).choice(inside, _SAMPLED, replace=False)
+    places = np.flatnonzero(labels)
+    if len(places) > _SAMPLED:
+        places = np.random.default_rng(seed).choice(places, _SAMPLED, replace=False)
     order = np.argsort(nib.io_orientation(image.affine)[:, 0])
     size, spacing = np.array(image.shape)[order].tolist(), np.array(image.spacing)[order].tolist()
     return CaseFacts(
@@ -252,9 +253,9 @@ def _facts_of(case: Case, image: Volume, mask: Volume, *, seed: int) -> CaseFact
         size=(size[0], size[1], size[2]),
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
         orientation=image.orientation,
-        mean=float(values.mean(dtype=np.float64)),
-        deviation=float(values.std(dtype=np.float64)),
-        foreground=inside,
+        mean=tuple(float(channel.mean(dtype=np.float64)) for channel in image.array),
+        deviation=tuple(float(channel.std(dtype=np.float64)) for channel in image.array),
+        foreground_CN=image.array.reshape(len(image.array), -1)[:, places],
         voxels={int(id_): int(counts[id_]) for id_ in np.flatnonzero(counts) if id_ > 0},
         voxel_volume=image.voxel_volume,
     )
@@ -286,6 +287,17 @@ def _named(
         for id_, name in enumerate(names, start=1)
         if not with_label(cases, id_)
     ]
+
+
+def _other_channels(listed: Sequence[Case], facts: Sequence[CaseFacts]) -> Iterator[ChannelMismatch]:
+    """The cases that have another number of channels than most."""
+    counts = Counter(len(case.mean) for case in facts)
+    usual = max(counts, key=lambda count: (counts[count], -count), default=0)
+    paths = {case.name: case.images[0] for case in listed}
+    for case in facts:
+        if len(case.mean) != usual:
+            yield ChannelMismatch(paths[case.name], seen=f"{len(case.mean)} channels",
+                                  expected=f"{usual} as in the other cases were expected")  # fmt: skip
 
 
 def _duplicates(groups: Iterable[Sequence[Case]]) -> Iterator[ImagingError]:

@@ -38,7 +38,7 @@ class SegmentTask(FittingTask[list[float]]):
     monitor = "val_dice"
 
     def __init__(self, config: SegmentConfig, train_names: Sequence[str]) -> None:
-        network = build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
+        network = build_network(config.network, in_channels=len(config.scales), out_channels=len(config.labels) + 1)
         super().__init__(network, config.train, train_names)
         self.config = config
 

@@ -287,6 +287,43 @@ def test_override_without_key_or_value_is_refused(override: str) -> None:
         load_config(HIPPOCAMPUS, [override])
 
 
+# ----------------------------------------------------------------------------------------------------------- the scales
+
+WINDOW = "{low: -200, high: 300, mean: 50, deviation: 125}"
+
+
+def test_without_channels_there_is_one_scaled_as_preprocess_says() -> None:
+    config = load_config(HIPPOCAMPUS, ["preprocess.normalise=window", f"preprocess.window={WINDOW}"])
+    assert isinstance(config, SegmentConfig)
+    assert [scale.normalise for scale in config.scales] == ["window"]
+
+
+def test_each_channel_has_its_scale() -> None:
+    channels = f"[{{name: pet}}, {{name: ct, normalise: window, window: {WINDOW}}}]"
+    config = load_config(HIPPOCAMPUS, [f"channels={channels}"])
+    assert isinstance(config, SegmentConfig)
+    assert [scale.normalise for scale in config.scales] == ["zscore", "window"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["preprocess.normalise=window"], "window is given with normalise: window"),
+        ([f"preprocess.window={WINDOW}"], "window is given with normalise: window"),
+        (["preprocess.normalise=window", f"preprocess.window={WINDOW.replace('300', '-200')}"], "lower value"),
+        (["preprocess.normalise=window", f"preprocess.window={WINDOW.replace('125', '0')}"], "deviation"),
+        (["channels=[{name: t1}, {name: t1}]"], "two channels have the same name"),
+        (["channels=[{name: T1}]"], "channels.0.name"),
+        (["channels=[{name: t1, description: '('}]"], "not a regular expression"),
+        (["channels=[{name: t1}]", "preprocess.normalise=window", f"preprocess.window={WINDOW}"], "each channel"),
+        (["train.foreground=1.5"], "train.foreground"),
+    ],
+)
+def test_scales_that_say_nothing_are_refused(overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigInvalid, match=told):
+        load_config(HIPPOCAMPUS, overrides)
+
+
 # --------------------------------------------------------------------------------------------------------------- digest
 
 

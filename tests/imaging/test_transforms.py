@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose
 
-from imaging.config import Preprocess
-from imaging.errors import ConstantImage, GridMismatch
+from imaging.config import Channel, Preprocess, Window
+from imaging.errors import ConstantImage, GridMismatch, NotApplicable
 from imaging.transforms import (
     IMAGE,
     LABEL,
@@ -295,3 +295,49 @@ def test_small_contrast_on_a_large_offset_is_an_image() -> None:
     volume = Volume(array, np.eye(4))
     image = preprocessing(Preprocess(spacing_mm=(1, 1, 1)), with_label=False)({IMAGE: volume.as_metatensor()})[IMAGE]
     assert float(image.std(correction=0)) == pytest.approx(1, abs=1e-2)
+
+
+def two_channels() -> Volume:
+    """Synthetic: values of 0 to 100 in the first channel, of -1000 to 1000 in the second."""
+    ramp = np.linspace(0, 1, 8 * 9 * 10, dtype=np.float32).reshape(8, 9, 10)
+    return Volume(np.stack([100 * ramp, 2000 * ramp - 1000]), np.eye(4))
+
+
+WINDOW = Window(low=-200, high=300, mean=50, deviation=125)
+
+
+def test_a_window_clips_and_scales_by_its_numbers_alone() -> None:
+    config = Preprocess(spacing_mm=(1, 1, 1), normalise="window", window=WINDOW)
+    values = np.array([-1000.0, -200, 50, 175, 300, 3000], np.float32).reshape(1, 6, 1, 1)
+    image = preprocessing(config, with_label=False)({IMAGE: Volume(values, np.eye(4)).as_metatensor()})[IMAGE]
+    assert image.flatten().tolist() == pytest.approx([-2, -2, 0, 1, 2, 2])
+
+
+def test_each_channel_is_scaled_by_its_own_rule() -> None:
+    scales = (Channel(name="pet"), Channel(name="ct", normalise="window", window=WINDOW))
+    prepare = preprocessing(Preprocess(spacing_mm=(1, 1, 1)), with_label=False, scales=scales)
+    volume = two_channels()
+    image = prepare({IMAGE: volume.as_metatensor()})[IMAGE]
+    assert image.shape == (2, 8, 9, 10)
+    assert float(image[0].mean()) == pytest.approx(0, abs=1e-4)
+    assert float(image[0].std(correction=0)) == pytest.approx(1, abs=1e-4)
+    assert np.allclose(image[1].numpy(), (volume.array[1].clip(-200, 300) - 50) / 125, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_constant_channel_is_refused_by_its_name(constant: int) -> None:
+    scales = (Channel(name="pet"), Channel(name="ct", normalise="window", window=WINDOW))
+    volume = two_channels()
+    volume.array[constant] = 7
+    with pytest.raises(ConstantImage, match=f"channel {scales[constant].name}"):
+        apply(
+            preprocessing(Preprocess(spacing_mm=(1, 1, 1)), with_label=False, scales=scales),
+            {IMAGE: volume.as_metatensor()},
+        )
+
+
+def test_another_number_of_channels_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="2 channels"):
+        apply(
+            preprocessing(Preprocess(spacing_mm=(1, 1, 1)), with_label=False), {IMAGE: two_channels().as_metatensor()}
+        )

@@ -127,6 +127,37 @@ def test_augmentation_that_is_proposed_is_taken(tmp_path: Path, planned: Plan) -
     Patches(config.train)
 
 
+def test_ct_is_clipped_and_scaled_by_the_figures_of_its_structures(tmp_path: Path, planned: Plan) -> None:
+    """nnU-Net's rule, against the plain definition: the 0.5th and 99.5th percentile, mean and deviation."""
+    folder = make(tmp_path)
+    config = load_config(planned(folder)[1])
+    inside = []
+    for number in range(6):
+        image, mask = (np.asarray(nib.load(folder / f"c{number}{end}.nii.gz").dataobj) for end in ("", "_mask"))
+        inside.append(image[mask > 0])
+    values = np.concatenate(inside).astype(np.float64)
+    low, high = np.percentile(values, [0.5, 99.5])
+    window = config.preprocess.window
+    assert config.preprocess.normalise == "window" and window is not None
+    assert (window.low, window.high, window.mean, window.deviation) == pytest.approx(
+        (low, high, values.mean(), values.std()), rel=1e-4
+    )
+
+
+def test_each_channel_is_scaled_by_its_modality(tmp_path: Path, planned: Plan) -> None:
+    folder = make(tmp_path, modality={"0": "PET", "1": "CT"})
+    generator = np.random.default_rng(1)
+    for number in range(6):
+        image = nib.load(folder / f"c{number}.nii.gz")
+        both = np.stack([np.asarray(image.dataobj), generator.normal(0, 1, image.shape)], axis=-1)
+        nib.save(nib.Nifti1Image(both.astype(np.float32), image.affine), folder / f"c{number}.nii.gz")
+    config = load_config(planned(folder)[1])
+    assert [(channel.name, channel.normalise) for channel in config.channels] == [("pet", "zscore"), ("ct", "window")]
+    assert config.channels[1].window.mean == pytest.approx(0, abs=0.1)
+    assert config.applies_to.modality == ("PT", "CT")
+    assert config.preprocess.window is None
+
+
 def test_many_patients_have_a_test_part_and_few_have_none(tmp_path: Path, planned: Plan) -> None:
     assert load_config(planned(make(tmp_path, cases=6))[1]).data.test_fraction == 0
     (tmp_path / "many").mkdir()

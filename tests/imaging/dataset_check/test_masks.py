@@ -88,8 +88,8 @@ def test_facts_of_a_case_are_those_of_its_voxels(data: Path) -> None:
         for kind in ("imagesTr", "labelsTr")
     )
     assert facts.voxels == {1: int((mask == 1).sum()), 2: int((mask == 2).sum())}
-    assert (facts.mean, facts.deviation) == pytest.approx((image.mean(), image.std()), rel=1e-5)
-    assert sorted(facts.foreground) == pytest.approx(sorted(image[mask > 0]))
+    assert (*facts.mean, *facts.deviation) == pytest.approx((image.mean(), image.std()), rel=1e-5)
+    assert sorted(facts.foreground_CN[0]) == pytest.approx(sorted(image[mask > 0]))
 
 
 def test_sizes_are_told_along_the_patient_axes(broken: Broken) -> None:
@@ -102,7 +102,7 @@ def test_sizes_are_told_along_the_patient_axes(broken: Broken) -> None:
 def test_foreground_is_a_bounded_repeatable_sample(broken: Broken) -> None:
     mask = np.ones((30, 30, 30))
     broken.put("c0", np.random.default_rng(1).normal(size=mask.shape), mask)
-    first, second = broken.survey().cases[0].foreground, broken.survey().cases[0].foreground
+    first, second = broken.survey().cases[0].foreground_CN[0], broken.survey().cases[0].foreground_CN[0]
     assert len(first) == 10_000
     assert np.array_equal(first, second)
 
