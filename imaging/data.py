@@ -16,15 +16,18 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from imaging.cache import Tensors
 from imaging.cases import ClassifiedCase, load_picture
 from imaging.channels import check_channels, read_channels
-from imaging.config import ClassifyConfig, SegmentConfig
+from imaging.config import ClassifyConfig, Config, SegmentConfig
+from imaging.content import ContentIndex
 from imaging.dataset_check import mismatches
 from imaging.errors import DuplicateCases
 from imaging.gridding import classify_augmentation, classify_preprocessing
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
 from imaging.patches import Patches, Places, places_of
+from imaging.prepared import Keeper, Made, Prepared, key_of
 from imaging.selection import check_grey
 from imaging.transforms import IMAGE, LABEL, apply, as_label_tensor, preprocessing
 from imaging.volume import Volume
@@ -92,27 +95,61 @@ def without_copies(
     return found, len(cases) - len(found)
 
 
+# Of a config, what decides nothing of a prepared sample; whatever else there is may. Of the labels, their meaning.
+_NOT_THE_SAMPLE: dict[str, Any] = dict.fromkeys(
+    ("name", "version", "title", "applies_to", "classes", "output", "data", "network", "train", "calibrate", "predict",
+     "card"), True
+) | {"labels": {"__all__": {"name", "title", "category", "code", "modifier", "colour"}}}  # fmt: skip
+
+
 class _Cached(Dataset[Sample]):
-    """Preprocessed samples in memory, augmented on the way out.
+    """Prepared samples, augmented on the way out.
 
     An item is asked for by ``(epoch, index)``, and its random transforms are seeded by (seed, epoch, index); without an
     augmentation the epoch makes no difference.
+
+    Parameters
+    ----------
+    cases
+        What to prepare; all of them are, before the first is asked for.
+    config
+        How.
+    keeper
+        Where the prepared samples are kept; shared by all sides of a run.
     """
 
-    def __init__(self, names: list[str], samples: list[Sample], *, seed: int) -> None:
-        self.names = names
-        self._samples, self._seed = samples, seed
+    def __init__(self, cases: Sequence[Any], config: Config, keeper: Keeper | None) -> None:
+        self.names = [case.name for case in cases]
+        self._cases, self._seed = cases, config.train.seed
+        keeper = keeper or Keeper(config.data)
+        keys: list[str] = []
+        if keeper.disk is not None:
+            decided_by = config.model_dump(mode="json", exclude=_NOT_THE_SAMPLE)
+            with ContentIndex(keeper.disk.contents) as index:
+                keys = [key_of(case, decided_by, index) for case in cases]
+        self._prepared = Prepared(self._plainly, len(cases), keys, keeper)
+
+    def _plainly(self, index: int) -> Tensors:
+        return {name: _plain(value).contiguous() for name, value in self._prepare(self._cases[index]).items()}
+
+    def _prepare(self, case: Any) -> Sample:
+        """What the deterministic transforms make of a case."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.names)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         seed = np.random.SeedSequence([self._seed, epoch, index])
-        return {**self._finished(self._augmented(self._samples[index], index, seed)), "index": index}
+        return {**self._finished(self._augmented(self._sample(index), index, seed)), "index": index}
+
+    def _sample(self, index: int) -> Sample:
+        """What the random transforms begin with; it is not to be written into."""
+        return self._prepared[index]
 
     def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
-        """The sample changed at random; what is cached is left as it is."""
+        """The sample changed at random; what is kept is left as it is."""
         raise NotImplementedError
 
     @staticmethod
@@ -128,12 +165,14 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 class CachedCases(_Cached):
     """Volumes with their masks: patches of them, or whole where there are no patches to draw."""
 
-    def __init__(self, cases: Sequence[Case], config: SegmentConfig, patches: Patches | None) -> None:
-        prepare = preprocessing(config.preprocess, with_label=True, scales=config.scales)
-        samples = [self._prepare(case, prepare, config) for case in cases]
-        super().__init__([case.name for case in cases], samples, seed=config.train.seed)
+    def __init__(
+        self, cases: Sequence[Case], config: SegmentConfig, patches: Patches | None, keeper: Keeper | None = None
+    ) -> None:
+        self._transform = preprocessing(config.preprocess, with_label=True, scales=config.scales)
+        self._labels, self._channels = len(config.labels), len(config.scales)
         self._patches = patches
         self._places: dict[int, Places] = {}
+        super().__init__(cases, config, keeper)
 
     def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
         if self._patches is None:
@@ -142,12 +181,12 @@ class CachedCases(_Cached):
             self._places[index] = places_of(sample[LABEL], seed=[self._seed, index])
         return self._patches(sample, self._places.get(index, {}), seed, subject=f"case {self.names[index]}")
 
-    @staticmethod
-    def _prepare(case: Case, prepare: Compose, config: SegmentConfig) -> Sample:
-        image, mask = load_case(case, labels=len(config.labels), channels=len(config.scales))
+    def _prepare(self, case: Case) -> Sample:
+        image, mask = load_case(case, labels=self._labels, channels=self._channels)
         # One grid for both: load_case has checked that the mask lies on its image.
         sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
-        return apply(prepare, sample, subject=case.images[0])
+        prepared = apply(self._transform, sample, subject=case.images[0])
+        return {**prepared, LABEL: prepared[LABEL].to(torch.uint8)}
 
     @staticmethod
     def _finished(sample: Sample) -> Sample:
@@ -157,11 +196,17 @@ class CachedCases(_Cached):
 class CachedPictures(_Cached):
     """Pictures or volumes with their classes, as K numbers 0 or 1 under ``label``."""
 
-    def __init__(self, cases: Sequence[ClassifiedCase], config: ClassifyConfig, augment: Compose | None) -> None:
-        prepare = classify_preprocessing(config.preprocess)
-        samples = [self._prepare(case, prepare, config) for case in cases]
-        super().__init__([case.name for case in cases], samples, seed=config.train.seed)
+    def __init__(
+        self,
+        cases: Sequence[ClassifiedCase],
+        config: ClassifyConfig,
+        augment: Compose | None,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self._transform = classify_preprocessing(config.preprocess)
+        self._classes = [item.name for item in config.classes]
         self._augment = augment
+        super().__init__(cases, config, keeper)
 
     def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
         if self._augment is None:
@@ -171,12 +216,15 @@ class CachedPictures(_Cached):
         copied = {key: value.clone() for key, value in sample.items()}
         return apply(self._augment, copied, subject=f"case {self.names[index]}")
 
-    @staticmethod
-    def _prepare(case: ClassifiedCase, prepare: Compose, config: ClassifyConfig) -> Sample:
+    def _prepare(self, case: ClassifiedCase) -> Sample:
         volume = load_picture(case)
         check_grey(volume.facts, volume.array.shape[0])
-        sample = apply(prepare, {IMAGE: volume.as_metatensor()}, subject=f"case {case.name}")
-        return {**sample, LABEL: torch.tensor([float(item.name in case.classes) for item in config.classes])}
+        return apply(self._transform, {IMAGE: volume.as_metatensor()}, subject=f"case {case.name}")
+
+    def _sample(self, index: int) -> Sample:
+        # The classes are the manifest's, not the picture's: another label makes no other sample.
+        classes = self._cases[index].classes
+        return {**super()._sample(index), LABEL: torch.tensor([float(name in classes) for name in self._classes])}
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -205,8 +253,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class _RunData(lightning.LightningDataModule):
     """The batches of one run, whatever its task."""
 
-    def __init__(self, train: _Cached, validation: _Cached, *, seed: int, batch_size: int, validated: int) -> None:
+    def __init__(
+        self, train: _Cached, validation: _Cached, made: Made, *, seed: int, batch_size: int, validated: int
+    ) -> None:
         super().__init__()
+        self.made = made
         self._train, self._validation = train, validation
         self._seed, self._batch_size, self._validated = seed, batch_size, validated
 
@@ -233,9 +284,11 @@ class SegmentationData(_RunData):
     """Augmented patches (B, C, X, Y, Z) to train on, one whole volume at a time to validate on."""
 
     def __init__(self, config: SegmentConfig, train: Sequence[Case], validation: Sequence[Case]) -> None:
+        keeper = Keeper(config.data)
         super().__init__(
-            CachedCases(train, config, Patches(config.train)),
-            CachedCases(validation, config, None),
+            CachedCases(train, config, Patches(config.train), keeper),
+            CachedCases(validation, config, None, keeper),
+            keeper.made,
             seed=config.train.seed,
             batch_size=config.train.batch_size,
             validated=1,
@@ -248,11 +301,12 @@ class ClassificationData(_RunData):
     def __init__(
         self, config: ClassifyConfig, train: Sequence[ClassifiedCase], validation: Sequence[ClassifiedCase]
     ) -> None:
+        augment = classify_augmentation(config.train.augment, axes=len(config.preprocess.size))
+        keeper = Keeper(config.data)
         super().__init__(
-            CachedPictures(
-                train, config, classify_augmentation(config.train.augment, axes=len(config.preprocess.size))
-            ),
-            CachedPictures(validation, config, None),
+            CachedPictures(train, config, augment, keeper),
+            CachedPictures(validation, config, None, keeper),
+            keeper.made,
             seed=config.train.seed,
             batch_size=config.train.batch_size,
             validated=config.predict.batch_size,

@@ -8,6 +8,7 @@ Yang et al., *MedMNIST v2*, Scientific Data 10:41 (2023): ``<part>_images`` is (
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -85,3 +86,9 @@ def read_npz_image(path: Path, part: str, index: int) -> Volume:
         facts=SeriesFacts(description=f"{part}_{index:05d} of {path.name}"),
         defects=defects_of_picture(),
     )
+
+
+def stored_digest(path: Path, part: str, index: int) -> str:
+    """SHA-256 of one picture's stored values with their type and shape; see `read_npz_image`."""
+    image = np.ascontiguousarray(read_npz(path)[f"{part}_images"][index])
+    return hashlib.sha256(f"{image.dtype.str} {image.shape}\n".encode() + image.tobytes()).hexdigest()

@@ -19,8 +19,9 @@ from imaging.manifest import Split
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
 
 
-# Keys that change no step of a training: where the data lies, what is said of a checkpoint, and whose weights it gets.
-_NO_STEP = ("data.root.", "card.", "train.keep.")
+# Keys that change no step of a training: where the data lies and what is kept of it, what is said of a checkpoint, and
+# whose weights it gets.
+_NO_STEP = ("data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "card.", "train.keep.")
 
 
 def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:

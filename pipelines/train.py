@@ -14,6 +14,7 @@ The run folder::
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from imaging.tasks.segment import SegmentTask
 from pipelines.fitting import fit
 from pipelines.run_folder import open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ def run(cases: Masked | Classified, folder: Path, *, resume: bool, progress: boo
     """One training from its cases to its checkpoint; see `train`."""
     # Everything that a config or a data set can be wrong about is met before the run folder is written.
     task, data = cases.loaded()
+    log.info("samples: %d made, %d found in the cache, in %.1f s", data.made.anew, data.made.reused, data.made.seconds)
     open_run(folder, cases.config, cases.split, resume=resume)
     fit(task, data, folder, resume=resume, progress=progress)
     return Run(folder, publish(cases, folder))

@@ -14,6 +14,9 @@ from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Fi
 from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
+# Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
+_OF_THE_MACHINE = ("root", "cache", "cache_gib", "memory_gib")
+
 
 class _Task(Section):
     """What every config says, whatever its task."""
@@ -29,15 +32,16 @@ class _Task(Section):
     card: Card
 
     def without_paths(self) -> Self:
-        """The config as it may be published: `data.root` is a path of the machine that trained, so it is left out."""
-        return self.model_copy(update={"data": self.data.model_copy(update={"root": None})})
+        """The config as it may be published: without the paths and the limits of the machine that trained."""
+        defaults = {key: type(self.data).model_fields[key].default for key in _OF_THE_MACHINE}
+        return self.model_copy(update={"data": self.data.model_copy(update=defaults)})
 
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
     def digest(self) -> str:
-        """SHA-256 of the config's content (not of its layout, nor of `data.root`).
+        """SHA-256 of the config's content (not of its layout, nor of what belongs to the machine).
 
         A later version of imgpipe gives an old config the same one, see `imaging.config.section.LATER`.
         """

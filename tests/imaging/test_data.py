@@ -333,10 +333,10 @@ def test_case_without_augmentation_is_the_whole_normalised_volume(folder: Path, 
 
 def test_augmentation_does_not_touch_the_cache(folder: Path, config: Config) -> None:
     cases = cached(folder, config, augmented=True)
-    before = cases._samples[0][IMAGE].clone()
+    before = cases._prepared[0][IMAGE].clone()
     for epoch in range(3):
         _ = cases[epoch, 0]
-    assert torch.equal(cases._samples[0][IMAGE], before)
+    assert torch.equal(cases._prepared[0][IMAGE], before)
 
 
 def test_refusal_of_a_case_names_its_file(folder: Path, config: Config) -> None:
