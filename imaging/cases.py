@@ -7,7 +7,9 @@ Splits are those of `imaging.manifest`, by patient. Imports no torch.
 from __future__ import annotations
 
 import csv
+import logging
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +17,14 @@ from pathlib import Path
 from imaging.channels import read_image
 from imaging.config import ClassifyConfig, ClassifyData
 from imaging.errors import ManifestInvalid, TooFewCases
-from imaging.manifest import SEPARATOR, Split, check_once, patient_problems, rows_of
+from imaging.label_table import class_problems, read_label_table
+from imaging.manifest import Split, check_once
 from imaging.nifti import case_name
 from imaging.npz import PARTS, is_npz, read_npz, read_npz_image
 from imaging.png import is_png
 from imaging.volume import Volume
 
-_KNOWN = ("image", "label", "case", "patient", "split")
-_SIDES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class ClassifiedCase:
     image
         A PNG, NIfTI or DICOM file, a folder of DICOM, or a MedMNIST file.
     classes
-        Names of its classes, in the manifest's order; none where no class is there.
+        Names of its classes, in the config's order; none where no class is there.
     patient
         Whose it is; the case's own name where the manifest does not say.
     side
@@ -63,9 +65,11 @@ def read_cases(root: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
     Parameters
     ----------
     root
-        A CSV with the columns ``image`` (path relative to the CSV) and ``label`` (a class's name; several separated by
-        ``|`` where the config's output is sigmoid, and blank for none of them), optionally ``case``, ``patient`` and
-        ``split``, and any further columns as facts; or a MedMNIST ``.npz``, whose class numbers are the config's ids.
+        A CSV with the columns ``image`` (path relative to `data.images` beside the CSV) and ``label`` (a class's name;
+        several separated by ``|`` where the config's output is sigmoid, and blank for none of them) or a column
+        ``label_<class>`` of 0 and 1 for each class, optionally ``case``, ``patient`` and ``split``, and any further
+        columns as facts, unless `data.columns` calls them otherwise; or a MedMNIST ``.npz``, whose class numbers are
+        the config's ids.
     config
         Which classes there are.
 
@@ -124,41 +128,21 @@ def list_classified(root: Path, config: ClassifyConfig | None = None) -> Listing
 
 
 def _from_csv(manifest: Path, config: ClassifyConfig | None) -> Listing:
-    rows = rows_of(manifest)
-    problems, cases = patient_problems(manifest, rows), []
-    for number, row in enumerate(rows, start=2):
-        if not row["image"]:
-            problems.append(ManifestInvalid(manifest, seen=f"row {number} names no image"))
+    settings = config.data if config else ClassifyData()
+    folder, heading = manifest.parent / settings.images, settings.columns.image
+    table = read_label_table(manifest, config)
+    problems, cases = list(table.problems), []
+    for row in table.rows:
+        if heading not in row.cells:
+            raise ManifestInvalid(manifest, seen=f"no column {heading!r}")
+        if not row.cells[heading]:
+            problems.append(ManifestInvalid(manifest, seen=f"row {row.number} names no image"))
             continue
-        image = manifest.parent / row["image"]
-        name = (row.get("case") or "").strip() or case_name(image.with_suffix("") if is_png(image) else image)
-        told = (row.get("split") or "").strip().lower()
-        if told and told not in _SIDES:
-            problems.append(
-                ManifestInvalid(manifest, seen=f"row {number} has the split {told!r}",
-                                expected="train, validation or test was expected")
-            )  # fmt: skip
-        facts = {key: value for key, value in row.items() if key and key not in _KNOWN and isinstance(value, str)}
-        classes = tuple(part.strip() for part in (row["label"] or "").split(SEPARATOR) if part.strip())
-        problems += _class_problems(classes, config, f"{manifest} row {number}")
-        patient = (row.get("patient") or "").strip() or name
-        cases.append(ClassifiedCase(name, image, classes, patient, _SIDES.get(told, ""), facts))
+        problems += row.problems
+        image = folder / row.cells[heading]
+        name = row.case or case_name(image.with_suffix("") if is_png(image) else image)
+        cases.append(ClassifiedCase(name, image, row.classes, row.patient or name, row.side, row.facts))
     return Listing(tuple(cases), tuple(problems))
-
-
-def _class_problems(classes: Sequence[str], config: ClassifyConfig | None, subject: str) -> list[ManifestInvalid]:
-    """What is wrong with the classes of one row, as far as can be known."""
-    problems = []
-    known = [item.name for item in config.classes] if config else list(classes)
-    wrong = [name for name in classes if name not in known]
-    if wrong:
-        problems.append(ManifestInvalid(subject, seen=f"the class {wrong[0]!r}", expected=f"known: {', '.join(known)}"))
-    if len(set(classes)) < len(classes):
-        problems.append(ManifestInvalid(subject, seen=f"a class twice in {SEPARATOR.join(classes)!r}"))
-    if config and config.output == "softmax" and len(classes) != 1:
-        expected = "one class was expected (output: softmax)"
-        problems.append(ManifestInvalid(subject, seen=f"{len(classes)} classes", expected=expected))
-    return problems
 
 
 def _from_npz(path: Path, config: ClassifyConfig | None) -> Listing:
@@ -176,7 +160,7 @@ def _from_npz(path: Path, config: ClassifyConfig | None) -> Listing:
                 problems.append(ManifestInvalid(subject, seen=f"it is {row}", expected=expected))
                 continue
             classes = tuple(config.classes[id_].name if config else str(id_) for id_ in ids)
-            problems += _class_problems(classes, config, subject)
+            problems += class_problems(classes, config, subject)
             cases.append(ClassifiedCase(name, path, classes, name, side, {}, part, index))
     return Listing(tuple(cases), tuple(problems))
 
@@ -205,7 +189,8 @@ def split_cases(cases: Sequence[ClassifiedCase], config: ClassifyConfig) -> Spli
     ManifestInvalid
         If a given split is asked for and a case has none.
     TooFewCases
-        If a side would lack a class (or, with sigmoid, every case there would have it).
+        If a side would lack a class (or, with sigmoid, every case there would have it). With ``data.absent: tell`` the
+        validation or test part may.
     """
     settings = config.data
     if settings.split == "given":
@@ -244,13 +229,18 @@ def _dealt(cases: Sequence[ClassifiedCase], settings: ClassifyData) -> tuple[set
 
 
 def _by_class(cases: Sequence[ClassifiedCase], seed: int) -> list[str]:
-    """The patients in random order within each set of classes, one set after the other."""
+    """The patients in random order within each set of classes, one set after the other.
+
+    Those who have the rarest class come first and next to each other, so that every so manyeth of them is drawn.
+    """
     classes: dict[str, set[str]] = {}
     for case in cases:
         classes.setdefault(case.patient, set()).update(case.classes)
+    having = Counter(name for names in classes.values() for name in names)
     patients = sorted(classes)
     random.Random(seed).shuffle(patients)
-    return sorted(patients, key=lambda patient: sorted(classes[patient]))
+    # Those without any class come last, not before the rarest.
+    return sorted(patients, key=lambda p: (not classes[p], sorted((having[name], name) for name in classes[p])))
 
 
 def _drawn(patients: Sequence[str], share: float) -> set[str]:
@@ -265,6 +255,13 @@ def _check_sides(sides: Mapping[str, Sequence[ClassifiedCase]], config: Classify
         for item in config.classes:
             having = sum(item.name in case.classes for case in members)
             if not having:
-                raise TooFewCases(f"class {item.name}", seen=f"no case among the {len(members)} for {side}")
+                _lacking(f"class {item.name}", f"no case among the {len(members)} for {side}", side, config)
             if config.output == "sigmoid" and having == len(members):
-                raise TooFewCases(f"class {item.name}", seen=f"all {having} cases for {side} have it")
+                _lacking(f"class {item.name}", f"all {having} cases for {side} have it", side, config)
+
+
+def _lacking(subject: str, seen: str, side: str, config: ClassifyConfig) -> None:
+    if side == "train" or config.data.absent == "refuse":
+        raise TooFewCases(subject, seen=seen, remedy="Add cases, change data.folds and data.test_fraction, or, where"
+                          " validation or test lack it, let data.absent=tell measure it without")  # fmt: skip
+    log.warning("%s: %s; nothing is measured of it there", subject, seen)

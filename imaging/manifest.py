@@ -161,17 +161,29 @@ def rows_of(manifest: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def patient_problems(manifest: Path, rows: Sequence[Mapping[str, str]]) -> list[ManifestInvalid]:
-    """Why a split could not go by the patients that some rows tell."""
+def patient_problems(
+    manifest: Path, rows: Sequence[Mapping[str, str]], column: str = "patient", *, named: bool = False
+) -> list[ManifestInvalid]:
+    """Why a split could not go by the patients that some rows tell.
+
+    Parameters
+    ----------
+    manifest, rows
+        A CSV, and what is in it.
+    column
+        What its column of patients is called.
+    named
+        Whether a config says so; no other heading is then taken for it.
+    """
     columns = list(rows[0]) if rows else []
-    near = [name for name in columns if name != "patient" and (name or "").strip().lower() in _MEANS_PATIENT]
+    near = [name for name in columns if name != column and (name or "").strip().lower() in _MEANS_PATIENT]
     problems = []
-    if near and "patient" not in columns:
+    if near and column not in columns and not named:
         problems.append(
-            ManifestInvalid(manifest, seen=f"a column {near[0]!r} and none called 'patient'",
-                            remedy="Call it patient, so that the split can go by it")
+            ManifestInvalid(manifest, seen=f"a column {near[0]!r} and none called {column!r}",
+                            remedy=f"Call it {column}, so that the split can go by it")
         )  # fmt: skip
-    told = [bool((row.get("patient") or "").strip()) for row in rows]
+    told = [bool((row.get(column) or "").strip()) for row in rows]
     if any(told) and not all(told):
         seen = f"{told.count(False)} rows without a patient, the others have one"
         problems.append(ManifestInvalid(manifest, seen=seen))

@@ -20,6 +20,8 @@ from imaging.interval import Interval, of_all_or_none
 Truth = NDArray[np.bool_]
 Probability = NDArray[np.float64]
 
+# What a sample shows only where there is a threshold.
+RESTING_ON_THRESHOLD = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 _BINS = 10
 
 
@@ -81,6 +83,8 @@ def _share(part: int, whole: int) -> float:
 def scores_of(truth: Truth, probability: Probability, threshold: float | NDArray[np.float64]) -> dict[str, float]:
     """All figures of one sample; what is `threshold` (one for all, or each case's own) or more is called true.
 
+    Where a case has none (NaN) nothing is called anything, and the figures that rest on it are NaN.
+
     Returns
     -------
     dict
@@ -88,6 +92,7 @@ def scores_of(truth: Truth, probability: Probability, threshold: float | NDArray
         ``ece``; NaN where the sample cannot show it.
     """
     called = probability >= threshold
+    rests_on_it = dict.fromkeys(RESTING_ON_THRESHOLD, float("nan")) if np.isnan(threshold).any() else {}
     hits, false = int((called & truth).sum()), int((called & ~truth).sum())
     misses, right = int((~called & truth).sum()), int((~called & ~truth).sum())
     return {
@@ -101,7 +106,7 @@ def scores_of(truth: Truth, probability: Probability, threshold: float | NDArray
         "f1": _share(2 * hits, 2 * hits + false + misses),
         "brier": brier(truth, probability),
         "ece": expected_calibration_error(truth, probability),
-    }
+    } | rests_on_it
 
 
 def scores_with_intervals(

@@ -165,7 +165,9 @@ def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mappi
             probability_N = target.probability(probability_NK).tolist()
             told = [judge(target, p, calibration, strange=s) for p, s in zip(probability_N, strange_N, strict=True)]
             undecided[target.name] = np.array([judgement.assessment == "indeterminate" for judgement in told])
-    thresholds = {name: np.full(len(answers.cases), t) for name, t in calibration["thresholds"].items()}
+    thresholds = {
+        name: np.full(len(answers.cases), np.nan if t is None else t) for name, t in calibration["thresholds"].items()
+    }
     return Applied(probability_NK, thresholds, undecided)
 
 

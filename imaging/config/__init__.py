@@ -10,18 +10,8 @@ picture, or in a volume, as a whole).
 
 from __future__ import annotations
 
-from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Data, Preprocess, Scale, Window
-from imaging.config.fitting import (
-    Augmentation,
-    Calibrate,
-    ClassifyPredict,
-    ClassifyTrain,
-    Explain,
-    Fit,
-    Network,
-    Predict,
-    Train,
-)
+from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Columns, Data, Preprocess, Scale, Window
+from imaging.config.fitting import Augmentation, Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
 from imaging.config.load import find_config, load_config
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
 from imaging.config.section import Size3, Vector3
@@ -40,9 +30,9 @@ __all__ = [
     "ClassifyPreprocess",
     "ClassifyTrain",
     "Code",
+    "Columns",
     "Config",
     "Data",
-    "Explain",
     "Fit",
     "Label",
     "Network",

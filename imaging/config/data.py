@@ -35,8 +35,34 @@ class Data(Section):
         return self
 
 
+class Columns(Section):
+    """What the columns of a CSV with classes are called.
+
+    `none` lists the words in the label column that mean none of the classes. `facts` names the columns to measure
+    subgroups by, each with what it is to be called here; None takes every column that is nothing else.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    case: str = "case"
+    patient: str = "patient"
+    split: str = "split"
+    none: tuple[str, ...] = ()
+    facts: dict[str, str] | None = None
+
+    def named(self) -> tuple[str, ...]:
+        """The headings that a config names, which the CSV must therefore have."""
+        usual = Columns()
+        given = [getattr(self, key) for key in ("image", "label", "case", "patient", "split")
+                 if getattr(self, key) != getattr(usual, key)]  # fmt: skip
+        return (*given, *(self.facts or {}).values())
+
+
 class ClassifyData(Data):
     """Where the classified cases lie, and how they are split.
+
+    `columns` says what a CSV calls its columns, `images` in which folder (relative to the CSV) its images lie.
+    `absent`: whether a class that no case for validation or test has is refused, or told and not measured there.
 
     `split`: by ``patient``, or as ``given`` by the data set (a column ``split``, or the parts of a MedMNIST file); a
     given split without a test part has `test_fraction` of its training patients set apart, whichever `fold`.
@@ -45,6 +71,9 @@ class ClassifyData(Data):
 
     split: Literal["patient", "given"] = "patient"
     duplicates: Literal["keep", "drop", "refuse"] = "refuse"
+    columns: Annotated[Columns, LATER] = Columns()
+    images: Annotated[str, LATER] = "."
+    absent: Annotated[Literal["refuse", "tell"], LATER] = "refuse"
 
 
 class Window(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from imaging.config.section import Pattern, Positive, Section, Vector3
+from imaging.config.section import LATER, Pattern, Positive, Section, Vector3
 
 
 class Code(Section):
@@ -33,6 +33,8 @@ class Class(Section):
     """One thing that a case can be: its number, its name in manifests and files, its codes in reports.
 
     `abnormal` is what reports call it; the probabilities of all abnormal classes together are that of an abnormal case.
+    `told_as` lists what manifests call it beside its name and its title; a word that several classes list names all of
+    them.
     """
 
     id: Annotated[int, Field(ge=0, le=255)]
@@ -41,6 +43,7 @@ class Class(Section):
     category: Code
     code: Code
     abnormal: bool
+    told_as: Annotated[tuple[str, ...], LATER] = ()
 
 
 class AppliesTo(Section):

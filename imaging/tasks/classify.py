@@ -66,7 +66,7 @@ class ClassifyTask(FittingTask[tuple[torch.Tensor, torch.Tensor]]):
         probability_NK = (logits_NK.softmax(1) if softmax else logits_NK.sigmoid()).double().numpy()
         aucs = [auc(label_NK[:, k].numpy() > 0, probability_NK[:, k]) for k in range(len(self.config.classes))]
         each = {f"val_auc_{item.name}": score for item, score in zip(self.config.classes, aucs, strict=True)}
-        return {**each, self.monitor: float(np.mean(aucs))}
+        return {**each, self.monitor: float(np.nanmean(aucs))}
 
 
 def _weights(config: ClassifyConfig, counts: Sequence[int] | None, cases: int) -> torch.Tensor | None:

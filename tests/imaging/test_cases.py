@@ -72,7 +72,7 @@ def test_case_and_patient_default_to_the_picture(manifest: Manifest, config: Cla
 
 def test_several_classes_and_none_where_each_is_there_or_not(manifest: Manifest, sigmoid: ClassifyConfig) -> None:
     cases = read_cases(manifest("image,label", "a.png,odd | plain", "b.png,", "c.png,odd"), sigmoid)
-    assert [case.classes for case in cases] == [("odd", "plain"), (), ("odd",)]
+    assert [case.classes for case in cases] == [("plain", "odd"), (), ("odd",)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,8 @@ def test_several_classes_and_none_where_each_is_there_or_not(manifest: Manifest,
         (("image,label,split", "a.png,odd,training"), "'training'"),
         (("image,label,subject_id", "a.png,odd,1"), "'patient'"),
         (("image,label,patient", "a.png,odd,1", "b.png,odd,"), "without a patient"),
-        (("image,class", "a.png,odd"), "KeyError"),
+        (("image,class", "a.png,odd"), "no column .label."),
+        (("picture,label", "a.png,odd"), "no column .image."),
         (("image,label",), "no case"),
     ],
 )

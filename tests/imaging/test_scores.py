@@ -146,3 +146,13 @@ def test_one_patient_has_no_interval() -> None:
 def test_what_cannot_be_known_has_no_number() -> None:
     found = bootstrap_scores(lambda i: {"m": float("nan")}, ["a", "b"])["m"]
     assert (found.mean, found.low, found.high) == (None, None, None)
+
+
+def test_without_a_threshold_nothing_is_called_anything() -> None:
+    truth, probability = np.array([True, False, True]), np.array([0.9, 0.2, 0.4])
+    with_one = scores_of(truth, probability, 0.5)
+    for threshold in (np.nan, np.array([0.5, np.nan, 0.5])):
+        figures = scores_of(truth, probability, threshold)
+        resting = {"accuracy", "sensitivity", "specificity", "ppv", "npv", "f1"}
+        assert {name for name, value in figures.items() if np.isnan(value)} == resting
+        assert all(figures[name] == with_one[name] for name in figures.keys() - resting)
