@@ -9,7 +9,7 @@ Shapes: K classes; ``logits_K`` of one case.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +20,17 @@ from imaging.calibrate import likeness, probability_of
 from imaging.checkpoint import Checkpoint
 from imaging.config import ClassifyConfig, Code
 from imaging.errors import CheckpointCorrupt
-from imaging.gridding import classify_preprocessing
+from imaging.explain import Explainer, HeatMap
+from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.networks import build_classifier, load_weights
 from imaging.predict import Predictor, check_not_mask
 from imaging.selection import check_choice, check_fit, check_grey
-from imaging.transforms import IMAGE, apply
+from imaging.transforms import IMAGE, apply, restore_values
 from imaging.volume import Volume
 
 Assessment = Literal["normal", "abnormal", "indeterminate"]
+# Which targets a map is made for.
+Explained = Literal["abnormal", "all", "none"]
 
 # Pixels along an axis of the thumbnail that familiarity goes by.
 _THUMBNAIL = 16
@@ -122,12 +125,15 @@ class Classification:
         Of each class by its name.
     judgements
         One for each target.
+    heat_maps
+        Where that comes from, for those targets that were explained.
     """
 
     checkpoint: Checkpoint
     volume: Volume
     probability: dict[str, float]
     judgements: tuple[Judgement, ...]
+    heat_maps: tuple[HeatMap, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,6 +176,7 @@ class Classifier:
         except (KeyError, ValueError) as error:
             raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
         self._network = network.eval().to(self._device)
+        self._explainer: Explainer | None = None
 
     def __call__(self, volume: Volume) -> Classification:
         """Classify a picture or a volume.
@@ -201,9 +208,44 @@ class Classifier:
         check_grey(volume.facts, volume.array.shape[0])
         check_fit(config, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
-        image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
-        values = torch.as_tensor(np.asarray(image))
+        values = self._prepared(volume)
         return Answer(self._logits(values[None].to(self._device)), _thumbnail(values))
+
+    def explain(self, said: Classification, *, of: Explained = "abnormal") -> Classification:
+        """The same with a map of where the probabilities come from, on the image's own grid.
+
+        Parameters
+        ----------
+        said
+            What this classifier said of a volume.
+        of
+            ``abnormal`` explains what was judged abnormal, ``all`` every target, ``none`` nothing. A map of what was
+            judged normal shows what spoke for it in vain, which is easily taken for a finding.
+
+        Raises
+        ------
+        UnknownName, ConfigInvalid
+            If the config's `explain` does not fit its network.
+        """
+        targets = [j.target for j in said.judgements if of == "all" or (of == "abnormal" and j.assessment == of)]
+        if not targets:
+            return said
+        if self._explainer is None:
+            self._explainer = Explainer(self._config, [self._network])
+        values = self._prepared(said.volume)[None].to(self._device)
+        shape, affine = said.volume.shape, said.volume.affine
+        grid = affine_of_grid(self._config.preprocess, shape, affine)
+        found = self._explainer(values, [target.classes for target in targets])
+        heat_maps = (
+            HeatMap(target.name, restore_values(_with_slices(a.heat), grid, shape=shape, to_affine=affine), a)
+            for target, a in zip(targets, found, strict=True)
+        )
+        return replace(said, heat_maps=tuple(heat_maps))
+
+    def _prepared(self, volume: Volume) -> torch.Tensor:
+        """What the network is given: (C, X, Y) or (C, X, Y, Z)."""
+        image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
+        return torch.as_tensor(np.asarray(image))
 
     @torch.inference_mode()
     def _logits(self, image: torch.Tensor) -> NDArray[np.float64]:
@@ -215,6 +257,11 @@ class Classifier:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = [self._network(image.flip(flip) if flip else image)[0].float() for flip in flips]
         return np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64)
+
+
+def _with_slices(heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(X, Y) or (X, Y, Z) -> (X, Y, Z)."""
+    return heat[..., None] if heat.ndim == 2 else heat
 
 
 def _thumbnail(values: torch.Tensor) -> NDArray[np.float64]:

@@ -9,19 +9,24 @@ Shapes: pictures are (C, X, Y), volumes (C, X, Y, Z); X runs along a picture's r
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai import transforms as monai_transforms
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from numpy.typing import NDArray
 from torch.nn import functional
 
-from imaging.config import Augmentation, ClassifyPreprocess
+from imaging.config import Augmentation, ClassifyPreprocess, Size3
 from imaging.errors import NotApplicable
 from imaging.transforms import IMAGE, PICTURE_ONLY, ZScored, random_transform
+from imaging.volume import Affine, spacing_of
 
 
 def classify_preprocessing(config: ClassifyPreprocess) -> Compose:
@@ -49,6 +54,65 @@ def classify_augmentation(chosen: Sequence[Augmentation], *, axes: int) -> Compo
     return Compose([random_transform(item, keys=(IMAGE,), known=PICTURE_ONLY, axes=axes) for item in chosen])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Where an image lies on the network's grid, along each axis that the network sees.
+
+    Attributes
+    ----------
+    first, shown
+        The image's first voxel that is on the grid, and how many are; the others were cut off.
+    before, taken
+        The first cell of the grid that holds image, and how many do; the others are filling.
+    """
+
+    first: NDArray[np.int64]
+    shown: NDArray[np.int64]
+    before: NDArray[np.int64]
+    taken: NDArray[np.int64]
+
+
+def placement(shape: Sequence[int], spacing: Sequence[float], size: Sequence[int], aspect: str) -> Placement:
+    """Where an image of `shape` voxels, each of `spacing`, comes to lie on a grid of `size`."""
+    have, want, step = np.array(shape), np.array(size), np.array(spacing)
+    extent = have * step
+    shown, taken = have, want
+    if aspect == "pad":
+        taken = np.clip(np.rint(extent * (want / extent).min()), 1, want).astype(np.int64)
+    elif aspect == "crop":
+        shown = np.clip(np.rint(want / (want / extent).max() / step), 1, have).astype(np.int64)
+    return Placement((have - shown) // 2, shown, (want - taken) // 2, taken)
+
+
+def affine_of_grid(config: ClassifyPreprocess, shape: Size3, affine: Affine) -> Affine:
+    """Where the grid that `classify_preprocessing` makes of an image lies: the way back from the network.
+
+    Parameters
+    ----------
+    config
+        The preprocessing.
+    shape, affine
+        Of the image: voxels along X, Y, Z and voxel index to RAS+ mm.
+
+    Returns
+    -------
+    ndarray of float64 (4, 4)
+        Index of a cell of the network's grid to RAS+ mm. A picture's grid has one cell along Z, its own slice. The
+        centre of the first of n cells that m voxels became lies m / 2n voxels behind the first voxel's outer edge.
+    """
+    if len(config.size) == 3:
+        turn = ornt_transform(nib.io_orientation(affine), axcodes2ornt(config.orientation))
+        affine = np.asarray(affine @ inv_ornt_aff(turn, shape), dtype=np.float64)
+        shape = tuple(np.array(shape)[np.argsort(turn[:, 0])].tolist())
+    axes = len(config.size)
+    placed = placement(shape[:axes], spacing_of(affine)[:axes], config.size, config.aspect)
+    step = placed.shown / placed.taken
+    to_voxels = np.eye(4)
+    to_voxels[range(axes), range(axes)] = step
+    to_voxels[:axes, 3] = placed.first - 0.5 + (0.5 - placed.before) * step
+    return np.asarray(affine @ to_voxels, dtype=np.float64)
+
+
 class _OneSlice(MapTransform):
     """(C, X, Y, 1) -> (C, X, Y); a stack of slices is refused rather than cut."""
 
@@ -66,31 +130,21 @@ class _Fitted(MapTransform):
 
     def __init__(self, keys: KeysCollection, size: Sequence[int], aspect: str) -> None:
         super().__init__(keys)
-        self._size, self._aspect = np.array(size), aspect
+        self._size, self._aspect = tuple(size), aspect
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
             assert isinstance(image, MetaTensor)
-            spacing = np.linalg.norm(image.affine.numpy()[:3, :3], axis=0)[: len(self._size)]
+            axes = len(self._size)
             values = image.as_tensor()
-            values = values[..., 0] if len(self._size) == 2 else values
-            result[key] = self._fit(values, spacing)
+            values = values[..., 0] if axes == 2 else values
+            spacing = spacing_of(image.affine.numpy())[:axes]
+            placed = placement(values.shape[1:], spacing, self._size, self._aspect)
+            kept = (slice(a, a + n) for a, n in zip(placed.first.tolist(), placed.shown.tolist(), strict=True))
+            result[key] = _resized(values[(slice(None), *kept)], tuple(placed.taken.tolist()))
         return result
-
-    def _fit(self, values: torch.Tensor, spacing: np.ndarray[Any, Any]) -> torch.Tensor:
-        extent = np.array(values.shape[1:]) * spacing
-        target = self._size
-        if self._aspect == "pad":
-            scale = (self._size / extent).min()
-            target = np.clip(np.rint(extent * scale), 1, self._size).astype(int)
-        elif self._aspect == "crop":
-            shown = self._size / (self._size / extent).max()
-            kept = np.clip(np.rint(shown / spacing), 1, values.shape[1:]).astype(int)
-            first = (np.array(values.shape[1:]) - kept) // 2
-            values = values[(slice(None), *(slice(a, a + n) for a, n in zip(first, kept, strict=True)))]
-        return _resized(values, tuple(target.tolist()))
 
 
 def _resized(values: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

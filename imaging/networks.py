@@ -5,6 +5,7 @@ Invariant: a name that is not in the registry is refused with the known ones; th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -39,6 +40,25 @@ _CLASSIFIERS: dict[str, tuple[_Maker, str, str]] = {
     "ResNet50": (nets.resnet50, "n_input_channels", "num_classes"),
     "SEResNet50": (nets.SEResNet50, "in_channels", "num_classes"),
 }
+
+
+# Where each keeps its stages, from the first to the last before the pixels are averaged (pattern of module names).
+_STAGES = {
+    "DenseNet": r"features\.denseblock\d+",
+    "DenseNet121": r"features\.denseblock\d+",
+    "EfficientNetBN": r"_blocks\.\d+",
+    "ResNet10": r"layer\d",
+    "ResNet18": r"layer\d",
+    "ResNet34": r"layer\d",
+    "ResNet50": r"layer\d",
+    "SEResNet50": r"layer\d",
+}
+
+
+def stages_of(config: Network, network: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the modules that give a classifier's feature maps, in their order; none where it has no such maps."""
+    pattern = _STAGES.get(config.name)
+    return tuple(name for name, _ in network.named_modules() if pattern and re.fullmatch(pattern, name))
 
 
 def build_classifier(config: Network, *, spatial_dims: int, in_channels: int, classes: int) -> torch.nn.Module:

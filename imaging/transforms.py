@@ -319,11 +319,48 @@ def restore_labels(
         else:
             labels[(here > greatest + tie) | (turn & (here > greatest - tie))] = label
             np.maximum(greatest, here, out=greatest)
-    for axis in range(3):
-        last = probability_KXYZ.shape[1 + axis_for[axis]] - 1
-        outside = (positions[axis] < -0.5) | (positions[axis] > last + 0.5)
-        np.moveaxis(labels, axis, 0)[outside] = 0
+    _fill_outside(labels, positions, tuple(probability_KXYZ.shape[1 + axis] for axis in axis_for), 0)
     return labels
+
+
+def restore_values(
+    values_XYZ: NDArray[np.float32], affine: Affine, *, shape: Size3, to_affine: Affine
+) -> NDArray[np.float32]:
+    """Bring numbers from the network's grid back to the series' own, linear between neighbours.
+
+    Parameters
+    ----------
+    values_XYZ, affine
+        On the network's grid, and where that lies: index to RAS+ mm.
+    shape, to_affine
+        Of the series' own grid; its axes run along those of the network's, in any order and direction.
+
+    Returns
+    -------
+    ndarray of float32
+        Of `shape`; NaN beyond half a voxel outside the network's grid, of which the network has seen nothing.
+
+    Raises
+    ------
+    GridMismatch
+        If the two grids' axes are not parallel.
+    """
+    axis_for, positions = _positions_along_axes(affine, shape, to_affine)
+    here = values_XYZ.transpose(axis_for)
+    for axis in range(3):
+        here = _interpolated(here, positions[axis], axis)
+    restored = np.array(here, dtype=np.float32)
+    _fill_outside(restored, positions, tuple(values_XYZ.shape[axis] for axis in axis_for), np.nan)
+    return restored
+
+
+def _fill_outside(
+    array: NDArray[Any], positions: Sequence[NDArray[np.float64]], size: Sequence[int], value: float
+) -> None:
+    """Put a value wherever the positions lie more than half a voxel outside a grid of the given size."""
+    for axis, at in enumerate(positions):
+        outside = (at < -0.5) | (at > size[axis] - 0.5)
+        np.moveaxis(array, axis, 0)[outside] = value
 
 
 def _positions_along_axes(

@@ -17,8 +17,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from imaging.checkpoint import Checkpoint, open_checkpoints
-from imaging.classifier import Classification, Classifier, open_predictor
+from imaging.classifier import Classification, Classifier, Explained, open_predictor
 from imaging.dicom import read_stack
 from imaging.dicom.scan import Scan, Study
 from imaging.dicom.seg import Algorithm, write_seg
@@ -28,6 +30,7 @@ from imaging.errors import (
     FormatNotApplicable,
     ImagingError,
     InputRefused,
+    OutputMismatch,
     OutputNotWritable,
     StaleResult,
     StudyFailed,
@@ -35,7 +38,7 @@ from imaging.errors import (
 )
 from imaging.files import sha256_of, staged_folder, write_whole
 from imaging.inputs import Inputs, SeriesView, gather, view_nifti, view_picture, view_series
-from imaging.nifti import case_name, read_nifti, write_mask
+from imaging.nifti import case_name, read_nifti, write_mask, write_volume
 from imaging.png import is_png, read_png
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import (
@@ -55,7 +58,7 @@ from imaging.volume import SeriesFacts, Volume, orientation_of, spacing_of
 FORMATS = ("json", "html", "seg", "nifti")
 _REPORT = "report.json"
 # What a study's folder may hold from an earlier run, and is replaced.
-_OURS = (_REPORT, "report.html", "seg_*.dcm", "mask_*.nii.gz")
+_OURS = (_REPORT, "report.html", "seg_*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +121,7 @@ def infer(
     out: Path = Path("out"),
     formats: Sequence[str] | None = None,
     policy: Policy = "repair",
+    explain: Explained = "abnormal",
     on_study: Callable[[str, int, int], None] | None = None,
 ) -> Inferred:
     """Report on every study under some paths.
@@ -137,6 +141,8 @@ def infer(
         is always written.
     policy
         Whether a series that would have to be changed to be a volume is taken or refused.
+    explain
+        Which findings of a classifier get a map of what raised their probability.
     on_study
         Called with the study's name, its number from 0 and the number of studies, before each study.
 
@@ -164,7 +170,7 @@ def infer(
     for number, source in enumerate(sources):
         if on_study:
             on_study(source.entry.name, number, len(sources))
-        results.append(report_on(source, predictor, out, formats))
+        results.append(report_on(source, predictor, out, formats, explain))
     stale = _stale(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
     return Inferred(tuple(results), (*unusable, *inputs.scan.refused, *doubles, *stale))
 
@@ -248,6 +254,7 @@ def report_on(
     predictor: Callable[[str], Predictor | Classifier],
     out: Path,
     formats: Collection[str] | None = None,
+    explain: Explained = "abnormal",
 ) -> StudyResult:
     """Report on one study: everything, or nothing and the reason.
 
@@ -259,7 +266,7 @@ def report_on(
         Gives the predictor of a checkpoint by its name.
     out
         The study's folder is made in here.
-    formats
+    formats, explain
         As `infer` takes them.
 
     Returns
@@ -270,7 +277,7 @@ def report_on(
     name = source.entry.name
     problems: list[ImagingError] = list(source.refused)
     try:
-        entries, predictions = _predict(source, predictor, problems)
+        entries, predictions = _predict(source, predictor, problems, explain)
         folder = out / name
         with staged_folder(folder, replaces=_OURS, last=_REPORT) as stage:
             report = _write(stage, source, entries, predictions, formats, problems)
@@ -284,7 +291,10 @@ def report_on(
 
 
 def _predict(
-    source: Source, predictor: Callable[[str], Predictor | Classifier], problems: list[ImagingError]
+    source: Source,
+    predictor: Callable[[str], Predictor | Classifier],
+    problems: list[ImagingError],
+    explain: Explained,
 ) -> tuple[list[SeriesEntry], list[Prediction | Classification]]:
     """Read each series that a checkpoint takes and ask the checkpoint; what is refused goes to `problems`."""
     entries: list[SeriesEntry] = []
@@ -296,7 +306,7 @@ def _predict(
         volume = _attempt(read, reasons) if view.taken_by else None
         found: list[Prediction | Classification] = []
         if volume is not None:
-            said = [_attempt(partial(_ask, predictor, model, volume), reasons) for model in view.taken_by]
+            said = [_attempt(partial(_ask, predictor, model, volume, explain), reasons) for model in view.taken_by]
             found = [prediction for prediction in said if prediction is not None]
         entries.append(_entry(view, volume, found, reasons))
         predictions += found
@@ -304,8 +314,11 @@ def _predict(
     return entries, predictions
 
 
-def _ask(predictor: Callable[[str], Predictor | Classifier], model: str, volume: Volume) -> Prediction | Classification:
-    return predictor(model)(volume)
+def _ask(
+    predictor: Callable[[str], Predictor | Classifier], model: str, volume: Volume, explain: Explained
+) -> Prediction | Classification:
+    asked = predictor(model)
+    return asked(volume) if isinstance(asked, Predictor) else asked.explain(asked(volume), of=explain)
 
 
 def _attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:
@@ -357,6 +370,8 @@ def _write(
     for prediction in predictions:
         if isinstance(prediction, Prediction):
             faults += _write_masks(stage, prediction, formats)
+        elif formats is not None and "nifti" in formats:
+            faults += _write_heat_maps(stage, prediction)
         made_from |= {f.name: prediction.volume.facts for f in stage.iterdir() if f.name not in made_from}
     problems += faults
     report = Report(
@@ -414,6 +429,18 @@ def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] |
         raise
     except ImagingError as error:
         faults.append(error)
+    return faults
+
+
+def _write_heat_maps(stage: Path, prediction: Classification) -> list[ImagingError]:
+    """Write each map on the image's grid, -1 where the network saw nothing; one that fails its check is withheld."""
+    faults: list[ImagingError] = []
+    for found in prediction.heat_maps:
+        path = _free(stage, f"heatmap_{prediction.checkpoint.name}_{found.target}", ".nii.gz")
+        try:
+            write_volume(path, Volume(np.nan_to_num(found.heat_XYZ, nan=-1.0)[np.newaxis], prediction.volume.affine))
+        except OutputMismatch as error:
+            faults.append(error)
     return faults
 
 

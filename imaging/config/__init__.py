@@ -11,7 +11,17 @@ picture, or in a volume, as a whole).
 from __future__ import annotations
 
 from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Columns, Data, Preprocess, Scale, Window
-from imaging.config.fitting import Augmentation, Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
+from imaging.config.fitting import (
+    Augmentation,
+    Calibrate,
+    ClassifyPredict,
+    ClassifyTrain,
+    Explain,
+    Fit,
+    Network,
+    Predict,
+    Train,
+)
 from imaging.config.load import find_config, load_config
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
 from imaging.config.section import Size3, Vector3
@@ -33,6 +43,7 @@ __all__ = [
     "Columns",
     "Config",
     "Data",
+    "Explain",
     "Fit",
     "Label",
     "Network",

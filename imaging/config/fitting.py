@@ -83,6 +83,19 @@ class Calibrate(Section):
     familiar: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
+class Explain(Section):
+    """How it is shown where on a picture a probability comes from.
+
+    `method`: ``grad_cam_pp`` weighs the feature maps of `layer`, ``integrated_gradients`` counts each pixel in `steps`
+    steps from an empty picture; None takes the first where the network has stages, and the second where it has none.
+    `layer` is a module's name; None takes the last stage, or the one before it where the last has too few cells.
+    """
+
+    method: Literal["grad_cam_pp", "integrated_gradients"] | None = None
+    layer: str | None = None
+    steps: Annotated[int, Field(ge=8, le=512)] = 64
+
+
 class ClassifyPredict(Section):
     """How a classifier's weights are used: logits are averaged over flips of `flip_axes` of the network's grid."""
 

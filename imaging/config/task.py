@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Data, Preprocess, Scale
-from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Fit, Network, Predict, Train
+from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Explain, Fit, Network, Predict, Train
 from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
@@ -102,6 +102,7 @@ class ClassifyConfig(_Task):
     train: ClassifyTrain
     calibrate: Calibrate = Calibrate()
     predict: ClassifyPredict = ClassifyPredict()
+    explain: Annotated[Explain, LATER] = Explain()
 
     @model_validator(mode="after")
     def _classes_are_dense(self) -> ClassifyConfig:

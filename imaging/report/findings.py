@@ -95,10 +95,31 @@ class ClassProbability(_Part):
     classes: dict[str, float]
 
 
+class Explanation(_Part):
+    """Where on the image a probability comes from, and how far that may be believed.
+
+    The map shows what raised the probability of the finding, as a share of its own greatest value; nothing on it says
+    how probable the finding is. `layer` is the part of the network whose feature map it rests on, and `cells` how many
+    cells that has along each axis of the network's grid: no detail of the map is finer. `seen` is the share of the
+    image that the network was given; the rest was cut off. `greatest_at` is the voxel of the greatest value, by its
+    indices from 0 along X, Y, Z, and `sop_instance_uid` the instance of its slice; None where nothing raised it.
+    `completeness_gap` is how far integrated gradients are from adding up to what they explain, as a share of it.
+    """
+
+    method: Literal["grad_cam_pp", "integrated_gradients"]
+    layer: str
+    cells: tuple[int, ...]
+    seen: float
+    greatest_at: tuple[int, int, int] | None
+    sop_instance_uid: str
+    completeness_gap: float | None
+
+
 class Finding(_Part):
     """One coded statement of one checkpoint about one series.
 
-    It has either a `structure` (what was measured) or a `classification` (how probable what it names is).
+    It has either a `structure` (what was measured) or a `classification` (how probable what it names is), which may
+    have an `explanation`.
 
     `assessment` is `indeterminate` with its reason wherever no rule says normal or abnormal; a bare volume is not
     judged. `colour` is that of its outline in the pictures and in the SEG. `volume` tells which one of several volumes
@@ -118,6 +139,7 @@ class Finding(_Part):
     volume: str = ""
     structure: StructureVolume | None = None
     classification: ClassProbability | None = None
+    explanation: Explanation | None = None
 
 
 class DefectEntry(_Part):
@@ -273,6 +295,25 @@ def _judged(prediction: Classification, judgement: Judgement) -> Finding:
             sensitivity_goal=calibration.get("sensitivity"),
             classes={name: round(value, 5) for name, value in prediction.probability.items()},
         ),
+        explanation=_explanation(prediction, judgement),
+    )
+
+
+def _explanation(prediction: Classification, judgement: Judgement) -> Explanation | None:
+    heat_map = next((found for found in prediction.heat_maps if found.target == judgement.target.name), None)
+    if heat_map is None:
+        return None
+    heat, made = np.nan_to_num(heat_map.heat_XYZ, nan=0.0), heat_map.attribution
+    x, y, z = (int(index) for index in np.unravel_index(int(heat.argmax()), heat.shape))
+    raised, sources = bool(heat.max() > 0), prediction.volume.sources
+    return Explanation(
+        method=made.method,
+        layer=made.layer,
+        cells=made.cells,
+        seen=round(heat_map.seen, 4),
+        greatest_at=(x, y, z) if raised else None,
+        sop_instance_uid=sources[z].sop_instance_uid if raised and sources else "",
+        completeness_gap=None if made.gap is None else float(f"{made.gap:.3g}"),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from imaging.report.findings import Report
+from imaging.report.heat import legend
 from imaging.report.pictures import Picture
 
 TEMPLATES = Environment(
@@ -24,4 +25,4 @@ TEMPLATES.filters["dicom_date"] = lambda da: f"{da[:4]}-{da[4:6]}-{da[6:]}" if l
 
 def render_html(report: Report, pictures: Sequence[Picture]) -> str:
     """The page of a report with its key slices."""
-    return TEMPLATES.get_template("report.html.j2").render(report=report, pictures=pictures)
+    return TEMPLATES.get_template("report.html.j2").render(report=report, pictures=pictures, legend=legend())

@@ -21,7 +21,9 @@ from PIL import Image
 
 from imaging.classifier import Classification
 from imaging.config import Label
+from imaging.explain import HeatMap
 from imaging.predict import Prediction
+from imaging.report.heat import Heat, colour_png
 from imaging.volume import Volume, orientation_of
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -58,6 +60,8 @@ class Picture:
         The patient directions at its edges; empty where nobody knows them.
     outlines
         One for each structure on it.
+    heat
+        What raised the probability of a finding there; None where no map is drawn.
     """
 
     index: int
@@ -75,14 +79,16 @@ class Picture:
     top: str
     bottom: str
     outlines: tuple[Outline, ...]
+    heat: Heat | None = None
 
 
 def key_pictures(
     prediction: Prediction | Classification, *, most: int = 6, slices: Sequence[int] | None = None
 ) -> tuple[Picture, ...]:
-    """The slices that show a prediction best; of what was classified as a whole, the middle one.
+    """The slices that show a prediction best.
 
-    For each structure the slice where it is largest, then slices spread evenly over all that was found; without any
+    Of what was classified as a whole the middle one, then for each heat map the slice of its greatest value. For each
+    structure the slice where it is largest, then slices spread evenly over all that was found; without any
     finding, the middle slice.
 
     Parameters
@@ -98,7 +104,8 @@ def key_pictures(
     values = volume.array[0]
     low, high = np.percentile(values, [0.5, 99.5])
     if isinstance(prediction, Classification):
-        return (_picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), ()),)
+        plain = _picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), ())
+        return (plain, *(_heated(prediction, heat_map, (float(low), float(high))) for heat_map in prediction.heat_maps))
     labels = prediction.checkpoint.segmenter().labels
     ids = [label.id for label in labels]
     indices = _key_slices(prediction.mask_XYZ, ids, most) if slices is None else slices
@@ -139,16 +146,14 @@ def _picture(
     labels: Sequence[Label],
 ) -> Picture:
     (low, high), placed = window, "no_patient_position" not in {defect.code for defect in volume.defects}
+    across, down = _axes_of(volume)
     towards = orientation_of(volume.affine)
-    # Radiological pictures have R-L across where they have it, and S-I upright where they have it.
-    ranks = ["RLAPSI".index(direction) // 2 for direction in towards[:2]]
-    across, down = (0, 1) if ranks[0] < ranks[1] else (1, 0)
     towards = towards[across] + towards[down]
-    flips = tuple(direction in "RAS" for direction in towards[:2])
-    image_YX = _displayed(volume.array[0, :, :, index].transpose(across, down), flips)
-    mask_YX = None if mask_XYZ is None else _displayed(mask_XYZ[:, :, index].transpose(across, down), flips)
+    flips = tuple(direction in "RAS" for direction in towards)
+    image_YX = _displayed(volume, volume.array[0, :, :, index])
+    mask_YX = None if mask_XYZ is None else _displayed(volume, mask_XYZ[:, :, index])
     grey = np.clip((image_YX - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
-    right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards[:2], flips, strict=True))
+    right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards, flips, strict=True))
     rows, columns = grey.shape
     return Picture(
         index=index,
@@ -174,10 +179,37 @@ def _picture(
     )
 
 
-def _displayed(slice_XY: NDArray[Any], flips: tuple[bool, ...]) -> NDArray[Any]:
-    """(X, Y) -> rows downwards towards P or I, columns rightwards towards L or P."""
-    flip_x, flip_y = flips
-    return slice_XY[:: -1 if flip_x else 1, :: -1 if flip_y else 1].T
+def _heated(prediction: Classification, heat_map: HeatMap, window: tuple[float, float]) -> Picture:
+    """The slice of a heat map's greatest value, coloured; of a blank map the middle one."""
+    volume, made = prediction.volume, heat_map.attribution
+    highest_Z = np.nan_to_num(heat_map.heat_XYZ, nan=0.0).max(axis=(0, 1))
+    blank = not highest_Z.any()
+    index = volume.shape[2] // 2 if blank else int(highest_Z.argmax())
+    heat_YX = _displayed(volume, heat_map.heat_XYZ[:, :, index])
+    seen_YX = np.isfinite(heat_YX)
+    heat = Heat(
+        title=next(j.target.title for j in prediction.judgements if j.target.name == heat_map.target),
+        png=colour_png(heat_YX),
+        unseen="" if seen_YX.all() else outline_path(seen_YX),
+        method=made.method,
+        cells=made.cells,
+        blank=blank,
+    )
+    return replace(_picture(volume, None, index, window, ()), heat=heat)
+
+
+def _axes_of(volume: Volume) -> tuple[int, int]:
+    """Which of X and Y runs across a picture, and which down: R-L across where there is one, S-I upright likewise."""
+    ranks = ["RLAPSI".index(direction) // 2 for direction in orientation_of(volume.affine)[:2]]
+    return (0, 1) if ranks[0] < ranks[1] else (1, 0)
+
+
+def _displayed(volume: Volume, slice_XY: NDArray[Any]) -> NDArray[Any]:
+    """(X, Y) of a volume -> rows downwards towards P or I, columns rightwards towards L or P."""
+    across, down = _axes_of(volume)
+    towards = orientation_of(volume.affine)
+    steps = (slice(None, None, -1 if towards[axis] in "RAS" else 1) for axis in (across, down))
+    return slice_XY.transpose(across, down)[tuple(steps)].T
 
 
 def _png(grey: NDArray[np.uint8]) -> str:

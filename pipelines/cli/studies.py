@@ -19,6 +19,7 @@ from pipelines.cli.verb import (
 )
 
 if TYPE_CHECKING:
+    from imaging.classifier import Explained
     from imaging.dicom.stack import Policy
     from pipelines.infer import Inferred
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
 @click.option("--formats", metavar="LIST", help="Some of html,seg,nifti; by default what fits the input.")
+@click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
+              help="Which findings of a classifier get a map of what raised their probability.")  # fmt: skip
 @with_policy
 @as_json
 @verb_of
@@ -36,6 +39,7 @@ def infer(
     models: tuple[str, ...],
     out: Path,
     formats: str | None,
+    explain: Explained,
     policy: Policy,
     as_json: bool,
 ) -> int:
@@ -52,7 +56,8 @@ def infer(
         def on_study(name: str, number: int, total: int) -> None:
             tell(f"Study {number + 1} of {total}: {name}")
 
-        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, policy=policy, on_study=on_study)
+        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, policy=policy, explain=explain,
+                              on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)

@@ -17,6 +17,7 @@ from imaging.cases import ClassifiedCase, load_picture
 from imaging.checkpoint import Checkpoint
 from imaging.classifier import Classifier, open_predictor
 from imaging.errors import WrongTask
+from imaging.nifti import read_nifti
 from imaging.png import read_png
 from imaging.predict import Predictor
 from imaging.report.findings import Report, findings_of
@@ -100,7 +101,8 @@ def test_normal_picture_is_normal(model: str, tmp_path: Path) -> None:
 def test_report_is_what_the_classifier_says(film: Path, trained: Run, model: str, tmp_path: Path) -> None:
     infer(paths=[film], models=[model], out=tmp_path / "out")
     document = json.loads((tmp_path / "out" / "film" / "report.json").read_text())
-    (expected,) = findings_of(Classifier(trained.checkpoint)(read_png(film)))
+    classifier = Classifier(trained.checkpoint)
+    (expected,) = findings_of(classifier.explain(classifier(read_png(film))))
     assert document["findings"] == [expected.model_dump(mode="json")]
     assert (
         document["models"][0]["scores_on_test"]["odd"]["auc"]
@@ -172,6 +174,52 @@ def test_other_modality_is_refused(model: str, tmp_path: Path) -> None:
 def test_volume_is_no_film(model: str, image: Path, tmp_path: Path) -> None:
     inferred = infer(paths=[image], models=[model], out=tmp_path / "out")
     assert "slice" in inferred.studies[0].problems[0].seen
+
+
+# ----------------------------------------------------------------------------------------------------------- heat map
+
+
+def test_report_tells_and_shows_what_raised_the_probability(film: Path, model: str, tmp_path: Path) -> None:
+    (finding,) = only(infer(paths=[film], models=[model], out=tmp_path / "out")).findings
+    told = finding.explanation
+    assert told is not None
+    assert (told.method, told.layer, told.cells) == ("grad_cam_pp", "features.denseblock1", (4, 4))
+    assert told.seen == 1
+    page = (tmp_path / "out" / "film" / "report.html").read_text()
+    assert "What raised the probability of Odd" in page
+    assert "4 \u00d7 4 cells: coarse" in page
+    assert page.count("<figure>") == 2, "the picture alone, and coloured"
+    assert "Outside the dashed line" not in page
+
+
+def test_what_the_network_did_not_see_is_marked_and_told(film: Path, films: Path, tmp_path: Path) -> None:
+    overrides = [f"data.root={films / 'films.csv'}", "train.epochs=8", "preprocess.aspect=crop"]
+    run = train(config=write_config(tmp_path / "toy.yaml", *overrides), out=tmp_path / "run", progress=False)
+    model = str(run.checkpoint.folder)
+    arguments: dict[str, Any] = {"models": [model], "out": tmp_path / "out", "explain": "all"}
+    report = only(infer(paths=[film], formats=["html", "nifti"], **arguments))
+    told = report.findings[0].explanation
+    assert told is not None
+    assert told.seen == pytest.approx(16 / 20)
+    assert "Outside the dashed line the network saw nothing" in (tmp_path / "out/film/report.html").read_text()
+    heat = read_nifti(tmp_path / "out/film/heatmap_toy_odd.nii.gz")
+    assert heat.shape == read_png(film).shape
+    assert (heat.array[0, :, :2] == -1).all()
+    assert (heat.array[0, :, 18:] == -1).all()
+    assert heat.array[0, :, 2:18].min() >= 0
+    assert heat.array.max() == pytest.approx(1, abs=0.1)
+    assert "heatmap_toy_odd.nii.gz" in {output.file for output in report.outputs}
+    only(infer(paths=[film], **arguments))
+    assert not (tmp_path / "out/film/heatmap_toy_odd.nii.gz").exists(), "an earlier run's map is taken away"
+
+
+def test_normal_picture_is_explained_only_where_asked(model: str, tmp_path: Path, invoke: Any) -> None:
+    Image.fromarray(image_of(odd=False)).save(tmp_path / "film.png")
+    out = tmp_path / "out"
+    for asked, shown in (("abnormal", 1), ("all", 2), ("none", 1)):
+        result = invoke("infer", tmp_path / "film.png", "--model", model, "--out", out, "--explain", asked)
+        assert result.exit_code == 0, result.output
+        assert (out / "film" / "report.html").read_text().count("<figure>") == shown
 
 
 # ------------------------------------------------------------------------------------------------------- indeterminate
