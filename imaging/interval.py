@@ -51,4 +51,4 @@ def of_all_or_none(value: float, trials: int) -> Interval:
     if not trials:
         return Interval(value, None, None)
     edge = _TAIL ** (1 / trials)
-    return Interval(value, edge, 1.0) if value else Interval(value, 0.0, 1 - edge)
+    return Interval(value, edge, 1.0) if value else Interval(0.0, 0.0, 1 - edge)

@@ -23,6 +23,8 @@ Probability = NDArray[np.float64]
 # What a sample shows only where there is a threshold.
 RESTING_ON_THRESHOLD = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 _BINS = 10
+# Sums of shares that make 1 may end this far from it.
+_NOTHING = 1e-9
 
 
 def auc(truth: Truth, probability: Probability) -> float:
@@ -200,6 +202,6 @@ def _interval(value: float, drawn: NDArray[Any], trials: int) -> Interval:
     if 2 * len(shown) < len(drawn) or not len(shown):
         return Interval(value, None, None)
     low, high = np.percentile(shown, [2.5, 97.5])
-    if low == high and value in {0.0, 1.0}:
-        return of_all_or_none(value, trials)
+    if high - low < _NOTHING and min(value, 1 - value) < _NOTHING:
+        return of_all_or_none(round(value), trials)
     return Interval(value, float(low), float(high))

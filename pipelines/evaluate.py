@@ -17,7 +17,7 @@ import importlib.metadata
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def evaluate(
     cases = read_manifest(data)
     predictor = Predictor(opened)
     tolerance = default_tolerance(config) if tolerance_mm is None else tolerance_mm
-    scores, worst, refused = _scored(predictor, cases, tolerance, on_case)
+    scores, worst, refused = score_cases(predictor, cases, tolerance, on_case)
     metrics = {
         **_about(opened, data, scores),
         **(summary(scores, config.labels, tolerance_mm=tolerance) if scores else {"cases": 0}),
@@ -114,7 +114,7 @@ def evaluate(
     return Evaluation(folder, metrics, tuple(refused))
 
 
-def _scored(
+def score_cases(
     predictor: Predictor, cases: Sequence[Case], tolerance: float, on_case: OnCase | None
 ) -> tuple[list[CaseScore], list[WorstCase], list[ImagingError]]:
     """Every case's scores, the worst ones with their pictures, and what was refused."""
@@ -133,7 +133,7 @@ def _scored(
         # Only the pictures of the worst so far are kept: a data set's volumes would not fit in memory.
         if not math.isnan(scored.score.mean_dice) and _is_worse(scored.score, worst):
             worst.append(WorstCase(scored.score, *comparison(scored.prediction, scored.truth_XYZ)))
-            worst = sorted(worst, key=lambda item: item.case.mean_dice)[:_SHOWN]
+            worst = list(worst_of(worst))
     return scores, worst, refused
 
 
@@ -147,8 +147,13 @@ def _write(
     page = render_evaluation(metrics, labels, scores, worst, TITLES)
     with staged_folder(folder, replaces=(METRICS, PREDICTIONS, PAGE), last=METRICS) as stage:
         write_whole(stage / METRICS, json.dumps(metrics, indent=1) + "\n")
-        write_whole(stage / PREDICTIONS, _as_csv(scores, labels))
+        write_whole(stage / PREDICTIONS, as_csv(scores, labels))
         write_whole(stage / PAGE, page)
+
+
+def worst_of(cases: Sequence[WorstCase]) -> tuple[WorstCase, ...]:
+    """Those that a page shows, the worst first."""
+    return tuple(sorted(cases, key=lambda item: item.case.mean_dice)[:_SHOWN])
 
 
 def _is_worse(score: CaseScore, worst: Sequence[WorstCase]) -> bool:
@@ -173,13 +178,14 @@ def _about(checkpoint: Checkpoint, data: Path, scores: Sequence[CaseScore]) -> d
     }
 
 
-def _as_csv(scores: Sequence[CaseScore], labels: Sequence[Label]) -> str:
-    """A row a case, a column a score and structure; empty where there is no number."""
+def as_csv(scores: Sequence[CaseScore], labels: Sequence[Label], fold_of: Mapping[str, int] | None = None) -> str:
+    """A row a case, a column a score and structure; empty where there is no number. `fold_of` adds a last column."""
     columns = [(score, label.name) for score in SCORES for label in labels]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *(f"{score}_{name}" for score, name in columns)])
+    writer.writerow(["case", *(f"{score}_{name}" for score, name in columns), *(["fold"] if fold_of else [])])
     for case in scores:
         values = (rounded(getattr(case.structures[name], score)) for score, name in columns)
-        writer.writerow([case.name, *("" if value is None else value for value in values)])
+        folds = [fold_of[case.name]] if fold_of else []
+        writer.writerow([case.name, *("" if value is None else value for value in values), *folds])
     return text.getvalue()

@@ -6,13 +6,14 @@ calibrated comes from the validation cases, and the test cases only say whether 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from imaging.calibrate import conformal_ratio
-from imaging.config import SegmentConfig
+from imaging.config import Label, SegmentConfig
 from imaging.data import load_case
 from imaging.manifest import Case
 from imaging.mask_scores import CaseScore, score_structures, summary
@@ -20,9 +21,6 @@ from imaging.predict import Prediction, Predictor
 
 # Validation sets of some 30 cases cannot show more than this (see `conformal_ratio`).
 VOLUME_COVERAGE = 0.9
-
-# For each side and structure the true and the predicted volumes in mm3.
-_Volumes = dict[str, dict[str, tuple[list[float], list[float]]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,34 +86,54 @@ def measure_segmenter(predictor: Predictor, sides: dict[str, list[Case]]) -> dic
     """
     config = predictor.checkpoint.segmenter()
     tolerance = default_tolerance(config)
-    metrics: dict[str, Any] = {}
-    volumes: _Volumes = {}
-    for side, cases in sides.items():
-        scored = [score_case(predictor, case, tolerance_mm=tolerance).score for case in cases]
-        metrics[side] = summary(scored, config.labels, tolerance_mm=tolerance)
-        volumes[side] = {
-            label.name: (
-                [case.structures[label.name].truth_mm3 for case in scored],
-                [case.structures[label.name].found_mm3 for case in scored],
-            )
-            for label in config.labels
-        }
-    metrics["volume_interval"] = {label.name: _volume_interval(volumes, label.name) for label in config.labels}
+    scored = {
+        side: [score_case(predictor, case, tolerance_mm=tolerance).score for case in cases]
+        for side, cases in sides.items()
+    }
+    metrics: dict[str, Any] = {
+        side: summary(scores, config.labels, tolerance_mm=tolerance) for side, scores in scored.items()
+    }
+    metrics["volume_interval"] = volume_intervals(config.labels, scored.get("validation", ()), scored.get("test", ()))
     return metrics
 
 
-def _volume_interval(volumes: _Volumes, name: str) -> dict[str, Any] | None:
-    """The factors between which the true volume lies, from validation, and how often they held on test."""
-    factors = (
-        conformal_ratio(*volumes["validation"][name], coverage=VOLUME_COVERAGE) if "validation" in volumes else None
+def volume_intervals(
+    labels: Sequence[Label], held_out: Sequence[CaseScore], tested: Sequence[CaseScore]
+) -> dict[str, dict[str, Any] | None]:
+    """For each structure the factors between which the true volume lies, and how often they held on test.
+
+    Parameters
+    ----------
+    labels
+        The structures.
+    held_out
+        Cases that no weight was fitted on; the factors come from these (`imaging.calibrate.conformal_ratio`).
+    tested
+        Other such cases.
+
+    Returns
+    -------
+    dict
+        ``coverage``, ``low`` and ``high``, and where there are test cases ``held_on_test`` and ``test_cases``; None
+        where there are too few cases.
+    """
+    return {label.name: _volume_interval(label.name, held_out, tested) for label in labels}
+
+
+def _volume_interval(name: str, held_out: Sequence[CaseScore], tested: Sequence[CaseScore]) -> dict[str, Any] | None:
+    calibrating = [case.structures[name] for case in held_out]
+    factors = conformal_ratio(
+        [score.truth_mm3 for score in calibrating],
+        [score.found_mm3 for score in calibrating],
+        coverage=VOLUME_COVERAGE,
     )
     if factors is None:
         return None
     low, high = factors
     interval: dict[str, Any] = {"coverage": VOLUME_COVERAGE, "low": round(low, 4), "high": round(high, 4)}
-    if "test" in volumes:
-        truths, founds = volumes["test"][name]
-        held = [low * found <= truth <= high * found for truth, found in zip(truths, founds, strict=True)]
+    if tested:
+        scores = [case.structures[name] for case in tested]
+        held = [low * score.found_mm3 <= score.truth_mm3 <= high * score.found_mm3 for score in scores]
         interval["held_on_test"] = round(sum(held) / len(held), 3)
         interval["test_cases"] = len(held)
     return interval

@@ -91,13 +91,18 @@ def train(
     TrainingDiverged
         If the loss stops being a number.
     """
-    if devices != 1:
-        raise DevicesUnsupported("--devices", seen=str(devices))
     extra = [f"data.fold={fold}"] if fold is not None else []
-    extra += [f"train.precision={precision!r}"] if precision else []
-    resolved = load_config(find_config(config), [*overrides, *extra])
+    resolved = resolve(config, [*overrides, *extra], devices=devices, precision=precision)
     folder = out or Path("runs") / f"{resolved.name}_fold{resolved.data.fold}"
     return run(deal(resolved, list_for(resolved)), folder, resume=resume, progress=progress)
+
+
+def resolve(config: Path, overrides: Sequence[str], *, devices: int, precision: str | None) -> Config:
+    """The config of a run, with what the command line says beside it; see `train`."""
+    if devices != 1:
+        raise DevicesUnsupported("--devices", seen=str(devices))
+    extra = [f"train.precision={precision!r}"] if precision else []
+    return load_config(find_config(config), [*overrides, *extra])
 
 
 def run(cases: Masked | Classified, folder: Path, *, resume: bool, progress: bool) -> Run:

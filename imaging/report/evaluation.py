@@ -79,6 +79,7 @@ def render_evaluation(
     ordered = sorted(cases, key=_worst_first)
     return TEMPLATES.get_template("evaluation.html.j2").render(
         metrics=metrics, labels=labels, cases=ordered, worst=worst, titles=titles,
+        cross_validation=metrics.get("cross_validation"),
         strips=strips(metrics, labels, cases), interval=lambda value: str(Interval(**value)),
     )  # fmt: skip
 

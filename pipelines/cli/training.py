@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,6 +62,8 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--fold", type=int, help="Which fold validates; overrides data.fold.")
+@click.option("--folds", type=click.IntRange(min=2), metavar="N", help="Cross-validate: train N networks, each "
+              "measured on the part of the patients that it has not seen; overrides data.folds.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of devices.")
 @click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), help="Overrides train.precision.")
@@ -71,6 +74,7 @@ def train(
     config: Path,
     overrides: tuple[str, ...],
     fold: int | None,
+    folds: int | None,
     resume: bool,
     devices: int,
     precision: str | None,
@@ -83,6 +87,14 @@ def train(
     train.epochs=20. The run folder holds the resolved config, the split, versions, log, states and the checkpoint with
     its metrics.
     """
+    from imaging.errors import ConfigInvalid
+
+    if fold is not None and folds is not None:
+        raise ConfigInvalid("--fold", seen="given together with --folds", expected="one of them was expected",
+                            remedy="--folds trains every fold, --fold one of them")  # fmt: skip
+    if folds is not None:
+        return _cross_validate(config=config, overrides=overrides, folds=folds, resume=resume, devices=devices,
+                               precision=precision, out=out, as_json=as_json)  # fmt: skip
     from pipelines import train as verb
 
     run = verb.train(
@@ -101,10 +113,36 @@ def train(
         print_json({**folders, "metrics": metrics, "exit_status": 0})
         return 0
     for side in ("validation", "test"):
-        for name, value in metrics.get(side, {}).get("dice", {}).items():
-            click.echo(f"{side} Dice of {name}: {interval(value)} over {metrics[side]['cases']} case(s)")
-        for name, figures in metrics.get(side, {}).get("scores", {}).items():
-            told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
-            click.echo(f"{side}, {name}: {told} over {metrics[side]['cases']} case(s)")
+        _tell(side, metrics.get(side, {}))
     click.echo(f"checkpoint: {run.checkpoint.folder}")
     return 0
+
+
+def _cross_validate(*, as_json: bool, **options: Any) -> int:
+    """The part of `train` that `--folds` asks for."""
+    from pipelines import folds as verb
+
+    found = verb.cross_validate(**options, progress=sys.stderr.isatty())
+    if as_json:
+        print_json({"run": str(found.folder), "metrics": found.metrics, "exit_status": 0})
+        return 0
+    measured = found.metrics["cross_validation"]
+    _tell("cross-validated", measured)
+    for score, by_name in measured["over_folds"].items():
+        for name, over in by_name.items():
+            if score == "dice" or name == "auc":
+                told = (name, "Dice") if score == "dice" else (score, "AUC")
+                click.echo(f"{told[1]} of {told[0]} over folds: {over['mean']} (standard deviation {over['sd']})")
+    click.echo(f"result: {found.folder / verb.RESULT}")
+    return 0
+
+
+def _tell(side: str, measured: dict[str, Any]) -> None:
+    """The figures of one side's cases, a line each."""
+    for name, value in measured.get("dice", {}).items():
+        click.echo(f"{side} Dice of {name}: {interval(value)} over {measured['cases']} case(s)")
+        if "hd95_mm" in measured:
+            click.echo(f"{side} HD95 of {name}: {interval(measured['hd95_mm'][name])} mm")
+    for name, figures in measured.get("scores", {}).items():
+        told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
+        click.echo(f"{side}, {name}: {told} over {measured['cases']} case(s)")

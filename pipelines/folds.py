@@ -1,0 +1,257 @@
+"""`imgpipe train --folds N`: train N networks, each without one part of the patients, and measure each on that part.
+
+Invariant: nothing is trained before every fold is known to be possible; a fold's folder is what `imgpipe train --fold`
+makes of it, so that a cross-validation can be put together from runs that were made one by one.
+
+The result folder::
+
+    fold_<k>/                a run folder each
+    cross_validation.json    every case measured once, by the network that has not seen it; intervals over patients
+    predictions.csv          a row a case
+    cross_validation.html    the same for the eye, with the worst cases' pictures (segmenters)
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imaging.checkpoint import Checkpoint, open_checkpoint
+from imaging.config import Config, SegmentConfig, find_config, load_config
+from imaging.dataset_check import OnCase
+from imaging.errors import CheckpointCorrupt, ConfigInvalid, NothingToResume, OutputNotWritable, RunExists, TooFewCases
+from imaging.files import write_whole
+from imaging.manifest import Case
+from imaging.nifti import read_nifti
+from imaging.report.evaluation import render_evaluation
+from pipelines.evaluate import PREDICTIONS, TITLES, as_csv
+from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured, measure_classes, measure_masks
+from pipelines.run_folder import check_same
+from pipelines.sides import Classified, Listed, Masked, deal, list_for
+from pipelines.train import publish, resolve, run
+
+RESULT, PAGE = "cross_validation.json", "cross_validation.html"
+_PROTOCOL = (
+    "Each case was measured once, by the one network that was trained without its patient. The weights are those at the"
+    " end of the training: no held-out case chose an epoch."
+)
+_CROSS_FITTED = (
+    " The temperature and the thresholds for the cases of one fold come from the other folds' cases; AUC and the other"
+    " figures are over all cases with the probabilities that these give."
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossValidation:
+    """What a cross-validation left behind.
+
+    Attributes
+    ----------
+    folder
+        The result folder.
+    metrics
+        As cross_validation.json has them.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def cross_validate(
+    *,
+    config: Path,
+    folds: int,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    devices: int = 1,
+    precision: str | None = None,
+    out: Path | None = None,
+    progress: bool = True,
+    on_case: OnCase | None = None,
+) -> CrossValidation:
+    """Cross-validate a config over all patients that are not test patients.
+
+    Parameters
+    ----------
+    config, overrides, devices, precision, progress
+        As `pipelines.train.train` takes them. `train.keep` becomes ``last``: the held-out cases of a fold must not
+        choose its epoch.
+    folds
+        How many; overrides ``data.folds``.
+    resume
+        Take what there is in `out`: a fold that is done is measured, one that was stopped goes on, the others begin.
+    out
+        The result folder; by default ``runs/<name>_<folds>folds``.
+    on_case
+        Called before each case that is measured, with its name, its number from 0 and how many there are.
+
+    Raises
+    ------
+    TooFewCases
+        If a fold would be empty, or lack a class or a structure on a side.
+    ConfigInvalid
+        If the data set's own split is asked for.
+    WrongUsage
+        As `pipelines.train.train`.
+    """
+    settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last"]
+    first = resolve(config, settled, devices=devices, precision=precision)
+    if getattr(first.data, "split", "patient") != "patient":
+        raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
+                            remedy="Add data.split=patient")  # fmt: skip
+    if load_config(find_config(config), overrides).train.keep != "last":
+        log.info("train.keep is last: the cases that are held out of a fold must not choose its epoch")
+    folder = out or Path("runs") / f"{first.name}_{folds}folds"
+    listed = list_for(first)
+    cases = [_dealt(first, listed, number) for number in range(folds)]
+    _check_structures(cases)
+    places = [folder / f"fold_{number}" for number in range(folds)]
+    _check_places(folder, places, cases, resume=resume)
+    done: list[Fold[Any]] = []
+    for number, (one, place) in enumerate(zip(cases, places, strict=True)):
+        log.info("fold %d of %d: %s", number, folds, place)
+        done.append(Fold(_finished(one, place, progress=progress), one))
+    return _collected(folder, done, on_case)
+
+
+def _dealt(config: Config, listed: Listed, number: int) -> Masked | Classified:
+    """The cases of one fold; what makes it impossible names the fold."""
+    data = config.data.model_copy(update={"fold": number})
+    try:
+        return deal(config.model_copy(update={"data": data}), listed)
+    except TooFewCases as error:
+        raise TooFewCases(f"fold {number}, {error.subject}", seen=error.seen) from error
+
+
+def _check_structures(folds: Sequence[Masked | Classified]) -> None:
+    """Refuse folds in which nobody has a structure, or nobody else has it.
+
+    Raises
+    ------
+    TooFewCases
+        With the structure and the fold.
+    """
+    present: dict[str, frozenset[float]] = {}
+    for number, fold in enumerate(folds):
+        if isinstance(fold, Classified):  # `deal` has checked the classes
+            return
+        for side in ("train", "validation"):
+            there = [_values_of(case, present) for case in fold.sides[side]]
+            for label in fold.config.labels:
+                if not any(label.id in values for values in there):
+                    raise TooFewCases(
+                        f"fold {number}, structure {label.name}", seen=f"in no mask of the {len(there)} for {side}"
+                    )
+
+
+def _values_of(case: Case, known: dict[str, frozenset[float]]) -> frozenset[float]:
+    if case.name not in known:
+        known[case.name] = frozenset(np.unique(read_nifti(case.label).array).tolist())
+    return known[case.name]
+
+
+def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked | Classified], *, resume: bool) -> None:
+    """Refuse a folder that holds something else, before the first fold is trained."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputNotWritable(folder, seen="it is a file, not a folder")
+    if not resume:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunExists(folder, seen="the folder is not empty")
+        return
+    begun = [place for place in places if (place / "config.yaml").is_file()]
+    if not begun:
+        raise NothingToResume(
+            folder, seen="no fold_<k> with a config.yaml", expected="at least one fold that has begun was expected"
+        )
+    for place, one in zip(places, cases, strict=True):
+        if place in begun:
+            check_same(place, one.config, one.split)
+
+
+def _finished(cases: Masked | Classified, folder: Path, *, progress: bool) -> Checkpoint:
+    """The checkpoint of one fold with its last weights: as it lies there, or published, trained on, or trained anew."""
+    if not (folder / "state" / "last.ckpt").is_file():
+        if folder.exists():
+            log.info("%s was stopped before its first state; it begins anew", folder)
+            shutil.rmtree(folder)
+        return run(cases, folder, resume=False, progress=progress).checkpoint
+    if not _is_trained(folder, cases.config.train.epochs):
+        return run(cases, folder, resume=True, progress=progress).checkpoint
+    try:
+        checkpoint = open_checkpoint(folder / "checkpoint")
+    except CheckpointCorrupt:  # stopped before, or while, it was published
+        return publish(cases, folder)
+    # An older run may have published its best epoch.
+    return checkpoint if "last_epoch" in checkpoint.metrics["training"] else publish(cases, folder)
+
+
+def _is_trained(folder: Path, epochs: int) -> bool:
+    state = torch.load(folder / "state" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    return int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]) >= epochs
+
+
+def _collected(folder: Path, folds: Sequence[Fold[Any]], on_case: OnCase | None) -> CrossValidation:
+    """Measure every case and write what came of it."""
+    config = folds[0].cases.config
+    if isinstance(config, SegmentConfig):
+        masks = measure_masks(folds, on_case)
+        metrics = _about(config, folds) | masks.metrics
+        write_whole(folder / PREDICTIONS, as_csv(masks.scores, config.labels, masks.fold_of))
+        write_whole(folder / PAGE, _page(config, metrics, masks))
+    else:
+        classes = measure_classes(folds)
+        metrics = _about(config, folds) | classes.metrics
+        write_whole(folder / PREDICTIONS, _classes_as_csv(classes))
+    # Last, for it vouches for the others.
+    write_whole(folder / RESULT, json.dumps(metrics, indent=1) + "\n")
+    return CrossValidation(folder, metrics)
+
+
+def _about(config: Config, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
+    """What was cross-validated, and how."""
+    return {
+        "name": config.name,
+        "title": config.title,
+        "version": config.version,
+        "config_sha256": config.digest(),
+        "data": Path(str(config.data.root)).resolve().name,
+        "software": "imgpipe",
+        "software_version": importlib.metadata.version("imgpipe"),
+        "folds": len(folds),
+        "epochs": config.train.epochs,
+        "protocol": _PROTOCOL + ("" if isinstance(config, SegmentConfig) else _CROSS_FITTED),
+    }
+
+
+def _page(config: SegmentConfig, metrics: dict[str, Any], masks: MasksMeasured) -> str:
+    """The page of an evaluation, of no one checkpoint."""
+    shown = {**metrics["cross_validation"], "refused": [], "seen_in_training": [], "cross_validation": metrics}
+    told = ("data", "software", "software_version")
+    shown |= {key: metrics[key] for key in told}
+    shown["checkpoint"] = {key: metrics[key] for key in ("name", "title", "version")}
+    return render_evaluation(shown, config.labels, masks.scores, masks.worst, TITLES)
+
+
+def _classes_as_csv(found: ClassesMeasured) -> str:
+    """A row a case: its classes, the probability of each that its network gave, and the fold."""
+    each = found.metrics["cross_validation"]["each"]
+    names = [item.name for item in found.config.classes]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "label", *(f"probability_{name}" for name in names), "fold"])
+    for name, told in each.items():
+        writer.writerow([name, "|".join(told["classes"]), *told["probability"], found.fold_of[name]])
+    return text.getvalue()
