@@ -7,6 +7,7 @@ are or whether the run was interrupted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning
@@ -227,14 +228,36 @@ class CachedPictures(_Cached):
         return {**super()._sample(index), LABEL: torch.tensor([float(name in classes) for name in self._classes])}
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far into a run's training batches: `batches` of epoch `epoch` (counted from 0) are done."""
+
+    epoch: int = 0
+    batches: int = 0
+
+
 class EpochSampler(Sampler[tuple[int, int]]):
     """Each case once an epoch, as ``(epoch, index)``, in an order that is a function of (seed, epoch) alone.
 
-    Lightning calls `set_epoch` before each epoch, after a resume too.
+    Lightning calls `set_epoch` before each epoch, after a resume too. Its loader may ask for the first epoch before
+    that, so a resumed run's sampler begins in the epoch where the run was stopped.
+
+    Parameters
+    ----------
+    length
+        Number of cases.
+    seed
+        Of the run.
+    shuffle
+        Whether the order changes.
+    epoch, skip
+        Where it begins: in this epoch (and in no other) the first `skip` cases are left out. `len` counts them still,
+        since it is the epoch's length that Lightning counts batches against.
     """
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
-        self._length, self._seed, self._shuffle, self._epoch = length, seed, shuffle, 0
+    def __init__(self, length: int, *, seed: int, shuffle: bool, epoch: int = 0, skip: int = 0) -> None:
+        self._length, self._seed, self._shuffle = length, seed, shuffle
+        self._epoch, self._begun, self._skip = epoch, epoch, skip
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -247,7 +270,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = np.arange(self._length)
         if self._shuffle:
             np.random.default_rng([self._seed, self._epoch]).shuffle(order)
-        return iter([(self._epoch, int(index)) for index in order])
+        left = order[self._skip if self._epoch == self._begun else 0 :]
+        return iter([(self._epoch, int(index)) for index in left])
 
 
 class _RunData(lightning.LightningDataModule):
@@ -260,6 +284,11 @@ class _RunData(lightning.LightningDataModule):
         self.made = made
         self._train, self._validation = train, validation
         self._seed, self._batch_size, self._validated = seed, batch_size, validated
+        self._begin = Position()
+
+    def begin_at(self, position: Position) -> None:
+        """Where a resumed run's training batches begin; to be called before Lightning asks for them."""
+        self._begin = position
 
     @property
     def train_names(self) -> list[str]:
@@ -268,16 +297,16 @@ class _RunData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Augmented batches; a last batch that is not full is left out."""
-        return self._loader(self._train, batch_size=self._batch_size, shuffle=True)
+        begin = self._begin
+        sampler = EpochSampler(len(self._train), seed=self._seed, shuffle=True, epoch=begin.epoch,
+                               skip=begin.batches * self._batch_size)  # fmt: skip
+        drop_last = len(self._train) > self._batch_size
+        return DataLoader(self._train, batch_size=self._batch_size, sampler=sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Whole images, without augmentation."""
-        return self._loader(self._validation, batch_size=self._validated, shuffle=False)
-
-    def _loader(self, cases: _Cached, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:
-        sampler = EpochSampler(len(cases), seed=self._seed, shuffle=shuffle)
-        drop_last = shuffle and len(cases) > batch_size
-        return DataLoader(cases, batch_size=batch_size, sampler=sampler, drop_last=drop_last)
+        sampler = EpochSampler(len(self._validation), seed=self._seed, shuffle=False)
+        return DataLoader(self._validation, batch_size=self._validated, sampler=sampler)
 
 
 class SegmentationData(_RunData):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from imaging.errors import OutputNotWritable
 
@@ -26,6 +27,40 @@ def shipped(kind: str) -> Path:
     """The folder `configs` or `checkpoints` that comes with imgpipe, in a checkout and in an installed wheel alike."""
     installed = _HERE / "shipped" / kind
     return _HERE.parent / kind if (_HERE.parent / "pyproject.toml").is_file() else installed
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file when the block ends well.
+
+    Parameters
+    ----------
+    path
+        Where it goes; its folder exists.
+
+    Yields
+    ------
+    BinaryIO
+        To write into. If the block raises, the old file, if any, is untouched.
+
+    Raises
+    ------
+    OutputNotWritable
+        If the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OutputNotWritable(path, seen=error.strerror or "write failed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -43,20 +78,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
     OutputNotWritable
         If the folder cannot be written or the disk is full; the old file, if any, is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise OutputNotWritable(path, seen=error.strerror or "write failed") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with whole_file(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

@@ -7,17 +7,20 @@ what would have been fitted without the stop.
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from imaging.data import ClassificationData, SegmentationData
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from pipelines.run_folder import identity
+from pipelines.states import LAST, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +45,32 @@ def fit(
     *,
     resume: bool,
     progress: bool,
+    state_minutes: float,
 ) -> None:
-    """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder."""
+    """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder.
+
+    Raises
+    ------
+    KeyboardInterrupt, SystemExit
+        If Ctrl-C or SIGTERM stopped it, after a state was written.
+    OutputNotWritable
+        If a state cannot be written; the one before it stays.
+    StateCorrupt
+        If the state to resume from is damaged.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for noise in (".*does not have many workers.*", ".*is_leaf.*", ".*exists and is not empty.*"):
+    for noise in (
+        ".*does not have many workers.*",
+        ".*is_leaf.*",
+        ".*exists and is not empty.*",
+        ".*your dataloader is not resumable.*",  # it is, by `Position`
+    ):
         warnings.filterwarnings("ignore", message=noise)
     config = task.config
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            folder / "state",
-            filename="best",
-            monitor=task.monitor,
-            mode="max",
-            enable_version_counter=False,
-        ),
-        # A second one: with `save_last` the first would write its last state only when the best improves.
-        ModelCheckpoint(folder / "state", filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+        SeededSteps(config.train.seed),
+        BestState(folder, task.monitor),
+        LastState(folder, identity(config), minutes=state_minutes),
     ]
     if progress:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
@@ -77,10 +90,19 @@ def fit(
         deterministic="warn" if torch.cuda.is_available() else True,
         use_distributed_sampler=False,
         callbacks=callbacks,
+        plugins=[WholeStates(identity(config))],
         logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
         log_every_n_steps=1,
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
-    last = folder / "state" / "last.ckpt"
-    trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+    last = folder / STATES / LAST
+    if resume:
+        sweep(folder)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+    except Stopped as stop:
+        log.info("stopped by %s; --resume continues from %s", stop, last if last.is_file() else "nothing: no state yet")
+        if stop.signum == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + stop.signum) from None

@@ -80,13 +80,14 @@ def cross_validate(
     precision: str | None = None,
     out: Path | None = None,
     progress: bool = True,
+    state_minutes: float = 10,
     on_case: OnCase | None = None,
 ) -> CrossValidation:
     """Cross-validate a config over all patients that are not test patients.
 
     Parameters
     ----------
-    config, overrides, devices, precision, progress
+    config, overrides, devices, precision, progress, state_minutes
         As `pipelines.train.train` takes them. `train.keep` becomes ``last``: the held-out cases of a fold must not
         choose its epoch.
     folds
@@ -123,7 +124,7 @@ def cross_validate(
     done: list[Fold[Any]] = []
     for number, (one, place) in enumerate(zip(cases, places, strict=True)):
         log.info("fold %d of %d: %s", number, folds, place)
-        done.append(Fold(_finished(one, place, progress=progress), one))
+        done.append(Fold(_finished(one, place, progress=progress, state_minutes=state_minutes), one))
     return _collected(folder, done, on_case)
 
 
@@ -181,15 +182,15 @@ def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked |
             check_same(place, one.config, one.split)
 
 
-def _finished(cases: Masked | Classified, folder: Path, *, progress: bool) -> Checkpoint:
+def _finished(cases: Masked | Classified, folder: Path, *, progress: bool, state_minutes: float) -> Checkpoint:
     """The checkpoint of one fold with its last weights: as it lies there, or published, trained on, or trained anew."""
     if not (folder / "state" / "last.ckpt").is_file():
         if folder.exists():
             log.info("%s was stopped before its first state; it begins anew", folder)
             shutil.rmtree(folder)
-        return run(cases, folder, resume=False, progress=progress).checkpoint
+        return run(cases, folder, resume=False, progress=progress, state_minutes=state_minutes).checkpoint
     if not _is_trained(folder, cases.config.train.epochs):
-        return run(cases, folder, resume=True, progress=progress).checkpoint
+        return run(cases, folder, resume=True, progress=progress, state_minutes=state_minutes).checkpoint
     try:
         checkpoint = open_checkpoint(folder / "checkpoint")
     except CheckpointCorrupt:  # stopped before, or while, it was published

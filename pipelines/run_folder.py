@@ -5,6 +5,7 @@ Invariant: a folder that holds another run is never written into.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -59,6 +60,18 @@ def check_same(folder: Path, config: Config, split: Split) -> None:
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
     if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
         raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+
+
+def identity(config: Config) -> str:
+    """SHA-256 of what decides the steps of a training, to know its states by: the config without `_NO_STEP`."""
+    content = config.model_dump(mode="json")
+    for key in _NO_STEP:
+        *sections, last = key.removesuffix(".").split(".")
+        section = content
+        for name in sections:
+            section = section[name]
+        del section[last]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:

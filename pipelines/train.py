@@ -7,7 +7,7 @@ The run folder::
 
     config.yaml  split.json  versions.json   written before the first step
     log/version_<n>/metrics.csv              one row an epoch; a resumed run begins the next n
-    state/last.ckpt  state/best.ckpt         Lightning's state; best by the validation Dice or AUC
+    state/last.ckpt  state/best.ckpt         Lightning's state and ours; best by the validation Dice or AUC
     checkpoint/                              the published Checkpoint
 """
 
@@ -30,8 +30,9 @@ from imaging.networks import weights_of
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.fitting import fit
-from pipelines.run_folder import open_run, versions
+from pipelines.run_folder import identity, open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
+from pipelines.states import STATES, read_state
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def train(
     precision: str | None = None,
     out: Path | None = None,
     progress: bool = True,
+    state_minutes: float = 10,
 ) -> Run:
     """Train the config's network and publish its weights as a checkpoint: by default the best on validation.
 
@@ -83,6 +85,8 @@ def train(
         The run folder; by default ``runs/<name>_fold<fold>``.
     progress
         Whether a progress bar is drawn.
+    state_minutes
+        Minutes between two states within an epoch; 0 writes one after each step.
 
     Raises
     ------
@@ -94,7 +98,8 @@ def train(
     extra = [f"data.fold={fold}"] if fold is not None else []
     resolved = resolve(config, [*overrides, *extra], devices=devices, precision=precision)
     folder = out or Path("runs") / f"{resolved.name}_fold{resolved.data.fold}"
-    return run(deal(resolved, list_for(resolved)), folder, resume=resume, progress=progress)
+    cases = deal(resolved, list_for(resolved))
+    return run(cases, folder, resume=resume, progress=progress, state_minutes=state_minutes)
 
 
 def resolve(config: Path, overrides: Sequence[str], *, devices: int, precision: str | None) -> Config:
@@ -105,13 +110,13 @@ def resolve(config: Path, overrides: Sequence[str], *, devices: int, precision: 
     return load_config(find_config(config), [*overrides, *extra])
 
 
-def run(cases: Masked | Classified, folder: Path, *, resume: bool, progress: bool) -> Run:
+def run(cases: Masked | Classified, folder: Path, *, resume: bool, progress: bool, state_minutes: float) -> Run:
     """One training from its cases to its checkpoint; see `train`."""
     # Everything that a config or a data set can be wrong about is met before the run folder is written.
     task, data = cases.loaded()
     log.info("samples: %d made, %d found in the cache, in %.1f s", data.made.anew, data.made.reused, data.made.seconds)
     open_run(folder, cases.config, cases.split, resume=resume)
-    fit(task, data, folder, resume=resume, progress=progress)
+    fit(task, data, folder, resume=resume, progress=progress, state_minutes=state_minutes)
     return Run(folder, publish(cases, folder))
 
 
@@ -124,7 +129,7 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     config = cases.config
     weights, epoch = _kept(config, folder)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
-    unmeasured = save_checkpoint(folder / "state" / "unmeasured", config, weights, {})
+    unmeasured = save_checkpoint(folder / STATES / "unmeasured", config, weights, {})
     metrics = cases.measure(unmeasured)
     metrics["training"] = {
         "cases": len(cases.split.train),
@@ -143,7 +148,7 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
 
 def _kept(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
     """The weights that `train.keep` asks for, and the number of epochs that made them."""
-    state = torch.load(folder / "state" / f"{config.train.keep}.ckpt", map_location="cpu", weights_only=True)
+    state = read_state(folder / STATES / f"{config.train.keep}.ckpt", identity=identity(config))
     task = SegmentTask(config, []) if isinstance(config, SegmentConfig) else ClassifyTask(config, [])
     task.load_state_dict(state["state_dict"])
     return weights_of(task.network), int(state["epoch"]) + 1

@@ -159,8 +159,18 @@ class ResumeMismatch(WrongUsage):
     remedy = "Resume with the same config, or start a new run"
 
 
+class StateCorrupt(InputRefused):
+    """A state of a run is damaged, or is none of this run; nothing in it was run."""
+
+    code = "state_corrupt"
+    expected = "a whole state of this run was expected"
+    remedy = (
+        "Copy state/best.ckpt over state/last.ckpt and continue with --resume from the best epoch, or start a new run"
+    )
+
+
 class TrainingDiverged(InputRefused):
-    """The loss is no longer a number."""
+    """The loss, or a weight, is no longer a number; such weights are never written as a state."""
 
     code = "training_diverged"
     expected = "a finite loss was expected"

@@ -1,8 +1,8 @@
 """The command line: `imgpipe VERB`, each verb a keyword-only Python function of the same name in a file of its own.
 
 Invariant: stdout carries the result only (with `--json` one JSON document), stderr carries logs and progress; the exit
-status is 0 all done, 1 a fault of ours, 2 wrong usage or config, 3 some input was refused. Nothing heavy is imported
-before a verb needs it.
+status is 0 all done, 1 a fault of ours, 2 wrong usage or config, 3 some input was refused, 130 or 143 stopped by Ctrl-C
+or SIGTERM. Nothing heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(verbose: bool) -> None:
     which, and why).
     """
     # A container or a service manager stops with SIGTERM: clean up as for Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:

@@ -67,6 +67,8 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of devices.")
 @click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), help="Overrides train.precision.")
+@click.option("--state-minutes", type=click.FloatRange(min=0), default=10, show_default=True,
+              help="Minutes between two states within an epoch; 0: after each step.")  # fmt: skip
 @click.option("--out", type=PATH, help="The run folder; by default runs/<name>_fold<fold>.")
 @as_json
 @verb_of
@@ -78,6 +80,7 @@ def train(
     resume: bool,
     devices: int,
     precision: str | None,
+    state_minutes: float,
     out: Path | None,
     as_json: bool,
 ) -> int:
@@ -94,7 +97,7 @@ def train(
                             remedy="--folds trains every fold, --fold one of them")  # fmt: skip
     if folds is not None:
         return _cross_validate(config=config, overrides=overrides, folds=folds, resume=resume, devices=devices,
-                               precision=precision, out=out, as_json=as_json)  # fmt: skip
+                               precision=precision, state_minutes=state_minutes, out=out, as_json=as_json)  # fmt: skip
     from pipelines import train as verb
 
     run = verb.train(
@@ -105,6 +108,7 @@ def train(
         devices=devices,
         precision=precision,
         out=out,
+        state_minutes=state_minutes,
         progress=sys.stderr.isatty(),
     )
     metrics = run.checkpoint.metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -41,6 +42,9 @@ def verb_of(function: Callable[..., int | None]) -> Callable[..., None]:
         except Exception as error:  # its text may quote header values, so only its kind is told
             logging.getLogger(__name__).debug("traceback", exc_info=True)
             sys.exit(_fail(UnexpectedFault(function.__name__, seen=type(error).__name__), options))
+        except KeyboardInterrupt:
+            click.echo("imgpipe: interrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
         sys.exit(status or 0)
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imaging.config import Config, load_config
-from imaging.data import CachedCases, EpochSampler, SegmentationData, load_case
+from imaging.data import CachedCases, EpochSampler, Position, SegmentationData, load_case
 from imaging.errors import (
     ConstantImage,
     ImagingError,
@@ -358,6 +359,36 @@ def test_an_epoch_has_each_case_once(length: int, seed: int, epoch: int) -> None
     keys = list(sampler)
     assert sorted(keys) == [(epoch, index) for index in range(length)]
     assert keys == list(sampler)
+
+
+@given(length=st.integers(1, 40), epoch=st.integers(0, 9), share=st.floats(0, 1))
+def test_continued_epoch_is_the_rest_of_the_whole_one(length: int, epoch: int, share: float) -> None:
+    whole = EpochSampler(length, seed=3, shuffle=True)
+    skip = int(share * length)
+    rest = EpochSampler(length, seed=3, shuffle=True, epoch=epoch, skip=skip)
+    whole.set_epoch(epoch)
+    assert list(rest) == list(whole)[skip:], "before Lightning says which epoch it is: loaders look ahead"
+    rest.set_epoch(epoch)
+    assert list(rest) == list(whole)[skip:]
+    assert len(rest) == length
+    for sampler in (rest, whole):
+        sampler.set_epoch(epoch + 1)
+    assert list(rest) == list(whole)
+
+
+def test_continued_run_begins_with_the_batch_after_the_last(folder: Path, config: Config) -> None:
+    case = case_in(folder)
+    cases = [replace(case, name=f"{number}") for number in range(5)]
+
+    def batches(begin: Position) -> list[list[int]]:
+        module = SegmentationData(config, cases, [case])
+        module.begin_at(begin)
+        loader = module.train_dataloader()
+        loader.sampler.set_epoch(2)
+        assert len(loader) == 2
+        return [batch["index"].tolist() for batch in loader]
+
+    assert batches(Position(2, 1)) == batches(Position(0, 0))[1:]
 
 
 def test_order_changes_with_the_epoch_and_not_without_shuffling() -> None:

@@ -1,0 +1,287 @@
+"""A run that is killed or stopped continues as if it had not been: the same weights, figures and log, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classified import write_config, write_pictures
+from killed import Moment, train_until_killed
+from safetensors.torch import load_file
+
+from imaging.config import load_config
+from imaging.data import Sample
+from imaging.errors import OutputNotWritable, StateCorrupt, TrainingDiverged
+from imaging.files import PARTIAL
+from imaging.tasks.classify import ClassifyTask
+from pipelines.run_folder import identity
+from pipelines.states import BEST, LAST, STATES, read_state
+from pipelines.train import Run, train
+
+CONSOLE_SCRIPT = Path(sys.executable).parent / "imgpipe"
+
+EPOCHS = 3
+# Four batches an epoch, chance in the network, and a moving average of the weights.
+CLASSIFIER = (
+    "train.batch_size=4",
+    "train.learning_rate=0.1",
+    "network.options.dropout_prob=0.3",
+    "train.ema_decay=0.8",
+)
+SEGMENTER = ("train.batch_size=1", "network.options.dropout=0.2", "train.ema_decay=0.8", "train.patch=[16, 16, 16]")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's config."""
+    folder = tmp_path_factory.mktemp("films")
+    return write_config(
+        folder / "toy.yaml", f"data.root={write_pictures(folder)}", f"train.epochs={EPOCHS}", *CLASSIFIER
+    )
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmenter's config; what decides is validated in every second epoch alone."""
+    path = tmp_path_factory.mktemp("segmenter") / "tiny.yaml"
+    path.write_text(load_config(tiny, [f"train.epochs={EPOCHS}", "train.validate_every=2", *SEGMENTER]).to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The classifier's run that nothing stopped. Read only."""
+    return train(config=classifier, out=tmp_path_factory.mktemp("whole") / "run", progress=False)
+
+
+def position(folder: Path, config: Path) -> tuple[int, int]:
+    """The epoch, from 0, and the batches of it that the last state has seen."""
+    state = read_state(folder / STATES / LAST, identity=identity(load_config(config)))
+    return state["imgpipe"]["epoch"], state["imgpipe"]["batches"]
+
+
+def logged(folder: Path) -> dict[tuple[str, int], set[str]]:
+    """Every value that any part of the run logged, by column and epoch."""
+    values: dict[tuple[str, int], set[str]] = {}
+    for file in sorted(folder.glob("log/version_*/metrics.csv")):
+        with file.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                for column in row.keys() - {"epoch"}:
+                    if row[column]:
+                        values.setdefault((column, int(row["epoch"])), set()).add(row[column])
+    return values
+
+
+def assert_same(run: Run, expected: Run) -> None:
+    """The same published weights, to the bit, the same figures, and the same log."""
+    weights, wanted = (load_file(item.checkpoint.folder / "weights.safetensors") for item in (run, expected))
+    assert weights.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+    assert run.checkpoint.metrics == expected.checkpoint.metrics
+    assert logged(run.folder) == logged(expected.folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------- kill
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "continues_at"),
+    [
+        ("step", 7, (1, 2)),  # in the third batch of the second epoch
+        ("step", 3, (0, 2)),
+        ("step", 9, (2, 0)),  # at once after an epoch's end
+        ("validation", 2, (1, 3)),  # the validation of the second epoch; 18 cases are one batch
+        ("writing", 3, (0, 2)),
+        ("writing", 5, (0, 3)),  # the last state at the end of the first epoch, after the best one
+    ],
+)
+def test_killed_run_continues_as_if_it_had_not_been(
+    classifier: Path, whole: Run, tmp_path: Path, moment: Moment, number: int, continues_at: tuple[int, int]
+) -> None:
+    folder = tmp_path / "run"
+    train_until_killed(moment, number, config=classifier, out=folder, state_minutes=0)
+    assert position(folder, classifier) == continues_at
+    assert bool([*folder.rglob(f"*{PARTIAL}")]) == (moment == "writing")
+    run = train(config=classifier, out=folder, resume=True, progress=False)
+    assert_same(run, whole)
+    assert not [*folder.rglob(f"*{PARTIAL}")]
+
+
+def test_killed_segmenter_continues_as_if_it_had_not_been(segmenter: Path, tmp_path: Path) -> None:
+    expected = train(config=segmenter, out=tmp_path / "whole", progress=False)
+    train_until_killed("step", 6, config=segmenter, out=tmp_path / "run", state_minutes=0)
+    assert position(tmp_path / "run", segmenter) == (1, 1)
+    assert_same(train(config=segmenter, out=tmp_path / "run", resume=True, progress=False), expected)
+
+
+def test_run_folder_may_be_moved_and_its_best_epoch_is_still_known(
+    classifier: Path, whole: Run, tmp_path: Path
+) -> None:
+    """Lightning forgets the best score so far where the folder has another name; a worse epoch would replace it."""
+    best = whole.checkpoint.metrics["training"]["best_epoch"]
+    assert best < EPOCHS, "else the test shows nothing"
+    train_until_killed("step", 9, config=classifier, out=tmp_path / "run")
+    folder = (tmp_path / "run").rename(tmp_path / "moved")
+    assert_same(train(config=classifier, out=folder, resume=True, progress=False), whole)
+
+
+def test_run_continues_from_its_best_state_too(classifier: Path, whole: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder / STATES, folder / STATES)
+    for name in ("config.yaml", "split.json"):
+        shutil.copy(whole.folder / name, folder)
+    shutil.copy(folder / STATES / BEST, folder / STATES / LAST)  # as `state_corrupt` tells to
+    assert position(folder, classifier) == (whole.checkpoint.metrics["training"]["best_epoch"], 0)
+    run = train(config=classifier, out=folder, resume=True, progress=False)
+    weights, wanted = (load_file(item.checkpoint.folder / "weights.safetensors") for item in (run, whole))
+    assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+    assert run.checkpoint.metrics == whole.checkpoint.metrics
+
+
+# ---------------------------------------------------------------------------------------------------------------- stop
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_run_that_is_told_to_stop_leaves_a_state(
+    classifier: Path, whole: Run, tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    folder = tmp_path / "run"
+    command = [str(CONSOLE_SCRIPT), "train", str(classifier), "--out", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (folder / STATES / LAST).is_file():
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == status, told
+    assert "--resume" in told
+    assert not (folder / "checkpoint").exists()
+    assert_same(train(config=classifier, out=folder, resume=True, progress=False), whole)
+
+
+def test_signal_stops_after_the_batch_at_hand(classifier: Path, whole: Run, tmp_path: Path) -> None:
+    step = ClassifyTask.training_step
+    steps: list[int] = []
+
+    def signalled(self: ClassifyTask, batch: Sample, batch_idx: int) -> torch.Tensor:
+        steps.append(batch_idx)
+        if len(steps) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassifyTask, "training_step", signalled)
+        with pytest.raises(SystemExit) as caught:
+            train(config=classifier, out=tmp_path / "run", progress=False)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert len(steps) == 6
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert position(tmp_path / "run", classifier) == (1, 2)
+    assert_same(train(config=classifier, out=tmp_path / "run", resume=True, progress=False), whole)
+
+
+# ------------------------------------------------------------------------------------------------------- damaged states
+
+
+class Bomb:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit of a tensor changed."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        tensor = archive.read(max(archive.infolist(), key=lambda part: "/data/" in part.filename and part.file_size))
+    assert tensor in content
+    return content.replace(tensor, bytes([tensor[0] ^ 1]) + tensor[1:])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content, mark: content[:-100],
+        lambda content, mark: content[:1000],
+        lambda content, mark: b"",
+        lambda content, mark: b"garbage" * 1000,
+        lambda content, mark: flipped(content),
+        lambda content, mark: saved({"state_dict": {}}),
+        lambda content, mark: saved([1, 2]),
+        lambda content, mark: saved({**torch.load(io.BytesIO(content)), "more": Bomb(mark)}),
+        lambda content, mark: pickle.dumps(Bomb(mark)),
+        lambda content, mark: saved({**torch.load(io.BytesIO(content)), "imgpipe": {"identity": "0" * 64}}),
+    ],
+    ids=["cut", "cut_short", "empty", "garbage", "one_bit", "lacks", "list", "bomb", "bare_bomb", "other_run"],
+)
+def test_damaged_state_is_named_and_nothing_in_it_runs(
+    classifier: Path, whole: Run, tmp_path: Path, damage: Callable[[bytes, Path], bytes]
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    last, mark = folder / STATES / LAST, tmp_path / "exploded"
+    last.write_bytes(damage(last.read_bytes(), mark))
+    with pytest.raises(StateCorrupt, match="Copy state/best"):
+        train(config=classifier, out=folder, resume=True, progress=False)
+    assert not mark.exists()
+
+
+def saved(content: Any) -> bytes:
+    """As torch writes it."""
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------ full disk
+
+
+def test_full_disk_leaves_the_state_before(classifier: Path, whole: Run, tmp_path: Path) -> None:
+    """As long as no file may grow beyond a limit, states cannot be written: the kernel says so as of a full disk."""
+    folder = tmp_path / "run"
+    train_until_killed("step", 7, config=classifier, out=folder, state_minutes=0)
+    before = (folder / STATES / LAST).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutputNotWritable, match="--resume"):
+            train(config=classifier, out=folder, resume=True, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / STATES / LAST).read_bytes() == before
+    assert not [*folder.rglob(f"*{PARTIAL}")]
+    assert_same(train(config=classifier, out=folder, resume=True, progress=False), whole)
+
+
+# ------------------------------------------------------------------------------------------------------------------ NaN
+
+
+def test_run_that_diverges_leaves_a_sound_state(classifier: Path, whole: Run, tmp_path: Path) -> None:
+    loss = ClassifyTask.loss
+
+    def poisoned(self: ClassifyTask, logits: torch.Tensor, batch: Sample) -> torch.Tensor:
+        return loss(self, logits, batch) * (float("nan") if self.global_step == 6 else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassifyTask, "loss", poisoned)
+        with pytest.raises(TrainingDiverged, match=r"cases film\d{3}"):
+            train(config=classifier, out=tmp_path / "run", progress=False, state_minutes=0)
+    assert position(tmp_path / "run", classifier) == (1, 2)
+    assert_same(train(config=classifier, out=tmp_path / "run", resume=True, progress=False), whole)
