@@ -6,27 +6,34 @@ Invariant: a name that is not in the registry is refused with the known ones; th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from monai.networks import nets
 
-from imaging.config import Network
+from imaging.config import Network, SegmentConfig
 from imaging.errors import ConfigInvalid, UnknownName
 
 _Entry = TypeVar("_Entry")
 
 _SEGMENTERS: dict[str, type[torch.nn.Module]] = {
+    "AttentionUnet": nets.AttentionUnet,
     "BasicUNet": nets.BasicUNet,
     "DynUNet": nets.DynUNet,
+    "MedNeXt": nets.MedNeXt,
     "SegResNet": nets.SegResNet,
+    "SegResNetDS": nets.SegResNetDS,
     "SwinUNETR": nets.SwinUNETR,
     "UNETR": nets.UNETR,
     "UNet": nets.UNet,
+    "VNet": nets.VNet,
 }
 
+
+# What the edges of a patch may have to be divisible by.
+_POWERS = (2, 4, 8, 16, 32, 64)
 
 _Maker = Callable[..., torch.nn.Module]
 # What each calls the number of channels of the image, and of classes.
@@ -88,7 +95,71 @@ def build_classifier(config: Network, *, spatial_dims: int, in_channels: int, cl
     return _made(config, make, given)
 
 
-def build_network(config: Network, *, in_channels: int, out_channels: int) -> torch.nn.Module:
+def build_segmenter(config: SegmentConfig) -> torch.nn.Module:
+    """Make the network of a segmenter, with fresh weights; see `build_network`."""
+    network = config.network
+    if network.name == "UNETR":
+        # It has a weight for each place of its patch.
+        network = network.model_copy(update={"options": {"img_size": list(config.train.patch), **network.options}})
+    return build_network(
+        network, in_channels=len(config.scales), out_channels=config.outputs, spatial_dims=len(config.train.patch)
+    )
+
+
+def check_patches(config: SegmentConfig) -> None:
+    """Refuse patches that the network does not take, before anything is read or trained.
+
+    The network is run on PyTorch's ``meta`` device, which knows shapes and computes nothing.
+
+    Raises
+    ------
+    ConfigInvalid
+        With the nearest sizes that it takes.
+    """
+    network = build_segmenter(config).to("meta")
+    patches = {"train.patch": config.train.patch, "predict.patch": config.predict.patch}
+    for key, patch in patches.items():
+        network.train(key == "train.patch")
+        problem = _problem_with(network, patch, config)
+        if problem:
+            fitting = _fitting_near(network, patch, config)
+            raise ConfigInvalid(
+                key,
+                seen=f"{config.network.name} does not take {_times(patch)}: {problem}",
+                expected=f"{fitting} was expected" if fitting else "another size was expected",
+                remedy="Choose another patch, or other network.options",
+            )
+
+
+def _problem_with(network: torch.nn.Module, patch: Sequence[int], config: SegmentConfig) -> str:
+    """Why a network on the meta device does not take a patch; empty where it does."""
+    image = torch.zeros(config.train.batch_size, len(config.scales), *patch, device="meta")
+    try:
+        with torch.no_grad():
+            logits = network(image)
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    first = logits if isinstance(logits, torch.Tensor) else logits[0]
+    given = tuple(first.shape[-len(patch) :])
+    return "" if given == tuple(patch) else f"it gives {_times(given)}"
+
+
+def _fitting_near(network: torch.nn.Module, patch: Sequence[int], config: SegmentConfig) -> str:
+    """The nearest smaller and larger sizes that it takes, all edges divisible by one power of two."""
+    for step in _POWERS:
+        down = tuple(max(step, edge // step * step) for edge in patch)
+        up = tuple(-(-edge // step) * step for edge in patch)
+        fitting = [size for size in dict.fromkeys((down, up)) if not _problem_with(network, size, config)]
+        if fitting:
+            return " or ".join(map(_times, fitting))
+    return ""
+
+
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def build_network(config: Network, *, in_channels: int, out_channels: int, spatial_dims: int = 3) -> torch.nn.Module:
     """Make the segmentation network a config names, with fresh weights.
 
     Parameters
@@ -97,6 +168,8 @@ def build_network(config: Network, *, in_channels: int, out_channels: int) -> to
         Name and options; the options go to MONAI's class as they are.
     in_channels, out_channels
         Channels of the image, and classes with the background.
+    spatial_dims
+        2 for slices and pictures, 3 for volumes.
 
     Raises
     ------
@@ -105,7 +178,7 @@ def build_network(config: Network, *, in_channels: int, out_channels: int) -> to
     ConfigInvalid
         If MONAI does not take the options.
     """
-    given = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
+    given = {"spatial_dims": spatial_dims, "in_channels": in_channels, "out_channels": out_channels}
     return _made(config, _registered(config, _SEGMENTERS), given)
 
 

@@ -63,6 +63,8 @@ class Patches:
     place alike (Isensee et al., Nature Methods 18:203, 2021, where a third of each batch is drawn so). A volume that is
     smaller than the patch is filled with 0 on both sides, and the loss counts what was filled in as background.
 
+    A patch of two axes is of a slice, which lies across the volume's last axis and is drawn in the same way.
+
     Parameters
     ----------
     settings
@@ -102,35 +104,46 @@ class Patches:
         subject
             The case, for messages.
         """
-        first = self._first(sample[LABEL].shape[1:], places, np.random.default_rng(seed.spawn(1)[0]))
+        generator = np.random.default_rng(seed.spawn(1)[0])
+        size = sample[LABEL].shape[1:]
+        first = self._first(size, self._centre(places, generator), generator)
         around = {key: self._around(sample[key], first) for key in (IMAGE, LABEL)}
         self._augment.set_random_state(seed=int(seed.generate_state(1)[0]))
         moved = apply(self._augment, around, subject=subject)
         return {key: moved[key][self._middle(moved[key].shape[1:])] for key in (IMAGE, LABEL)}
 
-    def _first(self, size: Sequence[int], places: Places, generator: np.random.Generator) -> list[int]:
-        """The patch's first voxel in the volume; 0 along an axis where the volume is smaller."""
-        room = [max(0, edge - part) for edge, part in zip(size, self._patch, strict=True)]
+    def _centre(self, places: Places, generator: np.random.Generator) -> list[int] | None:
+        """A voxel of a structure, or None where the patch may lie anywhere."""
         if generator.random() >= self.foreground or not places:
-            return [int(generator.integers(most + 1)) for most in room]
+            return None
         voxels = places[sorted(places)[generator.integers(len(places))]]
-        centre = voxels[generator.integers(len(voxels))].tolist()
-        return [
-            min(max(0, place - part // 2), most) for place, part, most in zip(centre, self._patch, room, strict=True)
-        ]
+        centre: list[int] = voxels[generator.integers(len(voxels))].tolist()
+        return centre
+
+    def _first(self, size: Sequence[int], centre: Sequence[int] | None, generator: np.random.Generator) -> list[int]:
+        """The patch's first voxel in the volume; 0 along an axis where the volume is smaller."""
+        parts = [*self._patch, 1][:3]
+        room = [max(0, edge - part) for edge, part in zip(size, parts, strict=True)]
+        if centre is None:
+            return [int(generator.integers(most + 1)) for most in room]
+        return [min(max(0, place - part // 2), most) for place, part, most in zip(centre, parts, room, strict=True)]
 
     def _around(self, values: torch.Tensor, first: Sequence[int]) -> torch.Tensor:
         """The patch with its margin; beyond the volume (filled up to the patch's size) its last voxels go on."""
+        values = torch.as_tensor(values)
+        if len(self._patch) == 2:
+            values = values[..., first[2]]
         inside: list[slice] = [slice(None)]
         filled: list[int] = []
         held: list[int] = []
-        for edge, part, start, margin in zip(values.shape[1:], self._patch, first, self._margin, strict=True):
+        axes = len(self._patch)
+        for edge, part, start, margin in zip(values.shape[1:], self._patch, first[:axes], self._margin, strict=True):
             low, high = start - margin, start + part + margin
             inside.append(slice(max(0, low), min(edge, high)) if edge >= part else slice(None))
             missing = max(0, part - edge)
             filled = [missing // 2, missing - missing // 2, *filled]
             held = [max(0, -low), max(0, high - max(edge, part)), *held]
-        copied = torch.as_tensor(values)[tuple(inside)].float()[None]
+        copied = values[tuple(inside)].float()[None]
         return functional.pad(functional.pad(copied, filled), held, mode="replicate")[0].clone()
 
     def _middle(self, size: Sequence[int]) -> tuple[slice, ...]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
-from imaging.networks import build_network, load_weights
+from imaging.networks import build_segmenter, load_weights
 from imaging.selection import check_channels, check_choice, check_limits
+from imaging.tiles import logits_of
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
 from imaging.volume import Volume
 
@@ -73,7 +73,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._prepare = preprocessing(config.preprocess, with_label=False, scales=config.scales)
-        network = build_network(config.network, in_channels=len(config.scales), out_channels=len(config.labels) + 1)
+        network = build_segmenter(config)
         try:
             load_weights(network, checkpoint.load_weights())
         except (KeyError, ValueError) as error:
@@ -123,15 +123,7 @@ class Predictor:
         total: torch.Tensor | None = None
         with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             for flip in flips:
-                logits = sliding_window_inference(
-                    image_1CXYZ.flip(flip) if flip else image_1CXYZ,
-                    settings.patch,
-                    settings.batch_size,
-                    self._network,
-                    overlap=settings.overlap,
-                    mode="gaussian",
-                )
-                assert isinstance(logits, torch.Tensor)
+                logits = logits_of(self._network, image_1CXYZ.flip(flip) if flip else image_1CXYZ, settings)
                 probability = logits.float().softmax(1)
                 probability = probability.flip(flip) if flip else probability
                 total = probability if total is None else total + probability

@@ -61,7 +61,10 @@ def preprocessing(config: Preprocess, *, with_label: bool, scales: Sequence[Scal
     return Compose(
         [
             monai_transforms.Orientationd(keys, axcodes=config.orientation, labels=None),
-            monai_transforms.Spacingd(keys, pixdim=config.spacing_mm, mode=modes, padding_mode="border"),
+            # MONAI keeps an image's own spacing where it is given 0.
+            monai_transforms.Spacingd(
+                keys, pixdim=[step or 0 for step in config.spacing_mm], mode=modes, padding_mode="border"
+            ),
             Scaled(IMAGE, scales or (config,)),
         ]
     )

@@ -45,10 +45,12 @@ class Scored:
 def default_tolerance(config: SegmentConfig) -> float:
     """The tolerance of the surface Dice in mm: the longest edge of the network's voxels, the least that it can see.
 
+    Axes along which each image keeps its own spacing are not counted; without any other it is 1 mm.
+
     For the Decathlon's hippocampus this is the 1 mm of its challenge (Antonelli et al., Nature Communications 13:4128,
     2022).
     """
-    return float(max(config.preprocess.spacing_mm))
+    return float(max((step for step in config.preprocess.spacing_mm if step is not None), default=1.0))
 
 
 def score_case(predictor: Predictor, case: Case, *, tolerance_mm: float) -> Scored:

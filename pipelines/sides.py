@@ -21,6 +21,7 @@ from imaging.config import ClassifyConfig, Config, SegmentConfig
 from imaging.data import ClassificationData, SegmentationData, without_copies
 from imaging.errors import ConfigInvalid
 from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
+from imaging.networks import check_patches
 from imaging.predict import Predictor
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
@@ -123,8 +124,11 @@ def deal(config: Config, listed: Listed) -> Masked | Classified:
         If a side would be empty, or lack a class.
     PatientLeak
         If a given split has a patient on two sides.
+    ConfigInvalid
+        If the network does not take the config's patches.
     """
     if isinstance(config, SegmentConfig):
+        check_patches(config)
         masked = [case for case in listed.cases if isinstance(case, Case)]
         settings = config.data
         split = split_by_patient(

@@ -24,7 +24,7 @@ from imaging.config.fitting import (
 )
 from imaging.config.load import find_config, load_config
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
-from imaging.config.section import Size3, Vector3
+from imaging.config.section import Size, Size3, Spacing3, Vector3
 from imaging.config.task import ClassifyConfig, Config, SegmentConfig
 
 __all__ = [
@@ -52,7 +52,9 @@ __all__ = [
     "Preprocess",
     "Scale",
     "SegmentConfig",
+    "Size",
     "Size3",
+    "Spacing3",
     "Train",
     "Vector3",
     "VolumesTaken",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from imaging.config.section import LATER, Count, Finite, Pattern, Positive, Section, Vector3
+from imaging.config.section import LATER, Count, Finite, Pattern, Positive, Section, Spacing3
 
 
 class Data(Section):
@@ -76,6 +76,16 @@ class ClassifyData(Data):
     absent: Annotated[Literal["refuse", "tell"], LATER] = "refuse"
 
 
+def _three_axes(orientation: str) -> str:
+    if any(len(set(pair) & set(orientation)) != 1 for pair in ("RL", "AP", "SI")):
+        raise ValueError("one of R and L, of A and P, of S and I, in any order, was expected")
+    return orientation
+
+
+# Where the three axes run towards, such as RAS; the slices of a sagittal network lie across the last axis of ASR.
+Orientation = Annotated[str, Field(pattern=r"^[RLAPSI]{3}$"), AfterValidator(_three_axes)]
+
+
 class Window(Section):
     """Values to network input by fixed numbers: clipped to `low` and `high`, less `mean`, divided by `deviation`.
 
@@ -114,11 +124,12 @@ class Scale(Section):
 class Preprocess(Scale):
     """Volume -> network input, the same in training and serving.
 
-    `orientation` names where the axes run towards, `spacing_mm` the voxels' size along them.
+    `orientation` names where the axes run towards, `spacing_mm` the voxels' size along them (``null``: each image keeps
+    its own).
     """
 
-    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
-    spacing_mm: Vector3
+    orientation: Orientation = "RAS"
+    spacing_mm: Spacing3
 
 
 class Channel(Scale):
@@ -141,7 +152,7 @@ class ClassifyPreprocess(Section):
     """
 
     size: Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
-    orientation: Annotated[str, Field(pattern=r"^[RL][AP][SI]$")] = "RAS"
+    orientation: Orientation = "RAS"
     aspect: Literal["pad", "crop", "stretch"] = "pad"
     normalise: Literal["zscore", "range"] = "zscore"
     range: tuple[Finite, Finite] | None = None

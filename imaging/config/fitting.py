@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from imaging.config.section import LATER, Probability, Section, Size3
+from imaging.config.section import LATER, Probability, Section, Size
 
 
 class Network(Section):
@@ -49,11 +49,12 @@ class Fit(Section):
 class Train(Fit):
     """How a segmenter's weights are found.
 
-    `patch` is in voxels of the network's grid. The share `foreground` of the patches is centred on a voxel of a
+    `patch` is in voxels of the network's grid; with two numbers the network sees slices, which lie across the last axis
+    of `preprocess.orientation`. The share `foreground` of the patches is centred on a voxel of a
     structure, each structure alike; the others lie anywhere.
     """
 
-    patch: Size3
+    patch: Size
     foreground: Annotated[Probability, LATER] = 0.0
 
 
@@ -107,11 +108,12 @@ class ClassifyPredict(Section):
 class Predict(Section):
     """How a segmenter's weights are used.
 
-    Tiles of `patch` voxels overlap by the share `overlap`; probabilities are averaged over flips of `flip_axes` (0 is
+    Tiles of `patch` voxels (of two axes, slice by slice, where `train.patch` has two) overlap by the share `overlap`;
+    probabilities are averaged over flips of `flip_axes` (0 is
     the first axis of `preprocess.orientation`).
     """
 
-    patch: Size3
+    patch: Size
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Annotated[int, Field(ge=1)] = 1
     precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = "bf16"

@@ -19,6 +19,10 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Vector3 = tuple[Positive, Positive, Positive]
 Size3 = tuple[Count, Count, Count]
+# Of a picture or slice, or of a volume.
+Size = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
+# In mm along each axis of the network's grid; None keeps each image's own.
+Spacing3 = tuple[Positive | None, Positive | None, Positive | None]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 

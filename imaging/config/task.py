@@ -80,6 +80,19 @@ class SegmentConfig(_Task):
             raise ValueError("preprocess.window is for configs without channels: each channel has its own")
         return self
 
+    @model_validator(mode="after")
+    def _patches_have_the_same_axes(self) -> SegmentConfig:
+        if len(self.train.patch) != len(self.predict.patch):
+            raise ValueError("train.patch and predict.patch have the same number of axes")
+        if any(axis >= len(self.predict.patch) for axis in self.predict.flip_axes):
+            raise ValueError("predict.flip_axes names an axis that predict.patch does not have")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for each voxel: one a class, the background among them."""
+        return len(self.labels) + 1
+
     @property
     def scales(self) -> tuple[Scale, ...]:
         """How each of the network's channels is scaled."""

@@ -340,7 +340,10 @@ def _rounded(value: float | None) -> float | None:
 
 def _interval(prediction: Prediction, label: Label, amount: float) -> tuple[VolumeInterval | None, str]:
     """The interval of a volume, or None and why there is none."""
-    trained, own = prediction.checkpoint.segmenter().preprocess.spacing_mm, prediction.volume.spacing
+    preprocess, own = prediction.checkpoint.segmenter().preprocess, prediction.volume.spacing
+    if None in preprocess.spacing_mm:
+        return None, "the checkpoint was measured at any spacing, so its interval holds for none"
+    trained = [step for step in preprocess.spacing_mm if step is not None]
     if any(not 0.9 < o / t < 1.1 for o, t in zip(sorted(own), sorted(trained), strict=True)):
         return None, "the checkpoint's interval was measured at another spacing"
     factors = (prediction.checkpoint.metrics.get("volume_interval") or {}).get(label.name)

@@ -11,21 +11,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
+from torch.nn import functional
 
 from imaging.config import SegmentConfig
 from imaging.data import Sample
 from imaging.metrics import dice
-from imaging.networks import build_network
+from imaging.networks import build_segmenter
 from imaging.tasks.base import FittingTask
 from imaging.tasks.losses import dice_cross_entropy
+from imaging.tiles import logits_of
 from imaging.transforms import IMAGE, LABEL
 
 
 class SegmentTask(FittingTask[list[float]]):
     """One segmentation run.
 
-    A network with deep supervision gives its logits in training stacked along a new axis 1.
+    A network with deep supervision gives several logits in training: stacked along a new axis 1 (DynUNet), or one after
+    another and each coarser than the one before (SegResNetDS, MedNeXt).
 
     Parameters
     ----------
@@ -38,25 +40,24 @@ class SegmentTask(FittingTask[list[float]]):
     monitor = "val_dice"
 
     def __init__(self, config: SegmentConfig, train_names: Sequence[str]) -> None:
-        network = build_network(config.network, in_channels=len(config.scales), out_channels=len(config.labels) + 1)
-        super().__init__(network, config.train, train_names)
+        super().__init__(build_segmenter(config), config.train, train_names)
         self.config = config
 
-    def loss(self, logits: torch.Tensor, batch: Sample) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor | Sequence[torch.Tensor], batch: Sample) -> torch.Tensor:
         """Dice and cross-entropy of a batch of patches, the weighted mean over the heads of deep supervision."""
-        # DynUNet gives deep supervision as (B, D, K, X, Y, Z); each deeper head counts half of the one above it.
-        heads = logits.unbind(1) if logits.ndim == 6 else (logits,)
+        label = batch[LABEL]
+        if isinstance(logits, torch.Tensor):
+            heads: Sequence[torch.Tensor] = logits.unbind(1) if logits.ndim > label.ndim else (logits,)
+        else:
+            heads = logits
+        # Each deeper head counts half of the one above it.
         weights = [0.5**depth for depth in range(len(heads))]
-        losses = [dice_cross_entropy(head.float(), batch[LABEL]) for head in heads]
+        losses = [dice_cross_entropy(head.float(), _at_size(label, head.shape[2:])) for head in heads]
         return torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Dice of one whole volume on the network's grid."""
-        settings = self.config.predict
-        logits_BKXYZ = sliding_window_inference(
-            batch[IMAGE], settings.patch, settings.batch_size, self, overlap=settings.overlap, mode="gaussian"
-        )
-        assert isinstance(logits_BKXYZ, torch.Tensor)
+        logits_BKXYZ = logits_of(self, batch[IMAGE], self.config.predict)
         found = logits_BKXYZ.argmax(1)[0].cpu().numpy()
         truth = batch[LABEL][0, 0].cpu().numpy()
         self.keep(int(batch["index"]), [dice(found, truth, label.id) for label in self.config.labels])
@@ -66,3 +67,10 @@ class SegmentTask(FittingTask[list[float]]):
         means = np.nanmean(np.array(kept), axis=0)
         each = {f"val_dice_{label.name}": float(mean) for label, mean in zip(self.config.labels, means, strict=True)}
         return {**each, self.monitor: float(np.nanmean(means))}
+
+
+def _at_size(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A mask on the coarser grid of a deeper head: at each voxel's centre the label that lies there."""
+    if tuple(label.shape[2:]) == tuple(size):
+        return label
+    return functional.interpolate(label.float(), size=tuple(size), mode="nearest-exact").to(label.dtype)

@@ -1,0 +1,98 @@
+"""Every kind of segmentation learns what is known, and what is served is what was learnt. The cases are synthetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from segmented import AFFINE, segment_config, write_cases, written
+
+from imaging.checkpoint import open_checkpoint
+from imaging.errors import ConfigInvalid
+from imaging.nifti import read_nifti
+from imaging.predict import Predictor
+from imaging.volume import Volume
+from pipelines.train import Run, train
+
+
+def trained(folder: Path, *overrides: str, **cases: Any) -> Run:
+    config = segment_config(write_cases(folder / "cases", **cases), *overrides)
+    return train(config=written(config, folder / "boxes.yaml"), out=folder / "run", progress=False)
+
+
+def check_dice(run: Run, least: float) -> None:
+    for side in ("validation", "test"):
+        found = run.checkpoint.metrics[side]["dice"]
+        assert min(figure["mean"] for figure in found.values()) > least, f"{side}: {found}"
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network that sees slices. Read only."""
+    return trained(tmp_path_factory.mktemp("flat"))
+
+
+def test_a_network_of_slices_learns_volumes(flat: Run) -> None:
+    check_dice(flat, 0.9)
+
+
+def test_slices_are_labelled_one_by_one_whatever_lies_beside_them(flat: Run) -> None:
+    """A volume of slices in another order has the masks of its slices in that order."""
+    volume = read_nifti(flat.folder.parent / "cases" / "a_0000.nii.gz")
+    predictor = Predictor(open_checkpoint(flat.checkpoint.folder), device="cpu")
+    order = np.random.default_rng(0).permutation(volume.shape[2])
+    shuffled = Volume(np.ascontiguousarray(volume.array[..., order]), volume.affine, volume.facts)
+    assert np.array_equal(predictor(shuffled).mask_XYZ, predictor(volume).mask_XYZ[..., order])
+    assert predictor(volume).mask_XYZ.any()
+
+
+def test_the_axis_of_the_slices_is_that_of_the_config(tmp_path: Path) -> None:
+    """Sagittal slices in files whose axes run R-L last: the grid comes back as it was."""
+    affine = np.array([[0, 0, 5.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    run = trained(tmp_path, "preprocess.orientation=ASR", "train.epochs=1", affine=affine)
+    volume = read_nifti(tmp_path / "cases" / "a_0000.nii.gz")
+    prediction = Predictor(run.checkpoint, device="cpu")(volume)
+    assert prediction.mask_XYZ.shape == volume.shape
+
+
+def test_a_patch_that_the_network_does_not_take_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"train\.patch: UNet does not take 25 x 24"):
+        trained(tmp_path, "train.patch=[25, 24]")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("predict.patch=[24, 24, 8]",),
+        ("predict.flip_axes=[2]",),
+        ("train.patch=[24]",),
+        ("preprocess.orientation=RLS",),
+        ("preprocess.orientation=RA",),
+    ],
+    ids=str,
+)
+def test_axes_that_do_not_go_together_are_refused(overrides: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigInvalid):
+        segment_config(Path("cases.csv"), *overrides)
+
+
+@pytest.mark.parametrize("name", ["SegResNetDS", "DynUNet"])
+def test_deep_supervision_learns_too(tmp_path: Path, name: str) -> None:
+    options = {
+        "SegResNetDS": "{init_filters: 8, blocks_down: [1, 1, 1], norm: instance, dsdepth: 2}",
+        "DynUNet": "{filters: [8, 16, 16], kernel_size: [3, 3, 3], strides: [1, 2, 2], upsample_kernel_size: [2, 2],"
+        " norm_name: [instance, {affine: true}], deep_supervision: true, deep_supr_num: 1}",
+    }[name]
+    run = trained(tmp_path, f"network={{name: {name}, options: {options}}}", "predict.flip_axes=[]")
+    check_dice(run, 0.85)
+
+
+def test_the_phantoms_are_as_said(tmp_path: Path) -> None:
+    write_cases(tmp_path, channels=2)
+    image, mask = read_nifti(tmp_path / "a_0000.nii.gz"), read_nifti(tmp_path / "a_mask.nii.gz")
+    assert np.allclose(image.affine, AFFINE)
+    assert sorted(np.unique(mask.array)) == [0, 1, 2]
+    assert (image.array[0][mask.array[0] == 0] > 140).sum() > 100, "the decoy is bright and is no structure"
