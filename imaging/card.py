@@ -10,6 +10,7 @@ from typing import Any
 
 from imaging.config import ClassifyConfig, Config, SegmentConfig
 from imaging.interval import Interval
+from imaging.scores import TITLES
 
 
 def _trained(metrics: Mapping[str, Any]) -> list[str]:
@@ -87,12 +88,6 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-_FIGURES = {
-    "auc": "AUC", "auprc": "AUPRC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
-    "ppv": "PPV", "npv": "NPV", "f1": "F1", "brier": "Brier", "ece": "ECE",
-}  # fmt: skip
-
-
 def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
     """How well a classifier tells cases apart, how it was calibrated, and where it abstains."""
     chosen = "" if "last_epoch" in metrics.get("training", {}) else "epoch, the "
@@ -105,7 +100,7 @@ def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[
         parts = [side for side in ("validation", "test") if side in metrics]
         lines += ["", f"| {name} | " + " | ".join(f"{side}, {metrics[side]['cases']} cases" for side in parts) + " |"]
         lines += ["| --- |" + " --- |" * len(parts)]
-        for key, title in _FIGURES.items():
+        for key, title in TITLES.items():
             cells = [str(Interval(**metrics[side]["scores"][name][key])) for side in parts]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
         if threshold is not None:

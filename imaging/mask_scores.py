@@ -20,8 +20,13 @@ from imaging.config import Label, Vector3
 from imaging.metrics import bootstrap_means, dice
 from imaging.surface import boundary, volume_error_percent
 
-# The scores by their names in metrics.json, predictions.csv and the model card, with their units.
-SCORES = {"dice": "", "hd95_mm": "mm", "surface_dice": "", "volume_error_percent": "%"}
+# The scores by their names in metrics.json and predictions.csv, and what they are called.
+TITLES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95, mm",
+    "surface_dice": "Surface Dice",
+    "volume_error_percent": "Volume error, %",
+}
 
 # Those that go from 0 to 1.
 SHARES = ("dice", "surface_dice")
@@ -112,12 +117,12 @@ def summary(cases: Sequence[CaseScore], labels: Sequence[Label], *, tolerance_mm
     Returns
     -------
     dict
-        ``cases``, ``patients``, for each of `SCORES` the mean and interval by label, ``tolerance_mm`` and ``each``
+        ``cases``, ``patients``, for each of `TITLES` the mean and interval by label, ``tolerance_mm`` and ``each``
         (Dice of every case, a value a label).
     """
     patients = [case.patient for case in cases]
     found: dict[str, Any] = {"cases": len(cases), "patients": len(set(patients))}
-    for score in SCORES:
+    for score in TITLES:
         values_NK = np.array(
             [[getattr(case.structures[label.name], score) for label in labels] for case in cases], dtype=np.float64
         ).reshape(len(cases), len(labels))

@@ -10,6 +10,7 @@ Shapes: N cases; ``truth`` bool (N,), ``probability`` float64 (N,) of being true
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,12 @@ RESTING_ON_THRESHOLD = ("accuracy", "sensitivity", "specificity", "ppv", "npv", 
 _BINS = 10
 # Sums of shares that make 1 may end this far from it.
 _NOTHING = 1e-9
+
+# The figures by their names in metrics.json, and what they are called.
+TITLES = {
+    "auc": "AUC", "auprc": "AUPRC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
+    "ppv": "PPV", "npv": "NPV", "f1": "F1", "brier": "Brier", "ece": "ECE",
+}  # fmt: skip
 
 
 def auc(truth: Truth, probability: Probability) -> float:
@@ -48,21 +55,59 @@ def average_precision(truth: Truth, probability: Probability) -> float:
     Davis and Goadrich, *The relationship between precision-recall and ROC curves*, ICML 2006, section 4: joining the
     points by lines would promise too much.
     """
-    positives = int(truth.sum())
-    if not positives:
-        return float("nan")
-    order = np.argsort(-probability, kind="stable")
-    found = np.cumsum(truth[order])
-    # Cases of equal probability are found together: only the last of them is a point of the curve.
-    last = np.append(np.diff(probability[order]) != 0, True)
-    precision = (found / np.arange(1, len(truth) + 1))[last]
-    recall = found[last] / positives
-    return float((np.diff(recall, prepend=0) * precision).sum())
+    return precision_recall_curve(truth, probability)[2] if truth.any() else float("nan")
 
 
 def brier(truth: Truth, probability: Probability) -> float:
     """Mean squared distance of the probability from what was true. Brier, Monthly Weather Review 78 (1950) 1-3."""
     return float(((probability - truth) ** 2).mean()) if len(truth) else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """The cases whose probability lies from `low` to under `high` (the last bin: to 1).
+
+    Attributes
+    ----------
+    low, high
+        Its edges.
+    cases
+        How many.
+    probability, share
+        The mean of what they were given, and the share of them that is true; None without a case.
+    """
+
+    low: float
+    high: float
+    cases: int
+    probability: float | None
+    share: float | None
+
+
+def reliability(truth: Truth, probability: Probability) -> tuple[Bin, ...]:
+    """How far probabilities can be believed, in ten equal bins.
+
+    DeGroot and Fienberg, *The comparison and evaluation of forecasters*, The Statistician 32 (1983) 12-22.
+    """
+    bins = np.minimum((probability * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS).tolist()
+    given = np.bincount(bins, probability, _BINS).tolist()
+    true = np.bincount(bins, truth, _BINS).tolist()
+    return tuple(
+        Bin(at / _BINS, (at + 1) / _BINS, n, p / n if n else None, t / n if n else None)
+        for at, (n, p, t) in enumerate(zip(counts, given, true, strict=True))
+    )
+
+
+def wilson(share: float, cases: int) -> tuple[float, float]:
+    """The 95 % interval of a share of some independent cases.
+
+    Wilson, *Probable inference, the law of succession, and statistical inference*, JASA 22 (1927) 209-212.
+    """
+    z = 1.959964
+    centre = (share + z * z / (2 * cases)) / (1 + z * z / cases)
+    reach = z / (1 + z * z / cases) * np.sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases))
+    return max(float(centre - reach), 0.0), min(float(centre + reach), 1.0)
 
 
 def expected_calibration_error(truth: Truth, probability: Probability) -> float:
@@ -73,9 +118,59 @@ def expected_calibration_error(truth: Truth, probability: Probability) -> float:
     if not len(truth):
         return float("nan")
     bins = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    counts = np.bincount(bins, minlength=_BINS)
     gaps = np.abs(np.bincount(bins, truth, _BINS) - np.bincount(bins, probability, _BINS))
-    return float(gaps.sum() / counts.sum())
+    return float(gaps.sum() / len(truth))
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How many cases were called what: rightly true, wrongly true, wrongly not, rightly not."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+
+def confusion(truth: Truth, called: Truth) -> Confusion:
+    """Count what was true against what was called true."""
+    return Confusion(
+        int((called & truth).sum()),
+        int((called & ~truth).sum()),
+        int((~called & truth).sum()),
+        int((~called & ~truth).sum()),
+    )
+
+
+def roc_curve(truth: Truth, probability: Probability) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """1 - specificity and sensitivity at every threshold that there is, from (0, 0) to (1, 1).
+
+    Cases of equal probability are called true together, so that the area under straight lines is `auc`. Both are NaN
+    throughout where a side has no case.
+    """
+    found, false = _counts(truth, probability)
+    with np.errstate(invalid="ignore"):
+        return false / false[-1], found / found[-1]
+
+
+def precision_recall_curve(
+    truth: Truth, probability: Probability
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Recall and precision at every threshold, and `average_precision`, which is the area under their steps."""
+    found, false = (counts[1:] for counts in _counts(truth, probability))
+    with np.errstate(invalid="ignore"):
+        recall = found / found[-1] if len(found) else found
+    precision = found / np.maximum(found + false, 1)
+    return recall, precision, float((np.diff(recall, prepend=0) * precision).sum())
+
+
+def _counts(truth: Truth, probability: Probability) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """True and false cases with at least each probability that there is, the greatest first, beginning with none."""
+    order = np.argsort(-probability, kind="stable")
+    # Cases of equal probability are found together: only the last of them is a point of the curve.
+    last = np.append(np.diff(probability[order]) != 0, True)[: len(order)]
+    found, false = (np.cumsum(side[order])[last].astype(np.float64) for side in (truth, ~truth))
+    return np.append(0.0, found), np.append(0.0, false)
 
 
 def _share(part: int, whole: int) -> float:
@@ -91,24 +186,28 @@ def scores_of(truth: Truth, probability: Probability, threshold: float | NDArray
     -------
     dict
         ``auc``, ``auprc``, ``accuracy``, ``sensitivity``, ``specificity``, ``ppv``, ``npv``, ``f1``, ``brier`` and
-        ``ece``; NaN where the sample cannot show it.
+        ``ece``; NaN where the sample cannot show it, and for what asks a threshold where that is NaN.
     """
-    called = probability >= threshold
-    rests_on_it = dict.fromkeys(RESTING_ON_THRESHOLD, float("nan")) if np.isnan(threshold).any() else {}
-    hits, false = int((called & truth).sum()), int((called & ~truth).sum())
-    misses, right = int((~called & truth).sum()), int((~called & ~truth).sum())
-    return {
-        "auc": auc(truth, probability),
-        "auprc": average_precision(truth, probability),
+    found = confusion(truth, probability >= threshold)
+    hits, false = found.true_positive, found.false_positive
+    misses, right = found.false_negative, found.true_negative
+    called = {
         "accuracy": _share(hits + right, len(truth)),
         "sensitivity": _share(hits, hits + misses),
         "specificity": _share(right, right + false),
         "ppv": _share(hits, hits + false),
         "npv": _share(right, right + misses),
         "f1": _share(2 * hits, 2 * hits + false + misses),
+    }
+    if np.isnan(threshold).any():
+        called = dict.fromkeys(RESTING_ON_THRESHOLD, float("nan"))
+    return {
+        "auc": auc(truth, probability),
+        "auprc": average_precision(truth, probability),
+        **called,
         "brier": brier(truth, probability),
         "ece": expected_calibration_error(truth, probability),
-    } | rests_on_it
+    }
 
 
 def scores_with_intervals(

@@ -8,14 +8,12 @@ The result folder::
     fold_<k>/                a run folder each
     cross_validation.json    every case measured once, by the network that has not seen it; intervals over patients
     predictions.csv          a row a case
-    cross_validation.html    the same for the eye, with the worst cases' pictures (segmenters)
+    cross_validation.html    the same for the eye, with plots and the worst cases' pictures
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import json
 import logging
 import shutil
@@ -34,9 +32,11 @@ from imaging.errors import CheckpointCorrupt, ConfigInvalid, NothingToResume, Ou
 from imaging.files import write_whole
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
-from imaging.report.evaluation import render_evaluation
-from pipelines.evaluate import PREDICTIONS, TITLES, as_csv
+from imaging.report.mask_page import render_masks
+from pipelines.measure_classifier import class_page, results_of
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured, measure_classes, measure_masks
+from pipelines.predictions import class_rows, mask_rows
+from pipelines.result import PREDICTIONS
 from pipelines.run_folder import check_same
 from pipelines.sides import Classified, Listed, Masked, deal, list_for
 from pipelines.train import publish, resolve, run
@@ -210,12 +210,14 @@ def _collected(folder: Path, folds: Sequence[Fold[Any]], on_case: OnCase | None)
     if isinstance(config, SegmentConfig):
         masks = measure_masks(folds, on_case)
         metrics = _about(config, folds) | masks.metrics
-        write_whole(folder / PREDICTIONS, as_csv(masks.scores, config.labels, masks.fold_of))
+        write_whole(folder / PREDICTIONS, mask_rows(masks.scores, config.labels, masks.fold_of))
         write_whole(folder / PAGE, _page(config, metrics, masks))
     else:
         classes = measure_classes(folds)
         metrics = _about(config, folds) | classes.metrics
-        write_whole(folder / PREDICTIONS, _classes_as_csv(classes))
+        rows = class_rows(results_of(classes.config, classes.asked, classes.applied), classes.config, classes.fold_of)
+        write_whole(folder / PREDICTIONS, rows)
+        write_whole(folder / PAGE, _page(config, metrics, classes))
     # Last, for it vouches for the others.
     write_whole(folder / RESULT, json.dumps(metrics, indent=1) + "\n")
     return CrossValidation(folder, metrics)
@@ -237,22 +239,12 @@ def _about(config: Config, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
     }
 
 
-def _page(config: SegmentConfig, metrics: dict[str, Any], masks: MasksMeasured) -> str:
+def _page(config: Config, metrics: dict[str, Any], found: MasksMeasured | ClassesMeasured) -> str:
     """The page of an evaluation, of no one checkpoint."""
-    shown = {**metrics["cross_validation"], "refused": [], "seen_in_training": [], "cross_validation": metrics}
-    told = ("data", "software", "software_version")
-    shown |= {key: metrics[key] for key in told}
-    shown["checkpoint"] = {key: metrics[key] for key in ("name", "title", "version")}
-    return render_evaluation(shown, config.labels, masks.scores, masks.worst, TITLES)
-
-
-def _classes_as_csv(found: ClassesMeasured) -> str:
-    """A row a case: its classes, the probability of each that its network gave, and the fold."""
-    each = found.metrics["cross_validation"]["each"]
-    names = [item.name for item in found.config.classes]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "label", *(f"probability_{name}" for name in names), "fold"])
-    for name, told in each.items():
-        writer.writerow([name, "|".join(told["classes"]), *told["probability"], found.fold_of[name]])
-    return text.getvalue()
+    shown = {**metrics["cross_validation"], "refused": [], "seen_in_training": [], "seen_in_validation": []}
+    shown |= {key: metrics[key] for key in ("data", "software", "software_version")}
+    shown |= {"checkpoint": {key: metrics[key] for key in ("name", "title", "version")}, "cross_validation": metrics}
+    if isinstance(found, ClassesMeasured):
+        return class_page(shown, found.config, found.asked, found.applied)
+    assert isinstance(config, SegmentConfig)
+    return render_masks(shown, config.labels, found.scores, found.worst)

@@ -1,12 +1,13 @@
-"""Calibrate a classifier on its validation cases and measure it on those and on test, by the code that serves it.
+"""Measure a classifier by the code that serves it: on the held-out cases of its training, or on any others.
 
-Invariant: temperature and thresholds come from the validation cases alone; the test cases only say whether they hold.
+Invariant: temperature and thresholds come from the validation cases of the training alone; whatever other cases say,
+they say it of these, and nothing is fitted on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
 from imaging.cases import ClassifiedCase, load_picture
-from imaging.classifier import Classifier, is_strange, judge, targets_of
+from imaging.classifier import Assessment, Classifier, is_strange, judge, targets_of
 from imaging.config import ClassifyConfig
-from imaging.scores import scores_with_intervals, share_with_interval
-
-# Of a fact with more different values than this, groups are made of neighbouring values.
-_FEW_VALUES = 10
-# In a smaller group the intervals would span everything.
-_SMALLEST_GROUP = 20
-_AGES = (0, 18, 40, 60, 80, 200)
+from imaging.dataset_check import OnCase
+from imaging.errors import ImagingError, TooFewCases
+from imaging.report.class_page import CaseResult, TargetResult, render_classes, surest_mistakes
+from imaging.report.pictures import overview
+from imaging.scores import confusion, reliability, scores_with_intervals, share_with_interval
+from imaging.subgroups import subgroups
+from pipelines.predictions import class_rows
+from pipelines.result import Measured, Result, of_side, provenance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,22 +76,52 @@ class Applied:
         )
 
 
-def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]]) -> dict[str, Any]:
-    """Every figure of each side's cases, and the calibration that they were measured with.
+def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]], *, data: str) -> Measured:
+    """Calibrate on the validation cases, and measure each side with that calibration.
 
     Returns
     -------
-    dict
-        ``calibration`` (see `calibrated`), and what `figures` gives for each side.
+    Measured
+        ``calibration`` (see `calibrated`), and what `figures` gives for each side; a page a side.
+
+    Raises
+    ------
+    InputRefused, SeveralSeries
+        If a case cannot be read, or the classifier does not take it.
     """
     config = classifier.checkpoint.classifier()
     asked = {side: ask(classifier, cases) for side, cases in sides.items()}
     calibration = calibrated(config, asked["validation"])
-    measured = {
-        side: figures(config, answers, apply_calibration(config, answers, calibration))
-        for side, answers in asked.items()
+    metrics: dict[str, Any] = {"calibration": calibration}
+    pages = {}
+    for side, answers in asked.items():
+        applied = apply_calibration(config, answers, calibration)
+        metrics[side] = figures(config, answers, applied)
+        about = of_side(classifier.checkpoint, data, side, [case.name for case in answers.cases])
+        pages[side] = class_page({**about, "calibration": calibration, **metrics[side]}, config, answers, applied)
+    return Measured(metrics, pages)
+
+
+def evaluate_classifier(
+    classifier: Classifier, cases: Sequence[ClassifiedCase], *, data: str, on_case: OnCase | None = None
+) -> Result:
+    """Measure a checkpoint by its own calibration; a case that it cannot be asked about is told and left out."""
+    config, own = classifier.checkpoint.classifier(), classifier.checkpoint.metrics.get("calibration") or {}
+    answers, refused = ask_each(classifier, cases, on_case=on_case)
+    names = [case.name for case in answers.cases] if answers else []
+    metrics = {
+        **provenance(classifier.checkpoint, data, names),
+        "calibration": {key: value for key, value in own.items() if key != "familiar"},
+        "cases": 0,
+        "refused": [error.as_dict() for error in refused],
     }
-    return {"calibration": calibration, **measured}
+    if answers is None:
+        return Result(metrics, "", "", tuple(refused))
+    applied = apply_calibration(config, answers, own)
+    metrics |= figures(config, answers, applied)
+    metrics["notes"] = unknowable(config, metrics)
+    rows = class_rows(results_of(config, answers, applied), config)
+    return Result(metrics, rows, class_page(metrics, config, answers, applied), tuple(refused))
 
 
 def ask(classifier: Classifier, cases: Sequence[ClassifiedCase]) -> Asked:
@@ -99,16 +131,41 @@ def ask(classifier: Classifier, cases: Sequence[ClassifiedCase]) -> Asked:
     ------
     InputRefused, SeveralSeries
         If a case cannot be read, or the classifier does not take it.
+    TooFewCases
+        If there is none.
     """
-    names = [item.name for item in classifier.checkpoint.classifier().classes]
-    truth_NK = np.array([[name in case.classes for name in names] for case in cases])
-    answers = [classifier.ask(load_picture(case)) for case in cases]
-    return Asked(
-        cases,
-        truth_NK,
+    answers, refused = ask_each(classifier, cases)
+    for error in refused:
+        raise error
+    if answers is None:
+        raise TooFewCases("cases", seen="none", expected="at least one was expected", remedy="Add cases")
+    return answers
+
+
+def ask_each(
+    classifier: Classifier, cases: Sequence[ClassifiedCase], *, on_case: OnCase | None = None
+) -> tuple[Asked | None, list[ImagingError]]:
+    """What a classifier says of every case that it can be asked about, and why it cannot of the others."""
+    answers, taken, refused = [], [], []
+    for number, case in enumerate(cases):
+        if on_case:
+            on_case(case.name, number, len(cases))
+        try:
+            answers.append(classifier.ask(load_picture(case)))
+        except ImagingError as error:
+            refused.append(error)
+        else:
+            taken.append(case)
+    if not answers:
+        return None, refused
+    classes = [item.name for item in classifier.checkpoint.classifier().classes]
+    asked = Asked(
+        taken,
+        np.array([[name in case.classes for name in classes] for case in taken], dtype=np.bool_),
         np.stack([answer.logits_K for answer in answers]),
         np.stack([answer.thumbnail for answer in answers]),
     )
+    return asked, refused
 
 
 def _familiar(share: float | None, thumbnails: NDArray[np.float64]) -> dict[str, Any] | None:
@@ -154,20 +211,21 @@ def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:
 
 
 def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mapping[str, Any]) -> Applied:
-    """Probabilities, thresholds and who is left undecided, by a calibration as `calibrated` gives it."""
-    probability_NK = probability_of(
-        answers.logits_NK, softmax=config.output == "softmax", temperature=calibration["temperature"]
-    )
+    """Probabilities, thresholds and who is left undecided, by a calibration as `calibrated` gives it.
+
+    Of a checkpoint without one the temperature is 1 and every threshold NaN, and everybody is left undecided.
+    """
+    temperature = calibration.get("temperature", 1.0)
+    probability_NK = probability_of(answers.logits_NK, softmax=config.output == "softmax", temperature=temperature)
     strange_N = is_strange(answers.thumbnails, calibration).tolist()
-    undecided = {}
+    undecided, thresholds = {}, {}
     for target in targets_of(config):
+        threshold = (calibration.get("thresholds") or {}).get(target.name)
+        thresholds[target.name] = np.full(len(answers.cases), np.nan if threshold is None else threshold)
         if target.abnormal:
             probability_N = target.probability(probability_NK).tolist()
             told = [judge(target, p, calibration, strange=s) for p, s in zip(probability_N, strange_N, strict=True)]
             undecided[target.name] = np.array([judgement.assessment == "indeterminate" for judgement in told])
-    thresholds = {
-        name: np.full(len(answers.cases), np.nan if t is None else t) for name, t in calibration["thresholds"].items()
-    }
     return Applied(probability_NK, thresholds, undecided)
 
 
@@ -179,19 +237,58 @@ def figures(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[st
     dict
         ``cases``, ``patients``, ``scores`` (for each target its figures with 95 % bootstrap intervals over patients),
         ``indeterminate`` (the share that is called neither normal nor abnormal; the figures count them by the threshold
-        alone), ``likeliest_accuracy`` (softmax: how often the likeliest class is the true one), ``subgroups`` and
-        ``each`` (truth and probability of every class in every case).
+        alone), with softmax ``likeliest_accuracy`` (how often the likeliest class is the true one) and ``likeliest``
+        (how often which class was taken for which: a row a true class, a column a likeliest one), ``confusion`` and
+        ``reliability`` of each target, ``subgroups`` and ``each`` (truth and probability of every class in every case).
     """
-    shares = {name: round(float(undecided_N.mean()), 5) for name, undecided_N in applied.undecided.items()}
-    each = {
-        case.name: {"classes": list(case.classes), "probability": [round(float(p), 5) for p in row]}
-        for case, row in zip(answers.cases, applied.probability_NK, strict=True)
-    }
-    groups = {name: _measured(config, answers, applied, chosen) for name, chosen in _subgroups(answers.cases).items()}
     everyone = np.arange(len(answers.cases))
     return {
-        **_measured(config, answers, applied, everyone), "indeterminate": shares, "subgroups": groups, "each": each
-    }  # fmt: skip
+        **_measured(config, answers, applied, everyone),
+        "indeterminate": {name: round(float(there_N.mean()), 5) for name, there_N in applied.undecided.items()},
+        **_counted(config, answers, applied),
+        "subgroups": {
+            name: _measured(config, answers, applied, chosen) for name, chosen in subgroups(answers.cases).items()
+        },
+        "each": {
+            case.name: {"classes": list(case.classes), "probability": [round(float(p), 5) for p in row]}
+            for case, row in zip(answers.cases, applied.probability_NK, strict=True)
+        },
+    }
+
+
+def _counted(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[str, Any]:
+    """How many cases were called what, and how often what was probable was true."""
+    found: dict[str, Any] = {"confusion": {}, "reliability": {}}
+    for target in targets_of(config):
+        truth, probability = target.truth(answers.truth_NK), target.probability(applied.probability_NK)
+        threshold_N = applied.thresholds[target.name]
+        counts = None if np.isnan(threshold_N).any() else asdict(confusion(truth, probability >= threshold_N))
+        found["confusion"][target.name] = counts
+        found["reliability"][target.name] = [
+            {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(bin_).items()}
+            for bin_ in reliability(truth, probability)
+        ]
+    if config.output == "softmax":
+        true_N, said_N = answers.truth_NK.argmax(axis=1), applied.probability_NK.argmax(axis=1)
+        names = [item.name for item in config.classes]
+        counts_KK = np.zeros((len(names), len(names)), dtype=int)
+        np.add.at(counts_KK, (true_N, said_N), 1)
+        found["likeliest"] = {"classes": names, "counts": counts_KK.tolist()}
+    return found
+
+
+def unknowable(config: ClassifyConfig, found: Mapping[str, Any]) -> list[str]:
+    """In words, which figures some cases cannot show; `found` is what `figures` gives."""
+    told = []
+    for target in targets_of(config):
+        true_cases = found["scores"][target.name]["true_cases"]
+        if not true_cases:
+            told.append(f"no case has {target.name}: its AUC, AUPRC and sensitivity cannot be known")
+        elif true_cases == found["cases"]:
+            told.append(f"every case has {target.name}: its AUC and specificity cannot be known")
+        if target.abnormal and found["confusion"][target.name] is None:
+            told.append(f"the checkpoint has no threshold for {target.name}: no case is called normal or abnormal")
+    return told
 
 
 def _measured(config: ClassifyConfig, answers: Asked, applied: Applied, chosen: NDArray[np.int64]) -> dict[str, Any]:
@@ -212,32 +309,41 @@ def _measured(config: ClassifyConfig, answers: Asked, applied: Applied, chosen: 
     return measured
 
 
-def _subgroups(cases: Sequence[ClassifiedCase]) -> dict[str, NDArray[np.int64]]:
-    """The cases of each value of each fact, by ``fact=value``; small groups are left out."""
-    groups: dict[str, list[int]] = {}
-    for fact in sorted({name for case in cases for name in case.facts}):
-        told = [case.facts.get(fact, "").strip() for case in cases]
-        bands = _bands(fact, told)
-        for index, value in enumerate(told):
-            if value:
-                groups.setdefault(f"{fact}={bands.get(value, value)}", []).append(index)
-        if len(set(told)) > _FEW_VALUES and not bands:
-            groups = {name: found for name, found in groups.items() if not name.startswith(f"{fact}=")}
-    return {name: np.array(found) for name, found in groups.items() if len(found) >= _SMALLEST_GROUP}
+def results_of(config: ClassifyConfig, answers: Asked, applied: Applied) -> list[CaseResult]:
+    """What is said of each case, as serving would say it."""
+    targets: dict[str, list[TargetResult]] = {}
+    for target in targets_of(config):
+        undecided_N = applied.undecided.get(target.name, np.ones(len(answers.cases), dtype=np.bool_))
+        targets[target.name] = [
+            TargetResult(truth, p, None if np.isnan(t) else t, _assessed(p, t, undecided=undecided))
+            for truth, p, t, undecided in zip(
+                target.truth(answers.truth_NK).tolist(),
+                target.probability(applied.probability_NK).tolist(),
+                applied.thresholds[target.name].tolist(),
+                undecided_N.tolist(),
+                strict=True,
+            )
+        ]
+    return [
+        CaseResult(
+            case.name,
+            case.classes,
+            {item.name: float(applied.probability_NK[number, item.id]) for item in config.classes},
+            {name: found[number] for name, found in targets.items()},
+        )
+        for number, case in enumerate(answers.cases)
+    ]
 
 
-def _bands(fact: str, told: Sequence[str]) -> dict[str, str]:
-    """For each value of a number with many values its band: ages by decades of life, others by thirds of the cases."""
-    values = {value for value in told if value}
-    try:
-        numbers = {value: float(value) for value in values}
-    except ValueError:
-        return {}
-    if len(values) <= _FEW_VALUES:
-        return {}
-    if fact.lower() == "age":
-        edges: Sequence[float] = _AGES
-    else:
-        edges = [-np.inf, *np.quantile([numbers[value] for value in told if value], [1 / 3, 2 / 3]).tolist(), np.inf]
-    places = {value: int(np.searchsorted(edges[1:-1], number, side="right")) for value, number in numbers.items()}
-    return {value: f"{edges[place]:g} to under {edges[place + 1]:g}" for value, place in places.items()}
+def _assessed(probability: float, threshold: float, *, undecided: bool) -> Assessment:
+    if undecided:
+        return "indeterminate"
+    return "abnormal" if probability >= threshold else "normal"
+
+
+def class_page(metrics: Mapping[str, Any], config: ClassifyConfig, answers: Asked, applied: Applied) -> str:
+    """The page, with the pictures of the surest mistakes; only these are read again."""
+    results = results_of(config, answers, applied)
+    wrong = {found.name for target in targets_of(config) for found in surest_mistakes(results, target.name)}
+    pictures = {case.name: overview(load_picture(case)) for case in answers.cases if case.name in wrong}
+    return render_classes(metrics, config, results, pictures)

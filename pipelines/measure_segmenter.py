@@ -1,4 +1,4 @@
-"""Measure a segmenter, by the code that serves it: one case, or the held-out cases of a training.
+"""Measure a segmenter by the code that serves it: on the held-out cases of its training, or on any others.
 
 Invariant: each mask is compared on its image's own grid, as a user gets it, not on what a network sees; what is
 calibrated comes from the validation cases, and the test cases only say whether it holds.
@@ -6,6 +6,7 @@ calibrated comes from the validation cases, and the test cases only say whether 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,20 @@ from numpy.typing import NDArray
 from imaging.calibrate import conformal_ratio
 from imaging.config import Label, SegmentConfig
 from imaging.data import load_case
+from imaging.dataset_check import OnCase
+from imaging.errors import ImagingError
 from imaging.manifest import Case
 from imaging.mask_scores import CaseScore, score_structures, summary
 from imaging.predict import Prediction, Predictor
+from imaging.report.mask_page import WorstCase, render_masks
+from imaging.report.pictures import comparison
+from pipelines.predictions import mask_rows
+from pipelines.result import Measured, Result, of_side, provenance
 
 # Validation sets of some 30 cases cannot show more than this (see `conformal_ratio`).
 VOLUME_COVERAGE = 0.9
+# How many of the worst cases are shown.
+_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,26 +86,103 @@ def score_case(predictor: Predictor, case: Case, *, tolerance_mm: float) -> Scor
     return Scored(CaseScore(case.name, case.patient, structures), prediction, truth)
 
 
-def measure_segmenter(predictor: Predictor, sides: dict[str, list[Case]]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredCases:
+    """Some cases that were scored.
+
+    Attributes
+    ----------
+    scores
+        Of each.
+    worst
+        Those with the least Dice, the worst first, with their pictures.
+    refused
+        Why others were left out.
+    """
+
+    scores: Sequence[CaseScore]
+    worst: Sequence[WorstCase]
+    refused: Sequence[ImagingError]
+
+
+def score_each(
+    predictor: Predictor, cases: Sequence[Case], *, tolerance_mm: float, on_case: OnCase | None = None
+) -> ScoredCases:
+    """Score every case that can be scored."""
+    scores: list[CaseScore] = []
+    worst: list[WorstCase] = []
+    refused: list[ImagingError] = []
+    for number, case in enumerate(cases):
+        if on_case:
+            on_case(case.name, number, len(cases))
+        try:
+            scored = score_case(predictor, case, tolerance_mm=tolerance_mm)
+        except ImagingError as error:
+            refused.append(error)
+            continue
+        scores.append(scored.score)
+        # Only the pictures of the worst so far are kept: a data set's volumes would not fit in memory.
+        if not math.isnan(scored.score.mean_dice) and _is_worse(scored.score, worst):
+            worst.append(WorstCase(scored.score, *comparison(scored.prediction, scored.truth_XYZ)))
+            worst = list(worst_of(worst))
+    return ScoredCases(scores, worst, refused)
+
+
+def worst_of(cases: Sequence[WorstCase]) -> tuple[WorstCase, ...]:
+    """Those that a page shows, the worst first."""
+    return tuple(sorted(cases, key=lambda item: item.case.mean_dice)[:_SHOWN])
+
+
+def _is_worse(score: CaseScore, worst: Sequence[WorstCase]) -> bool:
+    return len(worst) < _SHOWN or score.mean_dice < worst[-1].case.mean_dice
+
+
+def evaluate_segmenter(
+    predictor: Predictor, cases: Sequence[Case], *, data: str, tolerance_mm: float, on_case: OnCase | None = None
+) -> Result:
+    """Measure a checkpoint; a case that it cannot be asked about is told and left out."""
+    labels = predictor.checkpoint.segmenter().labels
+    found = score_each(predictor, cases, tolerance_mm=tolerance_mm, on_case=on_case)
+    metrics = {
+        **provenance(predictor.checkpoint, data, [score.name for score in found.scores]),
+        **(summary(found.scores, labels, tolerance_mm=tolerance_mm) if found.scores else {"cases": 0}),
+        "refused": [error.as_dict() for error in found.refused],
+    }
+    if not found.scores:
+        return Result(metrics, "", "", tuple(found.refused))
+    page = render_masks(metrics, labels, found.scores, found.worst)
+    return Result(metrics, mask_rows(found.scores, labels), page, tuple(found.refused))
+
+
+def measure_segmenter(predictor: Predictor, sides: dict[str, list[Case]], *, data: str) -> Measured:
     """Scores on each side's cases, on each image's own grid.
 
     Returns
     -------
-    dict
-        For each side what `imaging.mask_scores.summary` gives; and ``volume_interval``, the conformal factors from the
-        validation cases with their coverage on test.
+    Measured
+        For each side what `imaging.mask_scores.summary` gives; ``volume_interval``, the conformal factors from the
+        validation cases with their coverage on test; and a page a side.
+
+    Raises
+    ------
+    LabelMismatch, InputRefused
+        If a case cannot be scored.
     """
     config = predictor.checkpoint.segmenter()
     tolerance = default_tolerance(config)
-    scored = {
-        side: [score_case(predictor, case, tolerance_mm=tolerance).score for case in cases]
-        for side, cases in sides.items()
-    }
-    metrics: dict[str, Any] = {
-        side: summary(scores, config.labels, tolerance_mm=tolerance) for side, scores in scored.items()
-    }
+    metrics: dict[str, Any] = {}
+    pages: dict[str, str] = {}
+    scored: dict[str, Sequence[CaseScore]] = {}
+    for side, cases in sides.items():
+        found = score_each(predictor, cases, tolerance_mm=tolerance)
+        for error in found.refused:
+            raise error
+        scored[side] = found.scores
+        metrics[side] = summary(found.scores, config.labels, tolerance_mm=tolerance)
+        about = of_side(predictor.checkpoint, data, side, [case.name for case in found.scores])
+        pages[side] = render_masks({**about, **metrics[side]}, config.labels, found.scores, found.worst)
     metrics["volume_interval"] = volume_intervals(config.labels, scored.get("validation", ()), scored.get("test", ()))
-    return metrics
+    return Measured(metrics, pages)
 
 
 def volume_intervals(

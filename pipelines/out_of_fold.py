@@ -20,13 +20,12 @@ from imaging.classifier import Classifier, targets_of
 from imaging.config import ClassifyConfig
 from imaging.dataset_check import OnCase
 from imaging.errors import PatientLeak
-from imaging.mask_scores import SCORES, CaseScore, rounded, summary
+from imaging.mask_scores import TITLES, CaseScore, rounded, summary
 from imaging.predict import Predictor
-from imaging.report.evaluation import WorstCase
+from imaging.report.mask_page import WorstCase
 from imaging.scores import scores_of
-from pipelines.evaluate import score_cases, worst_of
 from pipelines.measure_classifier import Applied, Asked, apply_calibration, ask, calibrated, figures
-from pipelines.measure_segmenter import default_tolerance, volume_intervals
+from pipelines.measure_segmenter import default_tolerance, score_each, volume_intervals, worst_of
 from pipelines.sides import Classified, Masked
 
 S = TypeVar("S", bound=Masked | Classified)
@@ -100,21 +99,24 @@ def measure_masks(folds: Sequence[Fold[Masked]], on_case: OnCase | None = None) 
     worst: list[WorstCase] = []
     told = []
     for number, fold in enumerate(folds):
-        found, its_worst, refused = score_cases(
-            Predictor(fold.checkpoint), fold.cases.sides["validation"], tolerance, _counted(on_case, folds, number)
+        found = score_each(
+            Predictor(fold.checkpoint),
+            fold.cases.sides["validation"],
+            tolerance_mm=tolerance,
+            on_case=_counted(on_case, folds, number),
         )
-        for error in refused:
+        for error in found.refused:
             raise error
-        part = summary(found, config.labels, tolerance_mm=tolerance)
+        part = summary(found.scores, config.labels, tolerance_mm=tolerance)
         told.append(
             _of_fold(number, fold)
-            | {score: {name: value["mean"] for name, value in part[score].items()} for score in SCORES}
+            | {score: {name: value["mean"] for name, value in part[score].items()} for score in TITLES}
         )
-        scores += found
-        worst += its_worst
+        scores += found.scores
+        worst += found.worst
     over = {
         score: {label.name: _spread([fold[score][label.name] for fold in told]) for label in config.labels}
-        for score in SCORES
+        for score in TITLES
     }
     whole = {**summary(scores, config.labels, tolerance_mm=tolerance), "folds": told, "over_folds": over}
     metrics = {"cross_validation": whole, "volume_interval": volume_intervals(config.labels, scores, ())}

@@ -27,6 +27,7 @@ from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.measure_classifier import measure_classifier
 from pipelines.measure_segmenter import measure_segmenter
+from pipelines.result import Measured
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ class Masked:
         data = SegmentationData(self.config, self.sides["train"], self.sides["validation"])
         return SegmentTask(self.config, data.train_names), data
 
-    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def measure(self, checkpoint: Checkpoint) -> Measured:
         """Measure a checkpoint on the validation and test cases."""
-        return measure_segmenter(Predictor(checkpoint), _held(self.sides))
+        return measure_segmenter(Predictor(checkpoint), _held(self.sides), data=_data(self.config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,18 @@ class Classified:
         data = ClassificationData(self.config, self.sides["train"], self.sides["validation"])
         return ClassifyTask(self.config, data.train_names, list(self.facts["cases_by_class"].values())), data
 
-    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def measure(self, checkpoint: Checkpoint) -> Measured:
         """Calibrate a checkpoint on the validation cases, and measure it on these and the test cases."""
-        return measure_classifier(Classifier(checkpoint), _held(self.sides))
+        return measure_classifier(Classifier(checkpoint), _held(self.sides), data=_data(self.config))
 
 
 def _held(sides: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return {side: sides[side] for side in ("validation", "test") if sides[side]}
+
+
+def _data(config: Config) -> str:
+    """What a page calls the data set: its own name, and no path of this machine."""
+    return Path(config.data.root).resolve().name if config.data.root else config.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from imaging.interval import Interval
+
 if TYPE_CHECKING:
     from imaging.report.findings import Finding, Report
 
@@ -42,6 +44,29 @@ def repairs_of(report: Report) -> list[str]:
         for defect in series.defects
         if defect.action == "repaired"
     ]
+
+
+def evaluation_lines(metrics: dict[str, Any]) -> list[str]:
+    """What an evaluation found, a line a figure, and what makes it worth less than it seems."""
+    from imaging import mask_scores, scores
+
+    over = f"over {metrics['cases']} case(s)"
+    lines = [
+        f"{title} of {name}: {Interval(**value)} {over}"
+        for score, title in mask_scores.TITLES.items()
+        for name, value in metrics.get(score, {}).items()
+    ]
+    for name, figures in metrics.get("scores", {}).items():
+        lines.append(f"{name}, in {figures['true_cases']} of {metrics['cases']} case(s):")
+        lines += [f"  {title} {Interval(**figures[score])}" for score, title in scores.TITLES.items()]
+    lines += [f"{name}: {share:.1%} indeterminate" for name, share in metrics.get("indeterminate", {}).items()]
+    if "likeliest_accuracy" in metrics:
+        lines.append(f"likeliest class is the true one: {Interval(**metrics['likeliest_accuracy'])} {over}")
+    lines += metrics.get("notes", [])
+    for key, did in (("seen_in_training", "trained"), ("seen_in_validation", "chose the epoch or calibration of")):
+        if metrics[key]:
+            lines.append(f"{len(metrics[key])} of the cases have the names of cases that {did} this checkpoint")
+    return lines
 
 
 def print_inspection(found: dict[str, Any]) -> None:

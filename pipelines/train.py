@@ -130,7 +130,8 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     weights, epoch = _kept(config, folder)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
     unmeasured = save_checkpoint(folder / STATES / "unmeasured", config, weights, {})
-    metrics = cases.measure(unmeasured)
+    measured = cases.measure(unmeasured)
+    metrics = measured.metrics
     metrics["training"] = {
         "cases": len(cases.split.train),
         "names": list(cases.split.train),
@@ -142,6 +143,8 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     }
     checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics)
     shutil.rmtree(unmeasured.folder)
+    for side, page in measured.pages.items():
+        write_whole(folder / f"evaluation_{side}.html", page)
     write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
     return checkpoint
 

@@ -113,6 +113,15 @@ def key_pictures(
     return tuple(_picture(volume, prediction.mask_XYZ, index, window, labels) for index in indices)
 
 
+def overview(volume: Volume, *, longest: int = 288) -> Picture:
+    """The middle slice of a volume, or the one picture that it is, made smaller if it has more pixels than `longest`.
+
+    For a page that shows many: the other pictures here are never resampled.
+    """
+    low, high = np.percentile(volume.array[0], [0.5, 99.5])
+    return _picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), (), longest=longest)
+
+
 def comparison(prediction: Prediction, truth_XYZ: NDArray[Any]) -> tuple[Picture, Picture]:
     """The slice on which a prediction and a manual mask differ in most voxels: with the one, and with the other.
 
@@ -144,6 +153,8 @@ def _picture(
     index: int,
     window: tuple[float, float],
     labels: Sequence[Label],
+    *,
+    longest: int | None = None,
 ) -> Picture:
     (low, high), placed = window, "no_patient_position" not in {defect.code for defect in volume.defects}
     across, down = _axes_of(volume)
@@ -161,7 +172,7 @@ def _picture(
         series_uid=volume.facts.series_uid,
         volume=volume.facts.volume,
         sop_instance_uid=volume.sources[index].sop_instance_uid if volume.sources else "",
-        png=_png(grey),
+        png=_png(grey, longest),
         columns=columns,
         rows=rows,
         width_mm=columns * volume.spacing[across],
@@ -212,9 +223,12 @@ def _displayed(volume: Volume, slice_XY: NDArray[Any]) -> NDArray[Any]:
     return slice_XY.transpose(across, down)[tuple(steps)].T
 
 
-def _png(grey: NDArray[np.uint8]) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, "PNG", optimize=True)
+def _png(grey: NDArray[np.uint8], longest: int | None = None) -> str:
+    """A data URI; where it has more pixels than `longest` along an edge, made smaller in proportion."""
+    stream, image = io.BytesIO(), Image.fromarray(grey)
+    if longest:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    image.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 

@@ -20,19 +20,24 @@ from pipelines.cli.verb import (
 )
 
 
-@click.command(short_help="Measure a checkpoint on cases with manual masks.")
+@click.command(short_help="Measure a checkpoint on cases whose truth is known.")
 @click.argument("checkpoint")
-@click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="A CSV, a dataset.json, or its folder.")
+@click.option(
+    "--data", type=PATH, required=True, metavar="MANIFEST", help="A CSV, a dataset.json or its folder, a MedMNIST file."
+)
 @click.option("--out", type=PATH, help="The result's folder; by default evaluation/<checkpoint>.")
 @click.option("--tolerance", "tolerance_mm", type=click.FloatRange(min=0), metavar="MM",
-              help="Of the surface Dice; by default the longest edge of the network's voxels.")  # fmt: skip
+              help="Of a segmenter's surface Dice; by default the longest edge of the network's voxels.")  # fmt: skip
 @as_json
 @verb_of
 def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, as_json: bool) -> int:
     """Measure CHECKPOINT (a shipped one's name, or a folder) on the cases of a manifest.
 
+    MANIFEST has manual masks for a segmenter, classes for a classifier (a CSV or a MedMNIST file). Nothing is fitted on
+    the cases: temperature and thresholds are the checkpoint's own.
+
     Writes metrics.json with 95 % intervals over patients, predictions.csv with a row a case, and evaluation.html with
-    the worst cases' pictures.
+    plots and the worst cases' pictures.
     """
     with progress("Reading") as tell:
         from pipelines import evaluate as verb
@@ -46,14 +51,14 @@ def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float 
         folder = str(found.folder) if found.folder else None
         print_json({"folder": folder, "metrics": found.metrics, "exit_status": status})
         return status
-    for score, title in verb.TITLES.items():
-        for name, value in found.metrics.get(score, {}).items():
-            click.echo(f"{title} of {name}: {interval(value)} over {found.metrics['cases']} case(s)")
-    if found.metrics["seen_in_training"]:
-        click.echo(f"{len(found.metrics['seen_in_training'])} of the cases took part in the checkpoint's training")
+    from pipelines.result import PAGE
+    from pipelines.tables import evaluation_lines
+
+    for line in evaluation_lines(found.metrics):
+        click.echo(line)
     for error in found.refused:
         click.echo(str(error))
-    click.echo(f"report: {(found.folder / verb.PAGE).resolve()}" if found.folder else "nothing was written")
+    click.echo(f"report: {(found.folder / PAGE).resolve()}" if found.folder else "nothing was written")
     return status
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from imaging.config import Label, load_config
 from imaging.files import shipped
-from imaging.mask_scores import SCORES, CaseScore, score_structures, summary
+from imaging.mask_scores import TITLES, CaseScore, score_structures, summary
 from imaging.metrics import bootstrap_means, dice
 
 
@@ -45,7 +45,7 @@ def test_structure_that_neither_has_counts_for_nothing(labels: tuple[Label, ...]
     truth = (masks()[1] == 1).astype(np.uint8)
     case = score(truth, truth, labels)
     absent = case.structures[labels[1].name]
-    assert all(math.isnan(getattr(absent, name)) for name in SCORES)
+    assert all(math.isnan(getattr(absent, name)) for name in TITLES)
     assert case.mean_dice == 1
     told = summary([case, case], labels, tolerance_mm=1)
     assert told["dice"][labels[1].name] == {"mean": None, "low": None, "high": None}
@@ -67,7 +67,7 @@ def test_summary_counts_patients_and_has_every_score(labels: tuple[Label, ...]) 
     cases = [score(found, truth, labels, "a"), score(truth, truth, labels, "b")]
     told = summary(cases, labels, tolerance_mm=1)
     assert (told["cases"], told["patients"], told["tolerance_mm"]) == (2, 2, 1)
-    for name in SCORES:
+    for name in TITLES:
         values = [getattr(case.structures[labels[0].name], name) for case in cases]
         assert told[name][labels[0].name]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
 

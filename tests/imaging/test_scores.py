@@ -8,12 +8,18 @@ import torch
 from torchmetrics.functional import classification as peers
 
 from imaging.scores import (
+    Confusion,
     auc,
     average_precision,
     bootstrap_scores,
+    confusion,
     expected_calibration_error,
+    precision_recall_curve,
+    reliability,
+    roc_curve,
     scores_of,
     scores_with_intervals,
+    wilson,
 )
 
 SEEDS = range(5)
@@ -156,3 +162,45 @@ def test_without_a_threshold_nothing_is_called_anything() -> None:
         resting = {"accuracy", "sensitivity", "specificity", "ppv", "npv", "f1"}
         assert {name for name, value in figures.items() if np.isnan(value)} == resting
         assert all(figures[name] == with_one[name] for name in figures.keys() - resting)
+
+
+# --------------------------------------------------------------------------------------------------- curves and counts
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_curves_are_those_of_torchmetrics(seed: int, ties: bool) -> None:
+    truth, probability = sample(seed, ties=ties)
+    p, t = torch.from_numpy(probability), torch.from_numpy(truth).long()
+    false, found, _ = peers.binary_roc(p, t)
+    own_false, own_found = roc_curve(truth, probability)
+    assert own_false == pytest.approx(false.numpy(), abs=1e-6)
+    assert own_found == pytest.approx(found.numpy(), abs=1e-6)
+    precision, recall, _ = peers.binary_precision_recall_curve(p, t)
+    own_recall, own_precision, _ = precision_recall_curve(truth, probability)
+    # Theirs begins at the other end and adds a point at recall 0.
+    assert own_recall == pytest.approx(recall.numpy()[::-1][1:], abs=1e-6)
+    assert own_precision == pytest.approx(precision.numpy()[::-1][1:], abs=1e-6)
+
+
+def test_bins_hold_every_case_once_and_their_gaps_are_the_calibration_error() -> None:
+    truth, probability = sample(0)
+    bins = reliability(truth, probability)
+    assert sum(part.cases for part in bins) == len(truth)
+    gaps = [part.cases * abs(part.probability - part.share) for part in bins if part.cases]
+    assert sum(gaps) / len(truth) == pytest.approx(expected_calibration_error(truth, probability))
+    assert [(part.probability, part.share) for part in reliability(truth[:1], np.array([1.0]))][:9] == [
+        (None, None)
+    ] * 9
+
+
+def test_confusion_by_hand() -> None:
+    truth, called = np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 1, 0, 1, 0, 0], bool)
+    assert confusion(truth, called) == Confusion(2, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "cases", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (0.0, 5, 0.0, 0.4345), (1.0, 1, 0.2065, 1.0)]
+)
+def test_wilson_interval_is_that_of_the_tables(share: float, cases: int, low: float, high: float) -> None:
+    assert wilson(share, cases) == pytest.approx((low, high), abs=1e-4)

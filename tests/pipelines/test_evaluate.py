@@ -22,7 +22,8 @@ from imaging.manifest import Case
 from imaging.metrics import dice
 from imaging.nifti import read_nifti
 from imaging.predict import Predictor
-from pipelines.evaluate import PAGE, Evaluation, evaluate
+from pipelines.evaluate import Evaluation, evaluate
+from pipelines.result import PAGE
 from pipelines.train import Run
 
 Invoke = Callable[..., Result]
@@ -133,9 +134,10 @@ def test_page_shows_the_four_worst_cases_with_both_masks(evaluated: Evaluation) 
     page = (evaluated.folder / PAGE).read_text()
     means = {name: np.mean(scores) for name, scores in evaluated.metrics["each"].items()}
     worst = sorted(means, key=lambda name: means[name])[:4]
-    assert re.findall(r"<h3>(.*?)</h3>", page) == worst
+    shown = page.split("<h2>Worst cases</h2>")[1].split("</section>")[0]
+    assert re.findall(r"<h3>(.*?)</h3>", shown) == worst
     assert page.count("data:image/png;base64,") == 8
-    assert page.count("<circle") == 16
+    assert page.count("<circle") == 4 * 8, "each structure's Dice and volume in eight cases"
 
 
 def test_page_and_metrics_say_the_same(evaluated: Evaluation) -> None:
