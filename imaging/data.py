@@ -7,7 +7,8 @@ are or whether the run was interrupted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from imaging.cache import Tensors
 from imaging.cases import ClassifiedCase, load_picture
@@ -23,7 +24,7 @@ from imaging.channels import check_channels, read_channels
 from imaging.config import ClassifyConfig, Config, SegmentConfig
 from imaging.content import ContentIndex
 from imaging.dataset_check import mismatches
-from imaging.errors import DuplicateCases
+from imaging.errors import CaseChanged, DuplicateCases, ImagingError
 from imaging.gridding import classify_augmentation, classify_preprocessing
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
@@ -122,6 +123,7 @@ class _Cached(Dataset[Sample]):
     def __init__(self, cases: Sequence[Any], config: Config, keeper: Keeper | None) -> None:
         self.names = [case.name for case in cases]
         self._cases, self._seed = cases, config.train.seed
+        self._stamps = [_stamps(case) for case in cases]
         keeper = keeper or Keeper(config.data)
         keys: list[str] = []
         if keeper.disk is not None:
@@ -131,6 +133,16 @@ class _Cached(Dataset[Sample]):
         self._prepared = Prepared(self._plainly, len(cases), keys, keeper)
 
     def _plainly(self, index: int) -> Tensors:
+        """The prepared sample of a case, whenever it is made.
+
+        Raises
+        ------
+        CaseChanged
+            If a file of the case is another one since the run began.
+        """
+        for path, stamp in _stamps(self._cases[index]).items():
+            if stamp != self._stamps[index][path]:
+                raise CaseChanged(path, seen=f"{'changed' if stamp else 'is gone'} (case {self.names[index]})")
         return {name: _plain(value).contiguous() for name, value in self._prepare(self._cases[index]).items()}
 
     def _prepare(self, case: Any) -> Sample:
@@ -157,6 +169,42 @@ class _Cached(Dataset[Sample]):
     def _finished(sample: Sample) -> Sample:
         """As the network takes it: plain tensors."""
         return {key: _plain(value) for key, value in sample.items()}
+
+
+def _stamps(case: Any) -> dict[Path, tuple[int, int] | None]:
+    """Size and time of modification (ns) of each file of a case; None where there is none."""
+    values = [getattr(case, item.name) for item in fields(case)]
+    paths = [path for value in values for path in (value if isinstance(value, tuple) else (value,))]
+    found: dict[Path, tuple[int, int] | None] = {}
+    for path in paths:
+        if isinstance(path, Path):
+            try:
+                status = path.stat()
+                found[path] = status.st_size, status.st_mtime_ns
+            except OSError:
+                found[path] = None
+    return found
+
+
+class _Telling(Dataset[Any]):
+    """A data set whose refusals are its values: what is raised in a worker reaches the training as text alone."""
+
+    def __init__(self, cases: _Cached) -> None:
+        self._cases = cases
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ImagingError:
+        try:
+            return self._cases[key]
+        except ImagingError as error:
+            return error
+
+
+def _batch_of(samples: list[Any]) -> Any:
+    """Samples as a batch, or the first refusal among them."""
+    return next((sample for sample in samples if isinstance(sample, ImagingError)), None) or default_collate(samples)
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:
@@ -278,13 +326,28 @@ class _RunData(lightning.LightningDataModule):
     """The batches of one run, whatever its task."""
 
     def __init__(
-        self, train: _Cached, validation: _Cached, made: Made, *, seed: int, batch_size: int, validated: int
+        self,
+        train: _Cached,
+        validation: _Cached,
+        made: Made,
+        *,
+        seed: int,
+        batch_size: int,
+        validated: int,
+        workers: int,
     ) -> None:
         super().__init__()
         self.made = made
         self._train, self._validation = train, validation
         self._seed, self._batch_size, self._validated = seed, batch_size, validated
+        self._workers = workers
         self._begin = Position()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Raise what a worker was refused."""
+        if isinstance(batch, ImagingError):
+            raise batch
+        return batch
 
     def begin_at(self, position: Position) -> None:
         """Where a resumed run's training batches begin; to be called before Lightning asks for them."""
@@ -301,12 +364,17 @@ class _RunData(lightning.LightningDataModule):
         sampler = EpochSampler(len(self._train), seed=self._seed, shuffle=True, epoch=begin.epoch,
                                skip=begin.batches * self._batch_size)  # fmt: skip
         drop_last = len(self._train) > self._batch_size
-        return DataLoader(self._train, batch_size=self._batch_size, sampler=sampler, drop_last=drop_last)
+        return self._loader(self._train, sampler, batch_size=self._batch_size, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Whole images, without augmentation."""
         sampler = EpochSampler(len(self._validation), seed=self._seed, shuffle=False)
-        return DataLoader(self._validation, batch_size=self._validated, sampler=sampler)
+        return self._loader(self._validation, sampler, batch_size=self._validated)
+
+    def _loader(self, cases: _Cached, sampler: EpochSampler, **options: Any) -> DataLoader[Sample]:
+        workers = self._workers
+        return DataLoader(_Telling(cases), sampler=sampler, collate_fn=_batch_of, num_workers=workers,
+                          persistent_workers=workers > 0, **options)  # fmt: skip
 
 
 class SegmentationData(_RunData):
@@ -321,6 +389,7 @@ class SegmentationData(_RunData):
             seed=config.train.seed,
             batch_size=config.train.batch_size,
             validated=1,
+            workers=config.data.workers,
         )
 
 
@@ -339,4 +408,5 @@ class ClassificationData(_RunData):
             seed=config.train.seed,
             batch_size=config.train.batch_size,
             validated=config.predict.batch_size,
+            workers=config.data.workers,
         )

@@ -6,7 +6,9 @@ what would have been fitted without the stop.
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import signal
 import warnings
 from pathlib import Path
@@ -17,12 +19,17 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgre
 from lightning.pytorch.loggers import CSVLogger
 
 from imaging.data import ClassificationData, SegmentationData
+from imaging.errors import DataWorkerDied, OutputNotWritable
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.run_folder import identity
-from pipelines.states import LAST, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
+from pipelines.states import LAST, RESUME_REMEDY, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
 
 log = logging.getLogger(__name__)
+
+# How PyTorch tells it, wherever the training is when the kernel tells PyTorch.
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^.]*)")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _EpochLog(Callback):
@@ -54,7 +61,9 @@ def fit(
     KeyboardInterrupt, SystemExit
         If Ctrl-C or SIGTERM stopped it, after a state was written.
     OutputNotWritable
-        If a state cannot be written; the one before it stays.
+        If a state or the log cannot be written; the state before stays.
+    DataWorkerDied
+        If a process that makes batches was killed.
     StateCorrupt
         If the state to resume from is damaged.
     """
@@ -106,3 +115,12 @@ def fit(
         if stop.signum == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stop.signum) from None
+    except RuntimeError as error:
+        died = _WORKER_DIED.match(str(error))
+        if died is None:
+            raise
+        raise DataWorkerDied(f"process {died[1]}", seen=died[2].strip(" .")) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OutputNotWritable(folder, seen=error.strerror, remedy=RESUME_REMEDY) from error

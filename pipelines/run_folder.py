@@ -9,8 +9,9 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from imaging.config import Config, load_config
 from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
@@ -22,7 +23,9 @@ _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simp
 
 # Keys that change no step of a training: where the data lies and what is kept of it, what is said of a checkpoint, and
 # whose weights it gets.
-_NO_STEP = ("data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "card.", "train.keep.")
+_NO_STEP = (
+    "data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "data.workers.", "card.", "train.keep."
+)  # fmt: skip
 
 
 def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
@@ -74,15 +77,22 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
+def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Keys with dots for sections and numbers for those in lists, as overrides name them."""
     differing: set[str] = set()
     for key in a.keys() | b.keys():
         left, right = a.get(key), b.get(key)
+        if _are_sections(left) and _are_sections(right) and len(left) == len(right):
+            left, right = ({str(number): part for number, part in enumerate(parts)} for parts in (left, right))
         if isinstance(left, dict) and isinstance(right, dict):
             differing |= _differing_keys(left, right, f"{prefix}{key}.")
         elif left != right and not f"{prefix}{key}.".startswith(_NO_STEP):
             differing.add(prefix + key)
     return differing
+
+
+def _are_sections(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    return isinstance(value, list | tuple) and all(isinstance(part, dict) for part in value)
 
 
 def versions() -> dict[str, str]:

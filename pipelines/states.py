@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 STATES = "state"
 BEST, LAST = "best.ckpt", "last.ckpt"
+RESUME_REMEDY = "The last state is whole: make room and continue with --resume"
 
 # The key of a state under which lies what Lightning does not keep.
 _OURS = "imgpipe"
@@ -110,17 +111,16 @@ class WholeStates(TorchCheckpointIO):
         OutputNotWritable
             If the disk is full or refuses; the state before it stays.
         """
-        remedy = "The state before it is whole: make room and continue with --resume"
         try:
             with whole_file(Path(path)) as stream:
                 torch.save(checkpoint, stream)
         except OutputNotWritable as error:
-            raise OutputNotWritable(path, seen=error.seen, remedy=remedy) from error
+            raise OutputNotWritable(path, seen=error.seen, remedy=RESUME_REMEDY) from error
         except RuntimeError as error:
             # PyTorch's writer meets the stream's fault, and tells of its own confusion.
             if not isinstance(error.__context__, OSError):
                 raise
-            raise OutputNotWritable(path, seen=error.__context__.strerror, remedy=remedy) from error
+            raise OutputNotWritable(path, seen=error.__context__.strerror, remedy=RESUME_REMEDY) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

@@ -46,8 +46,22 @@ def _write_half(content: Any, stream: io.BufferedWriter) -> None:
     _kill()
 
 
-def train_until_killed(moment: Moment, number: int, **options: Any) -> None:
+def train_until_killed(moment: Moment, number: int, *, or_ends: bool = False, **options: Any) -> bool:
     """Train in a child that dies within its `number`-th training step, validation batch or writing of a state.
+
+    Parameters
+    ----------
+    moment, number
+        When.
+    or_ends
+        Whether it may come to its end before that.
+    options
+        As `train` takes them.
+
+    Returns
+    -------
+    bool
+        Whether it was killed.
 
     Raises
     ------
@@ -69,9 +83,13 @@ def train_until_killed(moment: Moment, number: int, **options: Any) -> None:
                 strategy = lightning.pytorch.strategies.Strategy
                 setattr(strategy, name, _at_call(number, getattr(strategy, name), lambda *_: _kill()))
             train(progress=False, **options)
+            os._exit(0)
         except BaseException:  # whatever it is, pytest may not go on in the child
             traceback.print_exc()
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
+    if or_ends and status == 0:
+        return False
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"ended with status {status}"
+    return True

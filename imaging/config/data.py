@@ -15,14 +15,16 @@ class Data(Section):
     `test_fraction` of the patients is set apart first, the same whichever `fold` validates; `seed` decides who.
 
     What the random transforms begin with is made once and held in memory, up to `memory_gib` of it a process; or, with
-    a folder as `cache`, kept on disk, up to `cache_gib`, for this run and for later ones. Neither changes what is
-    trained, so neither is part of the config's digest.
+    a folder as `cache`, kept on disk, up to `cache_gib`, for this run and for later ones. `workers` processes make the
+    batches; with 0 the training does it itself. Nothing of this changes what is trained, so nothing of it is part of
+    the config's digest.
     """
 
     root: str | None = None
     cache: Annotated[str | None, LATER] = None
     cache_gib: Annotated[Positive, LATER] = 50.0
     memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False), LATER] = 8.0
+    workers: Annotated[int, Field(ge=0), LATER] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
     folds: Annotated[int, Field(ge=2)] = 6

@@ -15,7 +15,7 @@ from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken,
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
-_OF_THE_MACHINE = ("root", "cache", "cache_gib", "memory_gib")
+_OF_THE_MACHINE = ("root", "cache", "cache_gib", "memory_gib", "workers")
 
 
 class _Task(Section):

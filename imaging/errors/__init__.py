@@ -11,9 +11,11 @@ The three branches say whose turn it is: `InputRefused` (the data), `WrongUsage`
 from __future__ import annotations
 
 from imaging.errors.making import (
+    CaseChanged,
     ChannelMismatch,
     CheckpointCorrupt,
     ConfigInvalid,
+    DataWorkerDied,
     DevicesUnsupported,
     DuplicateCases,
     DuplicateImage,
@@ -88,11 +90,13 @@ from imaging.errors.tree import (
 
 __all__ = [
     "ArchiveRefused",
+    "CaseChanged",
     "ChannelMismatch",
     "CheckpointCorrupt",
     "ColourImage",
     "ConfigInvalid",
     "ConstantImage",
+    "DataWorkerDied",
     "DevicesUnsupported",
     "DuplicateCases",
     "DuplicateImage",

@@ -159,6 +159,25 @@ class ResumeMismatch(WrongUsage):
     remedy = "Resume with the same config, or start a new run"
 
 
+class DataWorkerDied(WrongUsage):
+    """A process that prepares batches ended before its time; mostly the kernel ended it for want of memory."""
+
+    code = "data_worker_died"
+    expected = "all processes that prepare batches were expected to live as long as the run"
+    remedy = (
+        "Give the run more memory (in a container /dev/shm too) or a lower data.workers, and continue with --resume: "
+        "the last state is whole"
+    )
+
+
+class CaseChanged(InputRefused):
+    """A file of a case is gone, or another one, since the run began."""
+
+    code = "case_changed"
+    expected = "the files that the run began with were expected"
+    remedy = "Put the file back and continue with --resume, or start a new run on the data as they are now"
+
+
 class StateCorrupt(InputRefused):
     """A state of a run is damaged, or is none of this run; nothing in it was run."""
 

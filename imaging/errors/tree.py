@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ImagingError(Exception):
@@ -34,6 +34,10 @@ class ImagingError(Exception):
         self.remedy = self.remedy if remedy is None else remedy
         super().__init__(f"{self.code}: {self.subject}: {self.seen}; {self.expected}. {self.remedy}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it be sent from one process to another."""
+        return _again, (type(self), self.path or self.subject, self.seen, self.expected, self.remedy)
+
     def as_dict(self) -> dict[str, str]:
         """The five parts, for JSON."""
         return {
@@ -43,6 +47,10 @@ class ImagingError(Exception):
             "expected": self.expected,
             "remedy": self.remedy,
         }
+
+
+def _again(kind: type[ImagingError], subject: object, seen: str, expected: str, remedy: str) -> ImagingError:
+    return kind(subject, seen=seen, expected=expected, remedy=remedy)
 
 
 class InputRefused(ImagingError):

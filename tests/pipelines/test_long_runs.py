@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
 import os
 import pickle
+import random
 import resource
 import shutil
 import signal
@@ -25,7 +27,7 @@ from safetensors.torch import load_file
 
 from imaging.config import load_config
 from imaging.data import Sample
-from imaging.errors import OutputNotWritable, StateCorrupt, TrainingDiverged
+from imaging.errors import CaseChanged, DataWorkerDied, OutputNotWritable, StateCorrupt, TrainingDiverged
 from imaging.files import PARTIAL
 from imaging.tasks.classify import ClassifyTask
 from pipelines.run_folder import identity
@@ -270,6 +272,85 @@ def test_full_disk_leaves_the_state_before(classifier: Path, whole: Run, tmp_pat
     assert_same(train(config=classifier, out=folder, resume=True, progress=False), whole)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")
+def test_full_file_system_leaves_the_state_before(classifier: Path, whole: Run, tmp_path: Path) -> None:
+    """The same on a file system that is really full; the log cannot be written there either."""
+    folder, mount = tmp_path / "run", tmp_path / "mount"
+    train_until_killed("step", 7, config=classifier, out=folder, state_minutes=0)
+    mount.mkdir()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) + 60_000
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        shutil.copytree(folder, mount / "run")
+        before = (mount / "run" / STATES / LAST).read_bytes()
+        with pytest.raises(OutputNotWritable, match="No space left on device"):
+            train(config=classifier, out=mount / "run", resume=True, progress=False)
+        assert (mount / "run" / STATES / LAST).read_bytes() == before
+        subprocess.run(["mount", "-o", "remount,size=100m", mount], check=True)
+        assert_same(train(config=classifier, out=mount / "run", resume=True, progress=False), whole)
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+# -------------------------------------------------------------------------------------------------- workers and sources
+
+
+def at_step(number: int, happens: Callable[[], None]) -> Callable[..., torch.Tensor]:
+    """A training step, before whose call of this number (from 1) something happens."""
+    step = ClassifyTask.training_step
+    calls = 0
+
+    def counted(self: ClassifyTask, batch: Sample, batch_idx: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            happens()
+        return step(self, batch, batch_idx)
+
+    return counted
+
+
+def kill_a_worker() -> None:
+    """As the OOM killer does it."""
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    time.sleep(1)  # the kernel tells PyTorch
+
+
+def test_killed_worker_is_named_and_the_run_continues(
+    classifier: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes make the batches, and the weights are those of one."""
+    settings: dict[str, Any] = {"config": classifier, "out": tmp_path / "run", "progress": False, "state_minutes": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifyTask, "training_step", at_step(7, kill_a_worker))
+        with pytest.raises(DataWorkerDied, match=r"process \d+: is killed by signal: Killed"):
+            train(**settings, overrides=["data.workers=2"])
+    assert position(tmp_path / "run", classifier) == (1, 2)
+    assert_same(train(**settings, overrides=["data.workers=2"], resume=True), whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("vanishes", "told"), [(True, "is gone"), (False, "changed")])
+def test_case_that_changes_in_the_midst_of_a_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, vanishes: bool, told: str
+) -> None:
+    films = write_pictures(tmp_path)
+    overrides = (*CLASSIFIER, f"data.root={films}", "data.memory_gib=0", f"data.workers={workers}")
+    config = write_config(tmp_path / "toy.yaml", *overrides)
+
+    def change() -> None:
+        for number, file in enumerate(sorted(tmp_path.glob("*.png"))):
+            if vanishes:
+                file.unlink()
+            else:
+                os.utime(file, (number, number))
+
+    monkeypatch.setattr(ClassifyTask, "training_step", at_step(2, change))
+    with pytest.raises(CaseChanged, match=rf"film\d+\.png: {told} \(case film\d+\)"):
+        train(config=config, out=tmp_path / "run", progress=False)
+
+
 # ------------------------------------------------------------------------------------------------------------------ NaN
 
 
@@ -285,3 +366,29 @@ def test_run_that_diverges_leaves_a_sound_state(classifier: Path, whole: Run, tm
             train(config=classifier, out=tmp_path / "run", progress=False, state_minutes=0)
     assert position(tmp_path / "run", classifier) == (1, 2)
     assert_same(train(config=classifier, out=tmp_path / "run", resume=True, progress=False), whole)
+
+
+# ---------------------------------------------------------------------------------------------------------------- long
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 8))])
+def test_run_killed_again_and_again_ends_as_if_it_had_not_been(
+    classifier: Path, whole: Run, tmp_path: Path, seed: int
+) -> None:
+    """Each part of the run is killed at a random moment of a random kind."""
+    generator = random.Random(seed)
+    settings: dict[str, Any] = {"config": classifier, "out": tmp_path / "run", "state_minutes": 0}
+    for _ in range(3):
+        moment = generator.choice(("step", "validation", "writing"))
+        resume = (tmp_path / "run" / STATES / LAST).is_file()
+        if not resume:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        if not train_until_killed(moment, generator.randint(1, 5), resume=resume, or_ends=True, **settings):
+            break
+    resume = (tmp_path / "run" / STATES / LAST).is_file()
+    if not resume:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    run = train(**settings, resume=resume, progress=False)
+    weights, wanted = (load_file(item.checkpoint.folder / "weights.safetensors") for item in (run, whole))
+    assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+    assert run.checkpoint.metrics == whole.checkpoint.metrics
