@@ -290,6 +290,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Lightning calls `set_epoch` before each epoch, after a resume too. Its loader may ask for the first epoch before
     that, so a resumed run's sampler begins in the epoch where the run was stopped.
 
+    Several ranks deal each batch out among them, so that together they see what one rank sees. With `shuffle` a last
+    batch that is not full is left out, unless it is the only one. A rank without a case takes the first one.
+
     Parameters
     ----------
     length
@@ -298,13 +301,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
         Of the run.
     shuffle
         Whether the order changes.
+    batch_size
+        Of all ranks together.
+    rank, ranks
+        Whose share this is, and among how many.
     epoch, skip
-        Where it begins: in this epoch (and in no other) the first `skip` cases are left out. `len` counts them still,
-        since it is the epoch's length that Lightning counts batches against.
+        Where it begins: in this epoch (and in no other) the first `skip` cases of the share are left out. `len` counts
+        them still, since it is the epoch's length that Lightning counts batches against.
     """
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool, epoch: int = 0, skip: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        batch_size: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        epoch: int = 0,
+        skip: int = 0,
+    ) -> None:
         self._length, self._seed, self._shuffle = length, seed, shuffle
+        self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
         self._epoch, self._begun, self._skip = epoch, epoch, skip
 
     def set_epoch(self, epoch: int) -> None:
@@ -312,14 +331,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._share())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        left = self._share()[self._skip if self._epoch == self._begun else 0 :]
+        return iter([(self._epoch, index) for index in left])
+
+    def _share(self) -> list[int]:
         order = np.arange(self._length)
         if self._shuffle:
             np.random.default_rng([self._seed, self._epoch]).shuffle(order)
-        left = order[self._skip if self._epoch == self._begun else 0 :]
-        return iter([(self._epoch, int(index)) for index in left])
+            if self._length > self._batch_size:
+                order = order[: self._length // self._batch_size * self._batch_size]
+        starts = range(0, len(order), self._batch_size)
+        share = [int(index) for at in starts for index in order[at : at + self._batch_size][self._rank :: self._ranks]]
+        return share or [int(order[0])]
 
 
 class _RunData(lightning.LightningDataModule):
@@ -359,22 +385,29 @@ class _RunData(lightning.LightningDataModule):
         return self._train.names
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Augmented batches; a last batch that is not full is left out."""
-        begin = self._begin
-        sampler = EpochSampler(len(self._train), seed=self._seed, shuffle=True, epoch=begin.epoch,
-                               skip=begin.batches * self._batch_size)  # fmt: skip
-        drop_last = len(self._train) > self._batch_size
-        return self._loader(self._train, sampler, batch_size=self._batch_size, drop_last=drop_last)
+        """Augmented batches, this rank's share of each; a last batch that is not full is left out."""
+        rank, ranks = self._place()
+        own = self._batch_size // ranks
+        sampler = EpochSampler(len(self._train), seed=self._seed, shuffle=True, batch_size=self._batch_size, rank=rank,
+                               ranks=ranks, epoch=self._begin.epoch, skip=self._begin.batches * own)  # fmt: skip
+        return self._loader(self._train, sampler, batch_size=own)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Whole images, without augmentation."""
-        sampler = EpochSampler(len(self._validation), seed=self._seed, shuffle=False)
+        """Whole images, without augmentation, this rank's share of them."""
+        rank, ranks = self._place()
+        sampler = EpochSampler(len(self._validation), seed=self._seed, shuffle=False, batch_size=ranks, rank=rank,
+                               ranks=ranks)  # fmt: skip
         return self._loader(self._validation, sampler, batch_size=self._validated)
 
-    def _loader(self, cases: _Cached, sampler: EpochSampler, **options: Any) -> DataLoader[Sample]:
+    def _loader(self, cases: _Cached, sampler: EpochSampler, *, batch_size: int) -> DataLoader[Sample]:
         workers = self._workers
-        return DataLoader(_Telling(cases), sampler=sampler, collate_fn=_batch_of, num_workers=workers,
-                          persistent_workers=workers > 0, **options)  # fmt: skip
+        return DataLoader(_Telling(cases), batch_size=batch_size, sampler=sampler, collate_fn=_batch_of,
+                          num_workers=workers, persistent_workers=workers > 0,
+                          pin_memory=torch.cuda.is_available())  # fmt: skip
+
+    def _place(self) -> tuple[int, int]:
+        """Which of how many ranks this is."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 class SegmentationData(_RunData):

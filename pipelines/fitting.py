@@ -11,17 +11,23 @@ import logging
 import re
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 
 from imaging.data import ClassificationData, SegmentationData
 from imaging.errors import DataWorkerDied, OutputNotWritable
+from imaging.tasks.batch_norm import SharedBatchNorms
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from pipelines.devices import World
 from pipelines.run_folder import identity
 from pipelines.states import LAST, RESUME_REMEDY, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
 
@@ -30,6 +36,15 @@ log = logging.getLogger(__name__)
 # How PyTorch tells it, wherever the training is when the kernel tells PyTorch.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^.]*)")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*is_leaf.*",
+    ".*exists and is not empty.*",
+    ".*your dataloader is not resumable.*",  # it is, by `Position`
+    ".*recommended to use `self.log.*sync_dist=True.*",  # the scores are the same on each rank already
+    ".*`broadcast_buffers` is deprecated.*",  # what takes its place is not there in the oldest PyTorch we take
+)
 
 
 class _EpochLog(Callback):
@@ -49,6 +64,7 @@ def fit(
     task: SegmentTask | ClassifyTask,
     data: SegmentationData | ClassificationData,
     folder: Path,
+    world: World,
     *,
     resume: bool,
     progress: bool,
@@ -67,54 +83,34 @@ def fit(
     StateCorrupt
         If the state to resume from is damaged.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for noise in (
-        ".*does not have many workers.*",
-        ".*is_leaf.*",
-        ".*exists and is not empty.*",
-        ".*your dataloader is not resumable.*",  # it is, by `Position`
-    ):
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noise in _NOISE:
         warnings.filterwarnings("ignore", message=noise)
-    config = task.config
-    callbacks: list[Callback] = [
-        SeededSteps(config.train.seed),
-        BestState(folder, task.monitor),
-        LastState(folder, identity(config), minutes=state_minutes),
-    ]
-    if progress:
-        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
-    else:
-        callbacks.append(_EpochLog(task.monitor))
-    if config.train.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=config.train.ema_decay))
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=1,
-        precision=config.train.precision,
-        max_epochs=config.train.epochs,
-        check_val_every_n_epoch=min(config.train.validate_every, config.train.epochs),
-        num_sanity_val_steps=0,
-        gradient_clip_val=config.train.gradient_clip,
-        # Some CUDA kernels (NLLLoss among them) have no deterministic form; there Lightning warns instead.
-        deterministic="warn" if torch.cuda.is_available() else True,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        plugins=[WholeStates(identity(config))],
-        logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
-        log_every_n_steps=1,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-    )
+    callbacks = callbacks_for(task, folder, progress=progress, state_minutes=state_minutes)
+    trainer = trainer_for(task, folder, world, callbacks, progress=progress)
     last = folder / STATES / LAST
-    if resume:
+    if resume and world.rank == 0:
         sweep(folder)
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+        with _faults_named(folder):
+            trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     except Stopped as stop:
         log.info("stopped by %s; --resume continues from %s", stop, last if last.is_file() else "nothing: no state yet")
         if stop.signum == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stop.signum) from None
+    finally:
+        if distributed.is_initialized():
+            # What comes after is the first rank's alone, and may take longer than the others wait.
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def _faults_named(folder: Path) -> Iterator[None]:
+    """What the system does to a training, in this project's words."""
+    try:
+        yield
     except RuntimeError as error:
         died = _WORKER_DIED.match(str(error))
         if died is None:
@@ -124,3 +120,50 @@ def fit(
         if error.errno not in _NO_ROOM:
             raise
         raise OutputNotWritable(folder, seen=error.strerror, remedy=RESUME_REMEDY) from error
+
+
+def callbacks_for(
+    task: SegmentTask | ClassifyTask, folder: Path, *, progress: bool, state_minutes: float
+) -> list[Callback]:
+    """What accompanies a training: its states, its log, its moving average."""
+    settings = task.config.train
+    callbacks: list[Callback] = [
+        SeededSteps(settings.seed),
+        BestState(folder, task.monitor),
+        LastState(folder, identity(task.config), minutes=state_minutes),
+        RichProgressBar(console_kwargs={"stderr": True}) if progress else _EpochLog(task.monitor),
+    ]
+    if settings.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
+    return callbacks
+
+
+def trainer_for(
+    task: SegmentTask | ClassifyTask, folder: Path, world: World, callbacks: list[Callback], *, progress: bool
+) -> lightning.Trainer:
+    """Lightning's Trainer for a task on the devices of a world."""
+    settings = task.config.train
+    on_gpu = torch.cuda.is_available()
+    shared = [SharedBatchNorms()] if world.size > 1 and not on_gpu else []
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=world.devices,
+        num_nodes=world.nodes,
+        # Each rank's buffers are the same (batch norms are shared), and ranks validate different numbers of cases.
+        strategy=DDPStrategy(broadcast_buffers=False) if world.size > 1 else "auto",
+        plugins=[world.cluster, WholeStates(identity(task.config)), *shared],
+        sync_batchnorm=world.size > 1 and on_gpu,
+        precision=settings.precision,
+        max_epochs=settings.epochs,
+        check_val_every_n_epoch=min(settings.validate_every, settings.epochs),
+        num_sanity_val_steps=0,
+        gradient_clip_val=settings.gradient_clip,
+        # Some CUDA kernels (NLLLoss among them) have no deterministic form; there Lightning warns instead.
+        deterministic="warn" if on_gpu else True,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
+        log_every_n_steps=1,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )

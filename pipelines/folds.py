@@ -17,8 +17,9 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,27 @@ import torch
 from imaging.checkpoint import Checkpoint, open_checkpoint
 from imaging.config import Config, SegmentConfig, find_config, load_config
 from imaging.dataset_check import OnCase
-from imaging.errors import CheckpointCorrupt, ConfigInvalid, NothingToResume, OutputNotWritable, RunExists, TooFewCases
+from imaging.errors import (
+    CheckpointCorrupt,
+    ConfigInvalid,
+    DevicesInvalid,
+    NothingToResume,
+    OutputNotWritable,
+    RunExists,
+    TooFewCases,
+)
 from imaging.files import write_whole
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
 from imaging.report.mask_page import render_masks
+from pipelines.devices import open_world
 from pipelines.measure_classifier import class_page, results_of
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured, measure_classes, measure_masks
 from pipelines.predictions import class_rows, mask_rows
 from pipelines.result import PREDICTIONS
 from pipelines.run_folder import check_same
 from pipelines.sides import Classified, Listed, Masked, deal, list_for
-from pipelines.train import publish, resolve, run
+from pipelines.train import Run, publish, resolve, run
 
 RESULT, PAGE = "cross_validation.json", "cross_validation.html"
 _PROTOCOL = (
@@ -109,7 +119,8 @@ def cross_validate(
         As `pipelines.train.train`.
     """
     settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last"]
-    first = resolve(config, settled, devices=devices, precision=precision)
+    first = resolve(config, settled, precision=precision)
+    _check_devices(devices, first)
     if getattr(first.data, "split", "patient") != "patient":
         raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
                             remedy="Add data.split=patient")  # fmt: skip
@@ -121,11 +132,24 @@ def cross_validate(
     _check_structures(cases)
     places = [folder / f"fold_{number}" for number in range(folds)]
     _check_places(folder, places, cases, resume=resume)
+    train_one = partial(run, devices=devices, progress=progress, state_minutes=state_minutes)
     done: list[Fold[Any]] = []
     for number, (one, place) in enumerate(zip(cases, places, strict=True)):
         log.info("fold %d of %d: %s", number, folds, place)
-        done.append(Fold(_finished(one, place, progress=progress, state_minutes=state_minutes), one))
+        done.append(Fold(_finished(one, place, train_one), one))
     return _collected(folder, done, on_case)
+
+
+def _check_devices(devices: int, config: Config) -> None:
+    """Refuse devices that cannot be used, and processes that somebody else has started for all folds together."""
+    world = open_world(devices=devices, nodes=1, batch_size=config.train.batch_size)
+    if world.size > 1 and world.complete:
+        raise DevicesInvalid(
+            "--folds",
+            seen="started by torchrun or srun",
+            expected="one process, which starts the others for each fold",
+            remedy="Train each fold with --fold K --out OUT/fold_K, then give --folds N --resume --out OUT",
+        )
 
 
 def _dealt(config: Config, listed: Listed, number: int) -> Masked | Classified:
@@ -182,21 +206,26 @@ def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked |
             check_same(place, one.config, one.split)
 
 
-def _finished(cases: Masked | Classified, folder: Path, *, progress: bool, state_minutes: float) -> Checkpoint:
+def _finished(cases: Masked | Classified, folder: Path, train_one: Callable[..., Run | None]) -> Checkpoint:
     """The checkpoint of one fold with its last weights: as it lies there, or published, trained on, or trained anew."""
     if not (folder / "state" / "last.ckpt").is_file():
         if folder.exists():
             log.info("%s was stopped before its first state; it begins anew", folder)
             shutil.rmtree(folder)
-        return run(cases, folder, resume=False, progress=progress, state_minutes=state_minutes).checkpoint
+        return _checkpoint_of(train_one(cases, folder, resume=False))
     if not _is_trained(folder, cases.config.train.epochs):
-        return run(cases, folder, resume=True, progress=progress, state_minutes=state_minutes).checkpoint
+        return _checkpoint_of(train_one(cases, folder, resume=True))
     try:
         checkpoint = open_checkpoint(folder / "checkpoint")
     except CheckpointCorrupt:  # stopped before, or while, it was published
         return publish(cases, folder)
     # An older run may have published its best epoch.
     return checkpoint if "last_epoch" in checkpoint.metrics["training"] else publish(cases, folder)
+
+
+def _checkpoint_of(done: Run | None) -> Checkpoint:
+    assert done is not None, "this process is the first, or has started them all"
+    return done.checkpoint
 
 
 def _is_trained(folder: Path, epochs: int) -> bool:

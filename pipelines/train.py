@@ -22,13 +22,14 @@ from pathlib import Path
 
 import torch
 
-from imaging.checkpoint import METRICS, Checkpoint, save_checkpoint
+from imaging.checkpoint import METRICS, Checkpoint, open_checkpoint, save_checkpoint
 from imaging.config import Config, SegmentConfig, find_config, load_config
-from imaging.errors import DevicesUnsupported
+from imaging.errors import TooFewCases
 from imaging.files import write_whole
 from imaging.networks import weights_of
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import fit
 from pipelines.run_folder import identity, open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
@@ -60,11 +61,12 @@ def train(
     fold: int | None = None,
     resume: bool = False,
     devices: int = 1,
+    nodes: int = 1,
     precision: str | None = None,
     out: Path | None = None,
     progress: bool = True,
     state_minutes: float = 10,
-) -> Run:
+) -> Run | None:
     """Train the config's network and publish its weights as a checkpoint: by default the best on validation.
 
     Parameters
@@ -78,7 +80,9 @@ def train(
     resume
         Continue the run in `out` from its last state.
     devices
-        Number of devices; this version takes one.
+        Of each machine: GPUs, or without one processes on the CPU. They share each batch of ``train.batch_size``.
+    nodes
+        Machines; torchrun or srun starts the processes on them.
     precision
         Overrides ``train.precision``.
     out
@@ -88,36 +92,65 @@ def train(
     state_minutes
         Minutes between two states within an epoch; 0 writes one after each step.
 
+    Returns
+    -------
+    Run
+        None on a rank other than the first where torchrun or srun started the ranks: only the first one publishes.
+
     Raises
     ------
     WrongUsage
-        If the config, the manifest or the run folder cannot be used.
+        If the config, the manifest, the devices or the run folder cannot be used.
     TrainingDiverged
         If the loss stops being a number.
+    ProcessLost
+        If one of several processes ends without a word.
     """
     extra = [f"data.fold={fold}"] if fold is not None else []
-    resolved = resolve(config, [*overrides, *extra], devices=devices, precision=precision)
+    resolved = resolve(config, [*overrides, *extra], precision=precision)
     folder = out or Path("runs") / f"{resolved.name}_fold{resolved.data.fold}"
     cases = deal(resolved, list_for(resolved))
-    return run(cases, folder, resume=resume, progress=progress, state_minutes=state_minutes)
+    return run(
+        cases, folder, devices=devices, nodes=nodes, resume=resume, progress=progress, state_minutes=state_minutes
+    )
 
 
-def resolve(config: Path, overrides: Sequence[str], *, devices: int, precision: str | None) -> Config:
+def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) -> Config:
     """The config of a run, with what the command line says beside it; see `train`."""
-    if devices != 1:
-        raise DevicesUnsupported("--devices", seen=str(devices))
     extra = [f"train.precision={precision!r}"] if precision else []
-    return load_config(find_config(config), [*overrides, *extra])
+    resolved = load_config(find_config(config), [*overrides, *extra])
+    check_precision(resolved.train.precision)
+    return resolved
 
 
-def run(cases: Masked | Classified, folder: Path, *, resume: bool, progress: bool, state_minutes: float) -> Run:
+def run(
+    cases: Masked | Classified,
+    folder: Path,
+    *,
+    devices: int = 1,
+    nodes: int = 1,
+    resume: bool,
+    progress: bool,
+    state_minutes: float,
+) -> Run | None:
     """One training from its cases to its checkpoint; see `train`."""
+    world = open_world(devices=devices, nodes=nodes, batch_size=cases.config.train.batch_size)
+    if not world.complete:
+        given = {"devices": devices, "nodes": nodes, "resume": resume, "progress": progress}
+        launch(run, world, {"cases": cases, "folder": folder, **given, "state_minutes": state_minutes})
+        return Run(folder, open_checkpoint(folder / "checkpoint"))
+    if world.rank:
+        logging.getLogger("pipelines").setLevel(logging.WARNING)  # what there is to tell, the first rank tells
     # Everything that a config or a data set can be wrong about is met before the run folder is written.
+    if len(cases.split.train) < world.size:
+        raise TooFewCases("training", seen=f"{len(cases.split.train)} cases for {world.size} devices",
+                          expected="at least one a device was expected")  # fmt: skip
     task, data = cases.loaded()
     log.info("samples: %d made, %d found in the cache, in %.1f s", data.made.anew, data.made.reused, data.made.seconds)
-    open_run(folder, cases.config, cases.split, resume=resume)
-    fit(task, data, folder, resume=resume, progress=progress, state_minutes=state_minutes)
-    return Run(folder, publish(cases, folder))
+    if world.rank == 0:
+        open_run(folder, cases.config, cases.split, resume=resume)
+    fit(task, data, folder, world, resume=resume, progress=progress, state_minutes=state_minutes)
+    return Run(folder, publish(cases, folder)) if world.rank == 0 else None
 
 
 def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:

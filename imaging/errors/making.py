@@ -127,12 +127,20 @@ class TooFewCases(WrongUsage):
     remedy = "Add cases, or change data.folds and data.test_fraction"
 
 
-class DevicesUnsupported(WrongUsage):
-    """More devices than this version trains on; their batches would overlap unnoticed."""
+class DevicesInvalid(WrongUsage):
+    """The devices that a training is to share its batches over are not there, or cannot share them evenly."""
 
-    code = "devices_unsupported"
-    expected = "one device was expected"
-    remedy = "Train with --devices 1"
+    code = "devices_invalid"
+    expected = "as many devices as there are was expected"
+    remedy = "Correct --devices, --nodes or train.batch_size"
+
+
+class ProcessLost(InternalFault):
+    """One of the processes of a training ended without a word: killed by the system, or by a fault of imgpipe."""
+
+    code = "process_lost"
+    expected = "each process of the training was expected to end by itself"
+    remedy = "Look whether memory ran out, then continue with --resume; `imgpipe --verbose train ...` tells more"
 
 
 class RunExists(WrongUsage):

@@ -84,7 +84,7 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         loss = self.loss(self(batch[IMAGE]), batch)
         if not torch.isfinite(loss):
             self._diverged(cases, f"the loss is {loss.item()}")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(cases))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(cases), sync_dist=True)
         return loss
 
     def configure_gradient_clipping(
@@ -129,9 +129,10 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the cases of all ranks."""
-        kept = sorted(gathered(self._kept), key=lambda item: item[0])
+        # A case that filled up a rank without one comes twice, and counts once.
+        kept = dict(gathered(self._kept))
         self._kept = []
-        for name, score in self.scores([found for _, found in kept]).items():
+        for name, score in self.scores([kept[index] for index in sorted(kept)]).items():
             self.log(name, score, prog_bar=name == self.monitor)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -65,7 +65,10 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @click.option("--folds", type=click.IntRange(min=2), metavar="N", help="Cross-validate: train N networks, each "
               "measured on the part of the patients that it has not seen; overrides data.folds.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
-@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of devices.")
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True,
+              help="GPUs, or processes on the CPU, of each machine; they share each batch.")  # fmt: skip
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Machines; start imgpipe on them with torchrun or srun.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), help="Overrides train.precision.")
 @click.option("--state-minutes", type=click.FloatRange(min=0), default=10, show_default=True,
               help="Minutes between two states within an epoch; 0: after each step.")  # fmt: skip
@@ -79,6 +82,7 @@ def train(
     folds: int | None,
     resume: bool,
     devices: int,
+    nodes: int,
     precision: str | None,
     state_minutes: float,
     out: Path | None,
@@ -90,11 +94,14 @@ def train(
     train.epochs=20. The run folder holds the resolved config, the split, versions, log, states and the checkpoint with
     its metrics.
     """
-    from imaging.errors import ConfigInvalid
+    from imaging.errors import ConfigInvalid, DevicesInvalid
 
     if fold is not None and folds is not None:
         raise ConfigInvalid("--fold", seen="given together with --folds", expected="one of them was expected",
                             remedy="--folds trains every fold, --fold one of them")  # fmt: skip
+    if folds is not None and nodes != 1:
+        raise DevicesInvalid("--nodes", seen="given together with --folds", expected="one machine was expected",
+                             remedy="Train each fold by itself with --fold")  # fmt: skip
     if folds is not None:
         return _cross_validate(config=config, overrides=overrides, folds=folds, resume=resume, devices=devices,
                                precision=precision, state_minutes=state_minutes, out=out, as_json=as_json)  # fmt: skip
@@ -106,11 +113,14 @@ def train(
         fold=fold,
         resume=resume,
         devices=devices,
+        nodes=nodes,
         precision=precision,
         out=out,
         state_minutes=state_minutes,
         progress=sys.stderr.isatty(),
     )
+    if run is None:
+        return 0  # the first rank tells
     metrics = run.checkpoint.metrics
     if as_json:
         folders = {"run": str(run.folder), "checkpoint": str(run.checkpoint.folder)}

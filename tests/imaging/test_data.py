@@ -391,6 +391,32 @@ def test_continued_run_begins_with_the_batch_after_the_last(folder: Path, config
     assert batches(Position(2, 1)) == batches(Position(0, 0))[1:]
 
 
+@given(
+    length=st.integers(1, 40),
+    ranks=st.integers(1, 4),
+    each=st.integers(1, 3),
+    shuffle=st.booleans(),
+    epoch=st.integers(0, 3),
+)
+def test_ranks_share_the_batches_of_one(length: int, ranks: int, each: int, shuffle: bool, epoch: int) -> None:
+    def batches(rank: int, ranks: int, size: int) -> list[set[int]]:
+        sampler = EpochSampler(length, seed=1, shuffle=shuffle, batch_size=each * total, rank=rank, ranks=ranks)
+        sampler.set_epoch(epoch)
+        indices = [index for _, index in sampler]
+        assert len(indices) == len(sampler) >= 1
+        return [set(indices[at : at + size]) for at in range(0, len(indices), size)]
+
+    total = ranks
+    whole = batches(0, 1, each * total)
+    shares = [batches(rank, ranks, each) for rank in range(ranks)]
+    if shuffle and length >= ranks:
+        assert {len(share) for share in shares} == {len(whole)}, "the ranks step together"
+        assert [set.union(*parts) for parts in zip(*shares, strict=True)] == whole
+    covered = set.union(*(part for share in shares for part in share))
+    assert covered == set.union(*whole)
+    assert shuffle or covered == set(range(length))
+
+
 def test_order_changes_with_the_epoch_and_not_without_shuffling() -> None:
     def order(epoch: int, *, shuffle: bool) -> list[int]:
         sampler = EpochSampler(20, seed=0, shuffle=shuffle)

@@ -23,7 +23,6 @@ from imaging.data import load_case
 from imaging.errors import (
     ConfigInvalid,
     ConstantImage,
-    DevicesUnsupported,
     ImagingError,
     LabelMismatch,
     ManifestInvalid,
@@ -368,11 +367,6 @@ def test_wrong_usage_is_refused_by_name(
     with pytest.raises(error):
         micro(*overrides)
     assert not (tmp_path / "run").exists(), "the same command can be given again"
-
-
-def test_more_than_one_device_is_refused(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(DevicesUnsupported):
-        train(config=tiny, devices=2, out=tmp_path / "run", progress=False)
 
 
 def test_arguments_override_the_config(tiny: Path, tmp_path: Path) -> None:
