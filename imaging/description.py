@@ -5,13 +5,11 @@ Invariant: what a data set does not tell stays empty; nothing is guessed from th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from imaging.errors import ManifestInvalid
+from imaging.dataset_json import read_dataset_json
 from imaging.manifest import manifest_file
 
 # How data sets write what DICOM's Modality (0008,0060) abbreviates.
@@ -31,6 +29,8 @@ class Description:
         What the data set calls its channels; empty where it does not tell.
     labels
         Name of each structure by its value in the masks, without the background; empty where it is not told.
+    regions, ignore
+        As `imaging.dataset_json.DatasetJson` has them.
     text, licence, reference
         As the data set has them.
     """
@@ -38,6 +38,8 @@ class Description:
     name: str
     channels: tuple[str, ...] = ()
     labels: Mapping[int, str] | None = None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
     text: str = ""
     licence: str = ""
     reference: str = ""
@@ -59,32 +61,19 @@ def describe(root: Path) -> Description:
     Raises
     ------
     ManifestInvalid
-        If it is no JSON object, or its labels are not whole numbers with names.
+        As `imaging.dataset_json.read_dataset_json` does.
     """
     manifest = manifest_file(root)
     if manifest.suffix.lower() == ".csv":
         return Description(manifest.stem)
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("the top level is not a mapping")
-        labels = _labels(content.get("labels") or {})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__}: {error})") from error
-    # nnU-Net 2 calls channel_names what the Decathlon calls modality.
-    channels = content.get("modality") or content.get("channel_names") or {}
-    told = channels.values() if isinstance(channels, dict) else [channels]
+    told = read_dataset_json(manifest)
     return Description(
-        name=str(content.get("name") or manifest.parent.resolve().name),
-        channels=tuple(str(name) for name in told),
-        labels=labels or None,
-        text=str(content.get("description") or ""),
-        licence=str(content.get("licence") or content.get("license") or ""),
-        reference=str(content.get("reference") or ""),
+        name=told.name,
+        channels=told.channels,
+        labels=told.labels or None,
+        regions=told.regions,
+        ignore=told.ignore,
+        text=told.text,
+        licence=told.licence,
+        reference=told.reference,
     )
-
-
-def _labels(told: Mapping[str, Any]) -> dict[int, str]:
-    """Names by value, from the Decathlon's ``{"1": "Liver"}`` or nnU-Net's ``{"Liver": 1}``."""
-    pairs = [(key, value) if isinstance(value, str) else (value, key) for key, value in told.items()]
-    return {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0])) if int(value) != 0}

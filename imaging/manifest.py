@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from imaging.dataset_json import list_files
 from imaging.errors import ManifestInvalid, PatientLeak, TooFewCases
 from imaging.nifti import case_name
 
@@ -92,7 +93,9 @@ def list_cases(root: Path) -> list[Case]:
     if not manifest.is_file():
         raise ManifestInvalid(manifest, seen="it does not exist", remedy="Check data.root")
     try:
-        return _read_csv(manifest) if manifest.suffix.lower() == ".csv" else _read_decathlon(manifest)
+        if manifest.suffix.lower() == ".csv":
+            return _read_csv(manifest)
+        return [Case(case.name, case.images, case.label, case.name) for case in list_files(manifest)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__}: {error})") from error
 
@@ -104,8 +107,8 @@ def read_manifest(root: Path) -> list[Case]:
     ----------
     root
         A CSV with the columns ``image`` and ``label`` (paths relative to the CSV; several images, one a channel, are
-        separated by ``|``) and optionally ``case`` and ``patient``; or a folder with a Medical Segmentation Decathlon
-        ``dataset.json``; or that file itself.
+        separated by ``|``) and optionally ``case`` and ``patient``; or a folder with a ``dataset.json`` (Medical
+        Segmentation Decathlon, nnU-Net 1 or 2; see `imaging.dataset_json`); or that file itself.
 
     Raises
     ------
@@ -198,15 +201,6 @@ def _read_csv(manifest: Path) -> list[Case]:
             raise ManifestInvalid(manifest, seen=f"row {number} names no image")
         name = (row.get("case") or "").strip() or case_name(images[0])
         cases.append(Case(name, images, manifest.parent / row["label"], (row.get("patient") or "").strip() or name))
-    return cases
-
-
-def _read_decathlon(manifest: Path) -> list[Case]:
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    cases = []
-    for row in content["training"]:
-        image, label = manifest.parent / row["image"], manifest.parent / row["label"]
-        cases.append(Case(case_name(image), (image,), label, case_name(image)))
     return cases
 
 

@@ -118,6 +118,13 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
             expected="what DICOM calls it was expected (MR, CT, PT, ...)",
             remedy="Give it with --modality",
         )
+    if survey.description.regions or survey.description.ignore is not None:
+        raise ManifestInvalid(
+            survey.manifest,
+            seen="regions of several values, or a value to ignore",
+            expected="a structure for each value of the masks was expected",
+            remedy="Name each value by itself: a plan makes no config for regions yet",
+        )
     split = _split(survey)
     grid = target_grid(survey.cases)
     trained = len(split.side.train)

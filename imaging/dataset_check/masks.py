@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +159,14 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
     for number, case in enumerate(listed):
         if on_case:
             on_case(case.name, number, len(listed))
-        image, mask, found = _read(case, description.labels)
+        image, mask, found = _read(case, description)
         problems += found
         if image is not None:
             hashes[image.content_sha256()].append(case)
         if image is not None and mask is not None and not found:
-            facts.append(_facts_of(case, image, mask, seed=number))
+            # What nothing is known of is no structure.
+            known = mask if description.ignore is None else _without(mask, description.ignore)
+            facts.append(_facts_of(case, image, known, seed=number))
     labels, of_labels = _named(manifest, description, facts)
     problems += [*of_labels, *_other_channels(listed, facts), *_duplicates(hashes.values())]
     return Survey(manifest, description, labels, len(listed), tuple(facts), tuple(problems),
@@ -215,7 +217,7 @@ def _listed_twice(manifest: Path, cases: Sequence[Case]) -> Iterator[ImagingErro
             yield ManifestInvalid(manifest, seen=f"the image {path.name!r} is listed {times} times")
 
 
-def _read(case: Case, ids: Mapping[int, str] | None) -> tuple[Volume | None, Volume | None, list[ImagingError]]:
+def _read(case: Case, description: Description) -> tuple[Volume | None, Volume | None, list[ImagingError]]:
     """Image and mask, as far as they can be read, and what is wrong with them."""
     problems: list[ImagingError] = []
     missing = [path for path in case.images if not path.exists()] + [case.label] * (not case.label.is_file())
@@ -227,7 +229,10 @@ def _read(case: Case, ids: Mapping[int, str] | None) -> tuple[Volume | None, Vol
             path = case.images[number if len(case.images) > 1 else 0]
             problems.append(ConstantImage(path, seen=f"every voxel is {float(channel_XYZ.flat[0]):g}"))
     if image is not None and mask is not None:
-        problems += mismatches(image, mask, case.label, list(ids) if ids else None)
+        ids = (
+            [*description.labels, *([description.ignore] if description.ignore else [])] if description.labels else None
+        )
+        problems += mismatches(image, mask, case.label, ids)
     return image, mask, problems
 
 
@@ -237,6 +242,10 @@ def _tried(read: Callable[[], Volume], problems: list[ImagingError]) -> Volume |
     except ImagingError as error:
         problems.append(error)
         return None
+
+
+def _without(mask: Volume, value: int) -> Volume:
+    return replace(mask, array=np.where(mask.array == value, np.float32(0), mask.array))
 
 
 def _facts_of(case: Case, image: Volume, mask: Volume, *, seed: int) -> CaseFacts:

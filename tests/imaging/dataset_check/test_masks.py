@@ -129,7 +129,7 @@ def test_what_a_data_set_says_of_itself(tmp_path: Path, told: dict[str, object],
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"labels": [1]}', '{"labels": {"x": [1, 2]}}', '{"labels": {"a": "b"}}']
+    "content", ["{", "[]", '{"labels": [1]}', '{"labels": {"x": [1, null]}}', '{"labels": {"a": "b"}}']
 )
 def test_description_that_means_nothing_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset.json").write_text(content)
