@@ -37,15 +37,15 @@ from imaging.volume import Volume
 Sample = dict[str, Any]
 
 
-def load_case(case: Case, *, labels: int, channels: int = 1) -> tuple[Volume, Volume]:
+def load_case(case: Case, *, values: Sequence[int], channels: int = 1) -> tuple[Volume, Volume]:
     """Read a case's image (C, X, Y, Z) and mask (1, X, Y, Z) and check that they belong together.
 
     Parameters
     ----------
     case
         What to read.
-    labels
-        Number of structures; the mask may hold 0 to this.
+    values
+        What the mask may hold beside 0.
     channels
         How many the network takes.
 
@@ -58,7 +58,7 @@ def load_case(case: Case, *, labels: int, channels: int = 1) -> tuple[Volume, Vo
     """
     image, mask = read_channels(case.images), read_nifti(case.label)
     check_channels(image, channels, f"case {case.name}")
-    for problem in mismatches(image, mask, case.label, range(1, labels + 1)):
+    for problem in mismatches(image, mask, case.label, values):
         raise problem
     return image, mask
 
@@ -218,7 +218,7 @@ class CachedCases(_Cached):
         self, cases: Sequence[Case], config: SegmentConfig, patches: Patches | None, keeper: Keeper | None = None
     ) -> None:
         self._transform = preprocessing(config.preprocess, with_label=True, scales=config.scales)
-        self._labels, self._channels = len(config.labels), len(config.scales)
+        self._values, self._channels = config.mask_values, len(config.scales)
         self._patches = patches
         self._places: dict[int, Places] = {}
         super().__init__(cases, config, keeper)
@@ -231,7 +231,7 @@ class CachedCases(_Cached):
         return self._patches(sample, self._places.get(index, {}), seed, subject=f"case {self.names[index]}")
 
     def _prepare(self, case: Case) -> Sample:
-        image, mask = load_case(case, labels=self._labels, channels=self._channels)
+        image, mask = load_case(case, values=self._values, channels=self._channels)
         # One grid for both: load_case has checked that the mask lies on its image.
         sample = {IMAGE: image.as_metatensor(), LABEL: as_label_tensor(mask.array[0], image.affine)}
         prepared = apply(self._transform, sample, subject=case.images[0])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from imaging.config import Label, Vector3
 from imaging.metrics import bootstrap_means, dice
+from imaging.structures import structure_of
 from imaging.surface import boundary, volume_error_percent
 
 # The scores by their names in metrics.json and predictions.csv, and what they are called.
@@ -74,8 +75,8 @@ class CaseScore:
 
 
 def score_structures(
-    found_XYZ: NDArray[Any],
-    truth_XYZ: NDArray[Any],
+    found_mask: NDArray[Any],
+    truth_mask: NDArray[Any],
     labels: Sequence[Label],
     *,
     spacing_mm: Vector3,
@@ -86,8 +87,8 @@ def score_structures(
 
     Parameters
     ----------
-    found_XYZ, truth_XYZ
-        Label ids on the image's own grid.
+    found_mask, truth_mask
+        On the image's own grid, as `imaging.structures` has masks.
     labels
         The structures.
     spacing_mm, voxel_mm3
@@ -97,11 +98,11 @@ def score_structures(
     """
     scores = {}
     for label in labels:
-        found, truth = found_XYZ == label.id, truth_XYZ == label.id
+        found, truth = structure_of(found_mask, label), structure_of(truth_mask, label)
         border = boundary(found, truth, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
         volumes = [float(mask.sum()) * voxel_mm3 for mask in (found, truth)]
         scores[label.name] = StructureScore(
-            dice=dice(found_XYZ, truth_XYZ, label.id),
+            dice=dice(found, truth, 1),
             hd95_mm=border.hd95_mm,
             surface_dice=border.surface_dice,
             volume_error_percent=volume_error_percent(*volumes),

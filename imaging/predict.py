@@ -9,6 +9,7 @@ Shapes: K classes with the background; ``probability_KXYZ`` on the network's gri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
+from imaging.config import SegmentConfig
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_segmenter, load_weights
 from imaging.selection import check_channels, check_choice, check_limits
+from imaging.structures import Mask, labels_of
 from imaging.tiles import logits_of
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
 from imaging.volume import Volume
@@ -26,6 +29,8 @@ from imaging.volume import Volume
 # A picture has more values than this; a label map of as many structures would pass for one.
 _FEW_VALUES = 8
 _SAMPLED = 1_000_000
+# Above this a region that is judged on its own is there.
+_HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,15 +44,23 @@ class Prediction:
     volume
         Of what.
     mask_XYZ
-        uint8 label ids on the volume's own grid.
+        uint8 label ids on the volume's own grid; where structures overlap, that of the last of them.
     mean_probability
         For each label id that was found, the mean of its probability over its voxels on the network's grid.
+    regions_KXYZ
+        Where the checkpoint's structures overlap, each of them on its own.
     """
 
     checkpoint: Checkpoint
     volume: Volume
     mask_XYZ: NDArray[np.uint8]
     mean_probability: dict[int, float]
+    regions_KXYZ: NDArray[np.bool_] | None = None
+
+    @property
+    def found(self) -> Mask:
+        """What was found, as `imaging.structures.structure_of` takes it."""
+        return self.mask_XYZ if self.regions_KXYZ is None else self.regions_KXYZ
 
 
 class Predictor:
@@ -97,16 +110,14 @@ class Predictor:
         check_not_mask(volume)
         image = self._prepared(volume)
         probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
-        labels_XYZ = probability_KXYZ.argmax(0)
-        mean_probability = {
-            label.id: float(probability_KXYZ[label.id][labels_XYZ == label.id].mean())
-            for label in config.labels
-            if bool((labels_XYZ == label.id).any())
-        }
-        mask = restore_labels(
-            probability_KXYZ.cpu().numpy(), affine_of(image), shape=volume.shape, to_affine=volume.affine
-        )
-        return Prediction(self.checkpoint, volume, mask, mean_probability)
+        mean_probability = _mean_probability(probability_KXYZ, config)
+        restored = partial(restore_labels, affine=affine_of(image), shape=volume.shape, to_affine=volume.affine)
+        found_KXYZ = probability_KXYZ.cpu().numpy()
+        if not config.overlapping:
+            return Prediction(self.checkpoint, volume, restored(found_KXYZ), mean_probability)
+        regions_KXYZ = np.stack([restored(np.stack([1 - found_XYZ, found_XYZ])) > 0 for found_XYZ in found_KXYZ])
+        mask_XYZ = labels_of(regions_KXYZ, config.labels)
+        return Prediction(self.checkpoint, volume, mask_XYZ, mean_probability, regions_KXYZ)
 
     def _prepared(self, volume: Volume) -> MetaTensor:
         image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
@@ -115,8 +126,9 @@ class Predictor:
 
     @torch.inference_mode()
     def _probabilities(self, image_1CXYZ: torch.Tensor) -> torch.Tensor:
-        """Softmax averaged over the flips that the config asks for."""
-        settings = self.checkpoint.segmenter().predict
+        """Softmax, or sigmoid where structures overlap, averaged over the flips that the config asks for."""
+        config = self.checkpoint.segmenter()
+        settings = config.predict
         flips: list[tuple[int, ...]] = [()]
         for axis in settings.flip_axes:
             flips += [(*flip, axis + 2) for flip in flips]
@@ -124,11 +136,24 @@ class Predictor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             for flip in flips:
                 logits = logits_of(self._network, image_1CXYZ.flip(flip) if flip else image_1CXYZ, settings)
-                probability = logits.float().softmax(1)
+                probability = logits.float().sigmoid() if config.overlapping else logits.float().softmax(1)
                 probability = probability.flip(flip) if flip else probability
                 total = probability if total is None else total + probability
         assert total is not None
         return total[0] / len(flips)
+
+
+def _mean_probability(probability_KXYZ: torch.Tensor, config: SegmentConfig) -> dict[int, float]:
+    """For each label id that was found, the mean of its probability over its voxels."""
+    if config.overlapping:
+        each = [probability_XYZ[probability_XYZ > _HALF] for probability_XYZ in probability_KXYZ]
+        return {label.id: float(each[label.id - 1].mean()) for label in config.labels if each[label.id - 1].numel()}
+    labels_XYZ = probability_KXYZ.argmax(0)
+    return {
+        label.id: float(probability_KXYZ[label.id][labels_XYZ == label.id].mean())
+        for label in config.labels
+        if bool((labels_XYZ == label.id).any())
+    }
 
 
 def check_not_mask(volume: Volume) -> None:

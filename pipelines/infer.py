@@ -424,7 +424,7 @@ def _write_masks(stage: Path, prediction: Prediction, formats: Collection[str] |
                 software_version=importlib.metadata.version("imgpipe"),
             )
             path = _free(stage, f"seg_{config.name}", ".dcm")
-            write_seg(path, prediction.mask_XYZ, volume, config.labels, algorithm)
+            write_seg(path, prediction.found, volume, config.labels, algorithm)
     except OutputNotWritable:
         raise
     except ImagingError as error:

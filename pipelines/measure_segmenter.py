@@ -23,6 +23,7 @@ from imaging.mask_scores import CaseScore, score_structures, summary
 from imaging.predict import Prediction, Predictor
 from imaging.report.mask_page import WorstCase, render_masks
 from imaging.report.pictures import comparison
+from imaging.structures import truth_of
 from pipelines.predictions import mask_rows
 from pipelines.result import Measured, Result, of_side, provenance
 
@@ -42,13 +43,13 @@ class Scored:
         What it is worth.
     prediction
         What the checkpoint said.
-    truth_XYZ
-        The manual mask, on the same grid.
+    truth
+        The manual mask on the same grid, as `imaging.structures` has masks.
     """
 
     score: CaseScore
     prediction: Prediction
-    truth_XYZ: NDArray[Any]
+    truth: NDArray[Any]
 
 
 def default_tolerance(config: SegmentConfig) -> float:
@@ -72,11 +73,11 @@ def score_case(predictor: Predictor, case: Case, *, tolerance_mm: float) -> Scor
     """
     config = predictor.checkpoint.segmenter()
     labels = config.labels
-    image, mask = load_case(case, labels=len(labels), channels=len(config.scales))
-    truth = mask.array[0]
+    image, mask = load_case(case, values=config.mask_values, channels=len(config.scales))
+    truth = truth_of(mask.array[0], config)
     prediction = predictor(image)
     structures = score_structures(
-        prediction.mask_XYZ,
+        prediction.found,
         truth,
         labels,
         spacing_mm=image.spacing,
@@ -123,7 +124,7 @@ def score_each(
         scores.append(scored.score)
         # Only the pictures of the worst so far are kept: a data set's volumes would not fit in memory.
         if not math.isnan(scored.score.mean_dice) and _is_worse(scored.score, worst):
-            worst.append(WorstCase(scored.score, *comparison(scored.prediction, scored.truth_XYZ)))
+            worst.append(WorstCase(scored.score, *comparison(scored.prediction, scored.truth)))
             worst = list(worst_of(worst))
     return ScoredCases(scores, worst, refused)
 

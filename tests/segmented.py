@@ -12,6 +12,8 @@ from imaging.files import shipped
 
 SIZE = (26, 24, 8)
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
+# The outer box with the inner one in it, and the inner one alone.
+REGIONS = ("labels.0.values=[1, 2]", "labels.1.values=[2]")
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 

@@ -43,7 +43,7 @@ def test_no_case_is_on_two_sides(checkpoint: Checkpoint) -> None:
 
 def test_it_labels_the_cases_that_ship(predictor: Predictor, data: Path) -> None:
     for case in read_manifest(data / "hippocampus"):
-        image, truth = load_case(case, labels=2)
+        image, truth = load_case(case, values=(1, 2))
         found = predictor(image).mask_XYZ
         assert min(dice(found, truth.array[0], label) for label in (1, 2)) > 0.75, case.name
 

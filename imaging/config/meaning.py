@@ -18,7 +18,11 @@ class Code(Section):
 
 
 class Label(Section):
-    """One structure: its value in the mask, its name in files, its codes in reports."""
+    """One structure: its value in the mask, its name in files, its codes in reports.
+
+    `values` are those of a manual mask that make it up, where structures overlap: a whole tumour may be 1, 2 and 3, its
+    core 2 and 3. Without them it is its id alone.
+    """
 
     id: Annotated[int, Field(ge=1, le=255)]
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -26,6 +30,7 @@ class Label(Section):
     category: Code
     code: Code
     modifier: Code | None = None
+    values: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], LATER] = ()
     colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 

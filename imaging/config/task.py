@@ -52,8 +52,9 @@ class _Task(Section):
 class SegmentConfig(_Task):
     """A network that labels voxels, whole.
 
-    `channels` are the images of a case in the order of the network's channels; without them a case is one image, scaled
-    as `preprocess` says.
+    Where labels have `values`, structures may overlap: each is judged on its own (sigmoid), and a mask of one value a
+    voxel holds the later label. `channels` are the images of a case in the order of the network's channels; without
+    them a case is one image, scaled as `preprocess` says.
     """
 
     task: Literal["segment"]
@@ -70,6 +71,8 @@ class SegmentConfig(_Task):
             raise ValueError("labels must have the ids 1, 2, 3, ... in this order")
         if len({label.name for label in self.labels}) != len(self.labels):
             raise ValueError("two labels have the same name")
+        if 0 < sum(bool(label.values) for label in self.labels) < len(self.labels):
+            raise ValueError("either every label has values, or none has")
         return self
 
     @model_validator(mode="after")
@@ -90,8 +93,18 @@ class SegmentConfig(_Task):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network gives for each voxel: one a class, the background among them."""
-        return len(self.labels) + 1
+        """How many numbers the network gives for each voxel: one a class with the background, or one a region."""
+        return len(self.labels) if self.overlapping else len(self.labels) + 1
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a voxel may belong to several structures, each of which is then judged on its own."""
+        return any(label.values for label in self.labels)
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """What a manual mask may hold beside 0."""
+        return tuple(sorted({value for label in self.labels for value in label.values or (label.id,)}))
 
     @property
     def scales(self) -> tuple[Scale, ...]:

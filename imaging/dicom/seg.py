@@ -24,6 +24,7 @@ from imaging import config as configs
 from imaging.dicom.frames import quietly
 from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
+from imaging.structures import Mask, structure_of
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
 MANUFACTURER = "imgpipe"
@@ -57,17 +58,16 @@ class Algorithm:
     software_version: str
 
 
-def write_seg(
-    path: Path, mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
-) -> None:
+def write_seg(path: Path, mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm) -> None:
     """Write a binary DICOM SEG (PS3.3 A.51) over the instances of a volume.
 
     Parameters
     ----------
     path
         Where it goes.
-    mask_XYZ
-        Label ids on the volume's own grid; at least one voxel is not 0.
+    mask
+        On the volume's own grid, as `imaging.structures` has masks; segments overlap where structures do. At least one
+        voxel is not 0.
     volume
         Read from DICOM: its `frames` name the source instances, one for each slice of Z.
     labels
@@ -84,14 +84,14 @@ def write_seg(
     OutputMismatch
         If the bytes, read back, do not hold the mask; nothing is written.
     """
-    present = [label for label in labels if (mask_XYZ == label.id).any()]
-    unknown = sorted(set(np.unique(mask_XYZ).tolist()) - {0, *(label.id for label in labels)})
+    present = [label for label in labels if structure_of(mask, label).any()]
+    unknown = sorted(set(np.unique(mask).tolist()) - {0, *(label.id for label in labels)})
     if unknown:
         raise OutputNotBuilt(path.name, seen=f"label ids {unknown} without a meaning")
     if not volume.facts.frame_of_reference_uid:
         raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
-        segmentation = _build(mask_XYZ, volume, present, algorithm)
+        segmentation = _build(mask, volume, present, algorithm)
     except (
         AttributeError,
         KeyError,
@@ -101,29 +101,22 @@ def write_seg(
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
     stream = io.BytesIO()
     segmentation.save_as(stream)
-    check_seg(stream.getvalue(), mask_XYZ, volume, present)
+    check_seg(stream.getvalue(), mask, volume, present)
     write_whole(path, stream.getvalue())
 
 
-def _build(
-    mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm
-) -> hd.seg.Segmentation:
+def _build(mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm) -> hd.seg.Segmentation:
     sources = [_source(frame.path, volume.facts) for frame in volume.sources]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
     identity.append(algorithm.software_version)
     # A corrected PatientID is another object: an archive keeps the first of two with one UID.
     identity += [volume.facts.study_uid, volume.facts.series_uid, str(sources[0].PatientID)]
     identity += [frame.sop_instance_uid for frame in volume.sources]
-    identity.append(hashlib.sha256(mask_XYZ.tobytes()).hexdigest())
-    frames_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0))
-    # Segments are numbered 1, 2, 3, ... without a hole (PS3.3 C.8.20.2), whichever labels were found.
-    numbers = np.zeros(256, dtype=np.uint8)
-    for number, label in enumerate(labels, start=1):
-        numbers[label.id] = number
+    identity.append(hashlib.sha256(mask.tobytes()).hexdigest())
     with quietly():
         segmentation = hd.seg.Segmentation(
             source_images=sources,
-            pixel_array=numbers[frames_ZYX],
+            pixel_array=_pixels(mask, labels),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[
                 _describe(number, label, algorithm, volume.facts.series_uid)
@@ -144,6 +137,19 @@ def _build(
         )
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = _same_everywhere(segmentation, identity)
     return segmentation
+
+
+def _pixels(mask: Mask, labels: Sequence[configs.Label]) -> NDArray[np.uint8]:
+    """Segment numbers (Z, Y, X), or with overlaps (Z, Y, X, segments) of 0 and 1.
+
+    Segments are numbered 1, 2, 3, ... without a hole (PS3.3 C.8.20.2), whichever labels were found.
+    """
+    if mask.ndim == 3:
+        numbers = np.zeros(256, dtype=np.uint8)
+        for number, label in enumerate(labels, start=1):
+            numbers[label.id] = number
+        return numbers[np.ascontiguousarray(mask.transpose(2, 1, 0))]
+    return np.stack([structure_of(mask, label).transpose(2, 1, 0) for label in labels], axis=-1).astype(np.uint8)
 
 
 def _same_everywhere(segmentation: pydicom.Dataset, identity: Iterable[str]) -> str:
@@ -215,7 +221,7 @@ def _mend_character_set(dataset: pydicom.Dataset) -> None:
         dataset.SpecificCharacterSet = "ISO_IR 100"  # without code extensions the two are one repertoire
 
 
-def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], volume: Volume, labels: Sequence[configs.Label]) -> None:
+def check_seg(content: bytes, mask: Mask, volume: Volume, labels: Sequence[configs.Label]) -> None:
     """Read a SEG back from its own bytes and compare each segment with the mask it should hold.
 
     The way back shares nothing with the way out but pydicom: frames are placed by their own Plane Position, Plane
@@ -225,8 +231,8 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], volume: Volume, label
     ----------
     content
         The SEG as it will be written.
-    mask_XYZ, volume
-        What was meant: label ids on the grid of a volume with its `frames`.
+    mask, volume
+        What was meant, on the grid of a volume with its `frames`.
     labels
         The label of each segment, in the order of the segment numbers.
 
@@ -242,7 +248,7 @@ def check_seg(content: bytes, mask_XYZ: NDArray[np.uint8], volume: Volume, label
     if set(found) != set(range(1, len(labels) + 1)):
         raise OutputMismatch("seg", seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
     for number, label in enumerate(labels, start=1):
-        voxels = np.argwhere(mask_XYZ == label.id)
+        voxels = np.argwhere(structure_of(mask, label))
         points, references = found[number]
         if len(points) != len(voxels):
             raise OutputMismatch(

@@ -19,6 +19,7 @@ from imaging.classifier import Classification, Judgement
 from imaging.config import Code, Label
 from imaging.errors import ImagingError
 from imaging.predict import Prediction
+from imaging.structures import structure_of
 from imaging.volume import Volume
 
 DISCLAIMER = "For research use, not for diagnosis."
@@ -318,7 +319,7 @@ def _explanation(prediction: Classification, judgement: Judgement) -> Explanatio
 
 
 def _measure(prediction: Prediction, label: Label) -> StructureVolume:
-    volume, found_XYZ = prediction.volume, prediction.mask_XYZ == label.id
+    volume, found_XYZ = prediction.volume, structure_of(prediction.found, label)
     voxels = int(found_XYZ.sum())
     amount = voxels * volume.voxel_volume
     interval, note = _interval(prediction, label, amount)

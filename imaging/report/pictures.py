@@ -24,6 +24,7 @@ from imaging.config import Label
 from imaging.explain import HeatMap
 from imaging.predict import Prediction
 from imaging.report.heat import Heat, colour_png
+from imaging.structures import Mask, structure_of
 from imaging.volume import Volume, orientation_of
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -107,10 +108,9 @@ def key_pictures(
         plain = _picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), ())
         return (plain, *(_heated(prediction, heat_map, (float(low), float(high))) for heat_map in prediction.heat_maps))
     labels = prediction.checkpoint.segmenter().labels
-    ids = [label.id for label in labels]
-    indices = _key_slices(prediction.mask_XYZ, ids, most) if slices is None else slices
+    indices = _key_slices(prediction.found, labels, most) if slices is None else slices
     window = float(low), float(high)
-    return tuple(_picture(volume, prediction.mask_XYZ, index, window, labels) for index in indices)
+    return tuple(_picture(volume, prediction.found, index, window, labels) for index in indices)
 
 
 def overview(volume: Volume, *, longest: int = 288) -> Picture:
@@ -122,34 +122,40 @@ def overview(volume: Volume, *, longest: int = 288) -> Picture:
     return _picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), (), longest=longest)
 
 
-def comparison(prediction: Prediction, truth_XYZ: NDArray[Any]) -> tuple[Picture, Picture]:
+def comparison(prediction: Prediction, truth: NDArray[Any]) -> tuple[Picture, Picture]:
     """The slice on which a prediction and a manual mask differ in most voxels: with the one, and with the other.
 
     Parameters
     ----------
     prediction
         Mask and volume.
-    truth_XYZ
-        Label ids on the same grid.
+    truth
+        The manual one on the same grid, as `imaging.structures` has masks.
     """
-    index = int((prediction.mask_XYZ != truth_XYZ).sum(axis=(0, 1)).argmax())
-    manual = replace(prediction, mask_XYZ=truth_XYZ.astype(np.uint8))
-    found, truth = (key_pictures(shown, slices=(index,)) for shown in (prediction, manual))
-    return found[0], truth[0]
+    differ = prediction.found != truth
+    index = int(differ.sum(axis=tuple(range(differ.ndim - 1))).argmax())
+    manual = (
+        replace(prediction, mask_XYZ=truth.astype(np.uint8))
+        if prediction.regions_KXYZ is None
+        else replace(prediction, regions_KXYZ=truth)
+    )
+    found, meant = (key_pictures(shown, slices=(index,)) for shown in (prediction, manual))
+    return found[0], meant[0]
 
 
-def _key_slices(mask_XYZ: NDArray[np.uint8], ids: Sequence[int], most: int) -> list[int]:
-    found = np.flatnonzero((mask_XYZ > 0).any(axis=(0, 1)))
+def _key_slices(mask: Mask, labels: Sequence[Label], most: int) -> list[int]:
+    found = np.flatnonzero((mask > 0).any(axis=tuple(range(mask.ndim - 1))))
     if not len(found):
-        return [mask_XYZ.shape[2] // 2]
-    largest = [int((mask_XYZ == id_).sum(axis=(0, 1)).argmax()) for id_ in ids if (mask_XYZ == id_).any()]
+        return [mask.shape[-1] // 2]
+    sizes = [structure_of(mask, label).sum(axis=(0, 1)) for label in labels]
+    largest = [int(size_Z.argmax()) for size_Z in sizes if size_Z.any()]
     spread = np.linspace(found[0], found[-1], most + 2)[1:-1].round().astype(int).tolist()
     return sorted(list(dict.fromkeys([*largest, *spread]))[:most])
 
 
 def _picture(
     volume: Volume,
-    mask_XYZ: NDArray[np.uint8] | None,
+    mask: Mask | None,
     index: int,
     window: tuple[float, float],
     labels: Sequence[Label],
@@ -162,7 +168,7 @@ def _picture(
     towards = towards[across] + towards[down]
     flips = tuple(direction in "RAS" for direction in towards)
     image_YX = _displayed(volume, volume.array[0, :, :, index])
-    mask_YX = None if mask_XYZ is None else _displayed(volume, mask_XYZ[:, :, index])
+    structures = () if mask is None else tuple((item, structure_of(mask, item)[:, :, index]) for item in labels)
     grey = np.clip((image_YX - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
     right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards, flips, strict=True))
     rows, columns = grey.shape
@@ -183,9 +189,9 @@ def _picture(
         top=_OPPOSITE[bottom] if placed else "",
         bottom=bottom if placed else "",
         outlines=tuple(
-            Outline(label.title, label.colour, outline_path(mask_YX == label.id))
-            for label in labels
-            if mask_YX is not None and (mask_YX == label.id).any()
+            Outline(label.title, label.colour, outline_path(_displayed(volume, found_XY)))
+            for label, found_XY in structures
+            if found_XY.any()
         ),
     )
 

@@ -44,6 +44,27 @@ def dice_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tenso
     return 1 - dice.mean() + sums[-2] / sums[-1]
 
 
+def regions_dice_cross_entropy(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """1 - Dice, the mean over regions, plus the cross-entropy, the mean over voxels and regions, each on its own.
+
+    With one process this is MONAI's ``DiceLoss(sigmoid=True, batch=True)`` plus ``BCEWithLogitsLoss``; nnU-Net trains
+    regions so (Isensee et al., *nnU-Net for brain tumor segmentation*, BrainLes 2020).
+
+    Parameters
+    ----------
+    logits, truth
+        (B, K, ...), float32; `truth` of 0 and 1.
+    """
+    axes = [0, *range(2, logits.ndim)]
+    hits, false, missed = compute_tp_fp_fn(logits.sigmoid(), truth, axes, 1, False)
+    cross = functional.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+    values = torch.full_like(cross, truth.numel())
+    sums = summed(torch.cat([hits, false, missed, cross[None], values[None]]))
+    hits, false, missed = sums[:-2].chunk(3)
+    dice = (2 * hits + _SMOOTH) / (2 * hits + false + missed + _SMOOTH)
+    return 1 - dice.mean() + sums[-2] / sums[-1]
+
+
 def classes_cross_entropy(
     logits: torch.Tensor, label: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float
 ) -> torch.Tensor:

@@ -17,8 +17,9 @@ from imaging.config import SegmentConfig
 from imaging.data import Sample
 from imaging.metrics import dice
 from imaging.networks import build_segmenter
+from imaging.structures import structure_of, truth_of
 from imaging.tasks.base import FittingTask
-from imaging.tasks.losses import dice_cross_entropy
+from imaging.tasks.losses import dice_cross_entropy, regions_dice_cross_entropy
 from imaging.tiles import logits_of
 from imaging.transforms import IMAGE, LABEL
 
@@ -52,15 +53,23 @@ class SegmentTask(FittingTask[list[float]]):
             heads = logits
         # Each deeper head counts half of the one above it.
         weights = [0.5**depth for depth in range(len(heads))]
-        losses = [dice_cross_entropy(head.float(), _at_size(label, head.shape[2:])) for head in heads]
+        losses = [self._of_head(head.float(), _at_size(label, head.shape[2:])) for head in heads]
         return torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum() / sum(weights)
+
+    def _of_head(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if not self.config.overlapping:
+            return dice_cross_entropy(logits, label)
+        regions = [torch.isin(label, label.new_tensor(item.values)) for item in self.config.labels]
+        return regions_dice_cross_entropy(logits, torch.cat(regions, dim=1).float())
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Dice of one whole volume on the network's grid."""
         logits_BKXYZ = logits_of(self, batch[IMAGE], self.config.predict)
-        found = logits_BKXYZ.argmax(1)[0].cpu().numpy()
-        truth = batch[LABEL][0, 0].cpu().numpy()
-        self.keep(int(batch["index"]), [dice(found, truth, label.id) for label in self.config.labels])
+        logits_KXYZ = logits_BKXYZ[0].cpu().numpy()
+        found = logits_KXYZ > 0 if self.config.overlapping else logits_KXYZ.argmax(0)
+        truth = truth_of(batch[LABEL][0, 0].cpu().numpy(), self.config)
+        each = [(structure_of(found, label), structure_of(truth, label)) for label in self.config.labels]
+        self.keep(int(batch["index"]), [dice(found_XYZ, truth_XYZ, 1) for found_XYZ, truth_XYZ in each])
 
     def scores(self, kept: list[list[float]]) -> dict[str, float]:
         """The mean Dice over cases: for each structure, and of them all as ``val_dice``."""

@@ -87,14 +87,14 @@ def test_other_number_of_channels_than_the_network_takes_is_refused(put: Put, wa
     images = tuple(put(name, number) for number, name in enumerate("ab"[:files]))
     case = Case("brain7", images, put("mask", 1), "p")
     with pytest.raises(ChannelMismatch) as caught:
-        load_case(case, labels=1, channels=wanted)
+        load_case(case, values=(1,), channels=wanted)
     assert "brain7" in caught.value.subject
     assert (f"{files} channels", f"{wanted} were expected") == (caught.value.seen, caught.value.expected)
 
 
 def test_case_with_two_channels_is_read_with_its_mask(put: Put) -> None:
     case = Case("a", (put("t1", 1), put("t2", 2)), put("mask", 1), "p")
-    image, mask = load_case(case, labels=1, channels=2)
+    image, mask = load_case(case, values=(1,), channels=2)
     assert image.array.shape[0] == 2 and mask.array.shape[0] == 1
 
 

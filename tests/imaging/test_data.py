@@ -243,7 +243,7 @@ FLIPPED_AT_THE_FAR_CORNER = np.array([[-1, 0, 0, 72], [0, 1, 0, 0], [0, 0, 1, 0]
 
 
 def test_real_case_belongs_together(folder: Path) -> None:
-    image, mask = load_case(case_in(folder), labels=2)
+    image, mask = load_case(case_in(folder), values=(1, 2))
     assert image.shape == mask.shape == (35, 51, 35)
     assert set(np.unique(mask.array)) == {0, 1, 2}
 
@@ -268,30 +268,30 @@ def test_mask_that_does_not_fit_is_refused(
 ) -> None:
     rewrite(folder / "l001.nii.gz", change)
     with pytest.raises(LabelMismatch, match=r"l001\.nii\.gz"):
-        load_case(case_in(folder), labels=2)
+        load_case(case_in(folder), values=(1, 2))
 
 
 def test_label_that_the_config_does_not_name_is_told(folder: Path) -> None:
     with pytest.raises(LabelMismatch, match="the value 2; whole numbers 0 to 1"):
-        load_case(case_in(folder), labels=1)
+        load_case(case_in(folder), values=(1,))
 
 
 def test_mask_a_hair_off_is_taken(folder: Path) -> None:
     rewrite(folder / "l001.nii.gz", lambda array, affine: (array, affine + 1e-4))
-    load_case(case_in(folder), labels=2)
+    load_case(case_in(folder), values=(1, 2))
 
 
 def test_image_with_nan_is_refused(folder: Path) -> None:
     rewrite(folder / "i001.nii.gz", lambda array, affine: (np.where(array > 50, np.nan, array), affine))
     with pytest.raises(NotFinite):
-        load_case(case_in(folder), labels=2)
+        load_case(case_in(folder), values=(1, 2))
 
 
 def test_image_cut_short_is_refused(folder: Path) -> None:
     content = (folder / "i001.nii.gz").read_bytes()
     (folder / "i001.nii.gz").write_bytes(content[: len(content) // 2])
     with pytest.raises(UnreadableNifti):
-        load_case(case_in(folder), labels=2)
+        load_case(case_in(folder), values=(1, 2))
 
 
 # --------------------------------------------------------------------------------------------------- what training sees

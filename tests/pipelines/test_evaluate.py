@@ -74,7 +74,7 @@ def test_first_columns_are_the_case_and_its_dice(evaluated: Evaluation) -> None:
 def test_scores_are_those_of_the_masks_that_a_user_gets(evaluated: Evaluation, model: str, data: Path) -> None:
     row = rows_of(evaluated)[0]
     files = [data / "hippocampus" / kind / f"{row['case']}.nii.gz" for kind in ("imagesTr", "labelsTr")]
-    image, truth = load_case(Case(row["case"], (files[0],), files[1], patient="p"), labels=2)
+    image, truth = load_case(Case(row["case"], (files[0],), files[1], patient="p"), values=(1, 2))
     found = Predictor(open_checkpoint(Path(model)))(image).mask_XYZ
     assert float(row["dice_hippocampus_anterior"]) == pytest.approx(dice(found, truth.array[0], 1), abs=1e-5)
 

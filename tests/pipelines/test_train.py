@@ -157,7 +157,7 @@ def test_metrics_have_dice_with_its_interval(trained: Run, side: str) -> None:
 def test_metrics_are_what_a_user_of_the_checkpoint_gets(trained: Run, data: Path) -> None:
     name, scores = next(iter(trained.checkpoint.metrics["test"]["each"].items()))
     files = [data / "hippocampus" / folder / f"{name}.nii.gz" for folder in ("imagesTr", "labelsTr")]
-    image, mask = load_case(Case(name, (files[0],), files[1], patient=name), labels=2)
+    image, mask = load_case(Case(name, (files[0],), files[1], patient=name), values=(1, 2))
     found = Predictor(open_checkpoint(trained.checkpoint.folder))(image).mask_XYZ
     assert [dice(found, mask.array[0], label) for label in (1, 2)] == pytest.approx(scores, abs=1e-5)
 

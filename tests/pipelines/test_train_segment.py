@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from segmented import AFFINE, segment_config, write_cases, written
+from segmented import AFFINE, REGIONS, segment_config, write_cases, written
 
 from imaging.checkpoint import open_checkpoint
 from imaging.errors import ConfigInvalid
 from imaging.nifti import read_nifti
 from imaging.predict import Predictor
+from imaging.report.findings import findings_of
+from imaging.report.pictures import key_pictures
 from imaging.volume import Volume
 from pipelines.train import Run, train
 
@@ -77,6 +79,25 @@ def test_a_patch_that_the_network_does_not_take_is_refused_before_the_run(tmp_pa
 def test_axes_that_do_not_go_together_are_refused(overrides: tuple[str, ...]) -> None:
     with pytest.raises(ConfigInvalid):
         segment_config(Path("cases.csv"), *overrides)
+
+
+def test_regions_that_overlap_are_learnt_each_on_its_own(tmp_path: Path) -> None:
+    """The whole box counts its inside: what is found and the truth are measured as regions, not as mask values."""
+    run = trained(tmp_path, *REGIONS, "train.epochs=80")
+    check_dice(run, 0.85)
+    volume, mask = (read_nifti(tmp_path / "cases" / f"a_{kind}.nii.gz") for kind in ("0000", "mask"))
+    prediction = Predictor(run.checkpoint, device="cpu")(volume)
+    assert prediction.regions_KXYZ is not None
+    whole, core = prediction.regions_KXYZ
+    assert (whole & core).sum() > 0.8 * core.sum(), "the core lies in the whole"
+    assert np.array_equal(prediction.mask_XYZ == 2, core)
+    assert np.array_equal(prediction.mask_XYZ == 1, whole & ~core)
+    assert set(prediction.mean_probability) == {1, 2}
+    (found, _) = findings_of(prediction)
+    assert found.structure is not None and found.structure.voxels == whole.sum()
+    # The box and what is in it, not the box alone.
+    assert whole.sum() == pytest.approx((mask.array > 0).sum(), rel=0.2)
+    assert max(len(picture.outlines) for picture in key_pictures(prediction)) == 2
 
 
 @pytest.mark.parametrize("name", ["SegResNetDS", "DynUNet"])

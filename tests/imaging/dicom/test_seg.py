@@ -254,6 +254,44 @@ def test_an_absent_label_gets_no_segment_and_leaves_no_hole(tmp_path: Path, volu
     check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume, [POSTERIOR])
 
 
+def overlapping(volume: Volume) -> NDArray[np.bool_]:
+    """Two structures, the second inside the first but for one voxel."""
+    whole = mask_for(volume) > 0
+    inside = mask_for(volume) == 2
+    inside[3, 0, volume.shape[2] - 1] = True
+    assert (whole & inside).any() and (inside & ~whole).any()
+    return np.stack([whole, inside])
+
+
+def test_structures_that_overlap_are_segments_that_overlap(tmp_path: Path, volume: Volume) -> None:
+    regions, path = overlapping(volume), tmp_path / "seg.dcm"
+    write_seg(path, regions, volume, LABELS, ALGORITHM)
+    assert pydicom.dcmread(path).SegmentsOverlap == "YES"
+    read = hd.seg.segread(path)
+    for number, region in enumerate(regions, start=1):
+        frames_ZYX1 = read.get_pixels_by_source_instance(
+            [frame.sop_instance_uid for frame in volume.sources],
+            segment_numbers=[number],
+            assert_missing_frames_are_empty=True,
+            ignore_spatial_locations=True,
+        )
+        np.testing.assert_array_equal(frames_ZYX1[..., 0].transpose(2, 1, 0), region)
+
+
+def test_another_overlap_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
+    regions, path = overlapping(volume), tmp_path / "seg.dcm"
+    write_seg(path, regions, volume, LABELS, ALGORITHM)
+    check_seg(path.read_bytes(), regions, volume, LABELS)
+    with pytest.raises(OutputMismatch):
+        check_seg(path.read_bytes(), np.stack([regions[0] & ~regions[1], regions[1]]), volume, LABELS)
+
+
+def test_dciodvfy_finds_no_error_in_overlapping_segments(tmp_path: Path) -> None:
+    volume = series(tmp_path / "source")
+    write_seg(tmp_path / "seg.dcm", overlapping(volume), volume, LABELS, ALGORITHM)
+    assert_valid(tmp_path / "seg.dcm")
+
+
 def test_segments_carry_the_codes_of_their_labels(tmp_path: Path, volume: Volume) -> None:
     write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
     first, second = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch.nn import functional
 
-from imaging.tasks.losses import classes_cross_entropy, dice_cross_entropy, findings_cross_entropy
+from imaging.tasks.losses import (
+    classes_cross_entropy,
+    dice_cross_entropy,
+    findings_cross_entropy,
+    regions_dice_cross_entropy,
+)
 
 
 @pytest.fixture
@@ -27,6 +32,17 @@ def test_dice_cross_entropy_is_that_of_monai(generator: torch.Generator, shape: 
     label = torch.randint(0, 3 if absent else 4, (3, 1, *shape), generator=generator, dtype=torch.uint8)
     own = dice_cross_entropy(logits, label)
     theirs = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)(logits, label)
+    torch.testing.assert_close(own, theirs)
+    torch.testing.assert_close(gradient_of(own, logits), gradient_of(theirs, logits))
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (5, 6, 4)], ids=["2d", "3d"])
+def test_regions_loss_is_that_of_monai_and_torch(generator: torch.Generator, shape: tuple[int, ...]) -> None:
+    logits = torch.randn(3, 4, *shape, generator=generator, requires_grad=True)
+    truth = torch.randint(0, 2, (3, 4, *shape), generator=generator).float()
+    own = regions_dice_cross_entropy(logits, truth)
+    theirs = DiceLoss(sigmoid=True, batch=True)(logits, truth)
+    theirs = theirs + functional.binary_cross_entropy_with_logits(logits, truth)
     torch.testing.assert_close(own, theirs)
     torch.testing.assert_close(gradient_of(own, logits), gradient_of(theirs, logits))
 

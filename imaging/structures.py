@@ -1,0 +1,43 @@
+"""The structures in a mask, whether each voxel has one label or several regions overlap.
+
+Invariant: what a structure is made of is asked here and nowhere else.
+
+Shapes: K structures in the order of the config. A *mask* is either uint8 label ids (X, Y, Z), or, where structures
+overlap, bool (K, X, Y, Z): ``mask[k]`` is where the structure with the id k + 1 lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.config import Label, SegmentConfig
+
+Mask = NDArray[np.uint8] | NDArray[np.bool_]
+
+
+def structure_of(mask: NDArray[Any], label: Label) -> NDArray[np.bool_]:
+    """Where one structure lies, (X, Y, Z)."""
+    found: NDArray[np.bool_] = mask == label.id if mask.ndim == 3 else mask[label.id - 1]
+    return found
+
+
+def truth_of(mask_XYZ: NDArray[Any], config: SegmentConfig) -> NDArray[Any]:
+    """A manual mask, as a mask of the config's structures: label ids as they are, or the regions they make up."""
+    if not config.overlapping:
+        return mask_XYZ
+    return np.stack([np.isin(mask_XYZ, label.values) for label in config.labels])
+
+
+def labels_of(regions_KXYZ: NDArray[np.bool_], labels: Sequence[Label]) -> NDArray[np.uint8]:
+    """Overlapping structures as label ids: where several lie, that of the last one.
+
+    nnU-Net's ``regions_class_order``: the whole first, what lies inside it later.
+    """
+    mask_XYZ = np.zeros(regions_KXYZ.shape[1:], dtype=np.uint8)
+    for label in labels:
+        mask_XYZ[structure_of(regions_KXYZ, label)] = label.id
+    return mask_XYZ
