@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from imaging.networks import check_patches
 from imaging.predict import Predictor
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from pipelines.facts_alone import facts_alone
 from pipelines.measure_classifier import measure_classifier
 from pipelines.measure_segmenter import measure_segmenter
 from pipelines.result import Measured
@@ -78,8 +79,13 @@ class Classified:
         return ClassifyTask(self.config, data.train_names, list(self.facts["cases_by_class"].values())), data
 
     def measure(self, checkpoint: Checkpoint) -> Measured:
-        """Calibrate a checkpoint on the validation cases, and measure it on these and the test cases."""
-        return measure_classifier(Classifier(checkpoint), _held(self.sides), data=_data(self.config))
+        """Calibrate a checkpoint on the validation cases, and measure it on these and the test cases.
+
+        Where the manifest has facts (age, sex, view), what they alone would have said stands beside it.
+        """
+        measured = measure_classifier(Classifier(checkpoint), _held(self.sides), data=_data(self.config))
+        alone = facts_alone(self.config, self.sides, measured.metrics)
+        return replace(measured, metrics={**measured.metrics, "facts_alone": alone}) if alone else measured
 
 
 def _held(sides: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
