@@ -23,6 +23,20 @@ def _trained(metrics: Mapping[str, Any]) -> list[str]:
         f"{training['cases']} cases for training, {held}; the weights are those of {_epoch(training)}. `metrics.json`"
         " names the cases.",
         "",
+        *_begun(training),
+    ]
+
+
+def _begun(training: Mapping[str, Any]) -> list[str]:
+    """What the weights were before the training; their licence may bind these."""
+    start = training.get("start")
+    if not start:
+        return []
+    share = f"{100 * start['taken_share']:.1f} % of its weights"
+    return [
+        f"It began with {share} from the {start['kind']} `{start['name']}` (SHA-256 `{start['sha256']}`), whose licence"
+        " may bind these weights too.",
+        "",
     ]
 
 

@@ -6,6 +6,7 @@ from it. What is published was measured by the code that serves it, on cases tha
 The run folder::
 
     config.yaml  split.json  versions.json   written before the first step
+    start.json                               what it began with, where it did not begin with random weights
     log/version_<n>/metrics.csv              one row an epoch; a resumed run begins the next n
     state/last.ckpt  state/best.ckpt         Lightning's state and ours; best by the validation Dice or AUC
     checkpoint/                              the published Checkpoint
@@ -29,11 +30,14 @@ from imaging.files import write_whole
 from imaging.networks import weights_of
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from imaging.transfer import begin, merge
 from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import fit
 from pipelines.run_folder import identity, open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
 from pipelines.states import STATES, read_state
+
+START = "start.json"
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +151,11 @@ def run(
                           expected="at least one a device was expected")  # fmt: skip
     task, data = cases.loaded()
     log.info("samples: %d made, %d found in the cache, in %.1f s", data.made.anew, data.made.reused, data.made.seconds)
+    begun = begin(task.network, cases.config.train.start) if cases.config.train.start and not resume else None
     if world.rank == 0:
         open_run(folder, cases.config, cases.split, resume=resume)
+    if world.rank == 0 and begun is not None:
+        write_whole(folder / START, json.dumps(begun.as_dict(), indent=1) + "\n")
     fit(task, data, folder, world, resume=resume, progress=progress, state_minutes=state_minutes)
     return Run(folder, publish(cases, folder)) if world.rank == 0 else None
 
@@ -165,10 +172,12 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     unmeasured = save_checkpoint(folder / STATES / "unmeasured", config, weights, {})
     measured = cases.measure(unmeasured)
     metrics = measured.metrics
+    begun = {"start": json.loads((folder / START).read_text())} if (folder / START).is_file() else {}
     metrics["training"] = {
         "cases": len(cases.split.train),
         "names": list(cases.split.train),
         **cases.facts,
+        **begun,
         f"{config.train.keep}_epoch": epoch,
         "epochs": config.train.epochs,
         "config_sha256": config.digest(),
@@ -187,4 +196,5 @@ def _kept(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
     state = read_state(folder / STATES / f"{config.train.keep}.ckpt", identity=identity(config))
     task = SegmentTask(config, []) if isinstance(config, SegmentConfig) else ClassifyTask(config, [])
     task.load_state_dict(state["state_dict"])
+    merge(task.network)
     return weights_of(task.network), int(state["epoch"]) + 1

@@ -26,6 +26,7 @@ from imaging.config.load import find_config, load_config
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
 from imaging.config.section import Size, Size3, Spacing3, Vector3
 from imaging.config.task import ClassifyConfig, Config, SegmentConfig
+from imaging.config.transfer import Lora, Start
 
 __all__ = [
     "AppliesTo",
@@ -46,6 +47,7 @@ __all__ = [
     "Explain",
     "Fit",
     "Label",
+    "Lora",
     "Network",
     "PicturesTaken",
     "Predict",
@@ -55,6 +57,7 @@ __all__ = [
     "Size",
     "Size3",
     "Spacing3",
+    "Start",
     "Train",
     "Vector3",
     "VolumesTaken",

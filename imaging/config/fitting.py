@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from imaging.config.section import LATER, Probability, Section, Size
+from imaging.config.transfer import Lora, Start
 
 
 class Network(Section):
@@ -30,6 +31,9 @@ class Fit(Section):
     cosine. Gradients are clipped to the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights,
     which is validated every `validate_every` epochs and published; 0 switches it off. `keep` says whose weights are
     published: those of the epoch that was ``best`` on validation, or the ``last`` ones, which nothing chose.
+
+    `start` are weights to begin with; those whose names match one of the patterns `freeze` (``encoder.*``) stay as they
+    are, with the running statistics of their normalisation; `lora` trains thin additions to attention instead.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -43,7 +47,16 @@ class Fit(Section):
     precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "bf16-mixed"
     validate_every: Annotated[int, Field(ge=1)] = 1
     keep: Annotated[Literal["best", "last"], LATER] = "best"
+    start: Annotated[Start | None, LATER] = None
+    freeze: Annotated[tuple[str, ...], LATER] = ()
+    lora: Annotated[Lora | None, LATER] = None
     augment: tuple[Augmentation, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way_of_freezing(self) -> Self:
+        if self.freeze and self.lora is not None:
+            raise ValueError("lora freezes all weights but lora.also; it is not given with freeze")
+        return self
 
 
 class Train(Fit):

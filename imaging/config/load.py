@@ -97,7 +97,9 @@ def _set(content: dict[str, Any], override: str) -> None:
         if isinstance(node, list) and section.isdecimal() and int(section) < len(node):
             node = node[int(section)]
         elif isinstance(node, dict):
-            node = node.setdefault(section, {})
+            # A section that is left out is written as null in a config that was written by imgpipe.
+            node[section] = {} if node.get(section) is None else node[section]
+            node = node[section]
         else:
             raise UnknownKey(
                 f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected"

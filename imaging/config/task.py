@@ -34,7 +34,13 @@ class _Task(Section):
     def without_paths(self) -> Self:
         """The config as it may be published: without the paths and the limits of the machine that trained."""
         defaults = {key: type(self.data).model_fields[key].default for key in _OF_THE_MACHINE}
-        return self.model_copy(update={"data": self.data.model_copy(update=defaults)})
+        start = self.train.start and self.train.start.without_path()
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update=defaults),
+                "train": self.train.model_copy(update={"start": start}),
+            }
+        )
 
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML."""

@@ -196,6 +196,22 @@ class StateCorrupt(InputRefused):
     )
 
 
+class StartUnusable(WrongUsage):
+    """The weights that a training is to begin with are not there, or cannot be read without running code."""
+
+    code = "start_unusable"
+    expected = "a checkpoint, a MONAI bundle or a file of finite tensors was expected"
+    remedy = "Correct train.start.weights"
+
+
+class StartMismatch(WrongUsage):
+    """Too few of the weights that a training is to begin with fit its network; it would begin nearly random."""
+
+    code = "start_mismatch"
+    expected = "weights of the same network were expected"
+    remedy = "Choose weights of this network, correct network.options, or lower train.start.least_share"
+
+
 class TrainingDiverged(InputRefused):
     """The loss, or a weight, is no longer a number; such weights are never written as a state."""
 

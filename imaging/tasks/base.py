@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import lightning
 import torch
@@ -20,6 +20,7 @@ from imaging.data import Sample
 from imaging.errors import TrainingDiverged
 from imaging.tasks.ranks import gathered
 from imaging.tasks.schedule import adamw
+from imaging.transfer import adapt
 from imaging.transforms import IMAGE
 
 _Kept = TypeVar("_Kept")
@@ -33,7 +34,7 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
     Parameters
     ----------
     network
-        What is fitted.
+        What is fitted; frozen and adapted here as the settings say.
     settings
         How.
     train_names
@@ -46,10 +47,12 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
     def __init__(self, network: torch.nn.Module, settings: Fit, train_names: Sequence[str]) -> None:
         super().__init__()
         self.network = network
+        self._held = adapt(network, settings)
         self._settings = settings
         self._train_names = train_names
         self._step_cases: list[int] = []
         self._kept: list[tuple[int, _Kept]] = []
+        self.train()
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, batch: Sample) -> torch.Tensor:
@@ -64,6 +67,13 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         kept
             Of each validation case, in their order, what `keep` was given.
         """
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and not, but for what keeps its running statistics."""
+        super().train(mode)
+        for module in self._held:
+            module.eval()
+        return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """What the network says of a batch of images."""

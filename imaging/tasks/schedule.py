@@ -16,13 +16,14 @@ def adamw(network: torch.nn.Module, settings: Fit, *, steps: int) -> OptimizerLR
     Parameters
     ----------
     network
-        Whose parameters are fitted.
+        Whose parameters are fitted, but for those that are frozen.
     settings
         Learning rate, weight decay and warm-up.
     steps
         Of the whole run; the warm-up takes at most a tenth of them.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     warmup = min(settings.warmup_steps, steps // 10)
 
     def factor(step: int) -> float:
