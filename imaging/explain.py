@@ -110,7 +110,7 @@ class Explainer:
     def __init__(self, config: ClassifyConfig, networks: Sequence[torch.nn.Module]) -> None:
         self._settings, self._softmax = config.explain, config.output == "softmax"
         self._size, self._flips = config.preprocess.size, _flips_of(config.predict.flip_axes)
-        self.layer, self.cells = _layer_of(config, networks[0])
+        self.layer, self.cells = layer_of(config, networks[0])
         self.method: Method = "grad_cam_pp" if self.layer else "integrated_gradients"
         self._networks = [copy.deepcopy(network).eval().requires_grad_(False) for network in networks]
 
@@ -225,8 +225,14 @@ class _Odds(torch.nn.Module):
         return logits_BK[:, classes].logsumexp(1) - logits_BK[:, others].logsumexp(1)
 
 
-def _layer_of(config: ClassifyConfig, network: torch.nn.Module) -> tuple[str, tuple[int, ...]]:
-    """The module whose feature map is weighed, and the size of that; nothing for integrated gradients."""
+def layer_of(config: ClassifyConfig, network: torch.nn.Module) -> tuple[str, tuple[int, ...]]:
+    """The module whose feature map is weighed, and the size of that; no module for integrated gradients.
+
+    Raises
+    ------
+    UnknownName, ConfigInvalid
+        As `Explainer` does.
+    """
     settings, size = config.explain, tuple(config.preprocess.size)
     if settings.method == "integrated_gradients":
         return "", size

@@ -95,18 +95,14 @@ def adapt(network: torch.nn.Module, settings: Fit) -> tuple[torch.nn.Module, ...
     for pattern in settings.freeze:
         for parameter in _matching(network, pattern, "train.freeze"):
             parameter.requires_grad_(False)
-    parameters = list(network.parameters())
-    if not any(parameter.requires_grad for parameter in parameters):
+    if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigInvalid(
             "train.freeze", seen="nothing is left to train", expected="some weights that are not frozen were expected"
         )
-    if settings.freeze or settings.lora is not None:
-        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        log.info("%d of %d weights are trained", trained, sum(parameter.numel() for parameter in parameters))
     return tuple(
         module
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and _is_held(name, module, settings)
+        if getattr(module, "running_mean", None) is not None and _is_held(name, module, settings)
     )
 
 

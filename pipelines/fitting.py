@@ -42,6 +42,7 @@ _NOISE = (
     ".*is_leaf.*",
     ".*exists and is not empty.*",
     ".*your dataloader is not resumable.*",  # it is, by `Position`
+    ".*in eval mode at the start of training.*",  # normalisations of what is frozen
     ".*recommended to use `self.log.*sync_dist=True.*",  # the scores are the same on each rank already
     ".*`broadcast_buffers` is deprecated.*",  # what takes its place is not there in the oldest PyTorch we take
 )

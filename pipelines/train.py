@@ -26,11 +26,12 @@ import torch
 from imaging.checkpoint import METRICS, Checkpoint, open_checkpoint, save_checkpoint
 from imaging.config import Config, SegmentConfig, find_config, load_config
 from imaging.errors import TooFewCases
+from imaging.explain import layer_of
 from imaging.files import write_whole
 from imaging.networks import weights_of
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
-from imaging.transfer import begin, merge
+from imaging.transfer import Begun, begin, merge
 from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import fit
 from pipelines.run_folder import identity, open_run, versions
@@ -144,20 +145,34 @@ def run(
         launch(run, world, {"cases": cases, "folder": folder, **given, "state_minutes": state_minutes})
         return Run(folder, open_checkpoint(folder / "checkpoint"))
     if world.rank:
-        logging.getLogger("pipelines").setLevel(logging.WARNING)  # what there is to tell, the first rank tells
+        # What there is to tell, the first rank tells.
+        logging.getLogger("pipelines").setLevel(logging.WARNING)
+        logging.getLogger("imaging.transfer").setLevel(logging.ERROR)
     # Everything that a config or a data set can be wrong about is met before the run folder is written.
     if len(cases.split.train) < world.size:
         raise TooFewCases("training", seen=f"{len(cases.split.train)} cases for {world.size} devices",
                           expected="at least one a device was expected")  # fmt: skip
     task, data = cases.loaded()
     log.info("samples: %d made, %d found in the cache, in %.1f s", data.made.anew, data.made.reused, data.made.seconds)
-    begun = begin(task.network, cases.config.train.start) if cases.config.train.start and not resume else None
+    begun = _begun(task, resume=resume)
     if world.rank == 0:
         open_run(folder, cases.config, cases.split, resume=resume)
     if world.rank == 0 and begun is not None:
         write_whole(folder / START, json.dumps(begun.as_dict(), indent=1) + "\n")
     fit(task, data, folder, world, resume=resume, progress=progress, state_minutes=state_minutes)
     return Run(folder, publish(cases, folder)) if world.rank == 0 else None
+
+
+def _begun(task: SegmentTask | ClassifyTask, *, resume: bool) -> Begun | None:
+    """Give a fresh network the weights that it is to begin with; a run that is continued has them from its state."""
+    if isinstance(task, ClassifyTask):
+        layer_of(task.config, task.network)  # what can never be explained is told now
+    start = task.config.train.start
+    begun = None if start is None or resume else begin(task.network, start)
+    weights = list(task.network.parameters())
+    trained = sum(tensor.numel() for tensor in weights if tensor.requires_grad)
+    log.info("weights: %d, %d of them trained", sum(tensor.numel() for tensor in weights), trained)
+    return begun
 
 
 def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:

@@ -34,7 +34,8 @@ def main(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:
-        logging.getLogger("pipelines").setLevel(logging.INFO)
+        for told in ("pipelines", "imaging.transfer"):
+            logging.getLogger(told).setLevel(logging.INFO)
     for noisy in ("PIL", "monai", "fsspec", "pydicom", "highdicom"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
