@@ -97,7 +97,7 @@ def fit(
         with _faults_named(folder):
             trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     except Stopped as stop:
-        log.info("stopped by %s; --resume continues from %s", stop, last if last.is_file() else "nothing: no state yet")
+        log.info("stopped by %s; --resume continues from %s", stop, last)
         if stop.signum == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stop.signum) from None

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from imaging.checkpoint import Checkpoint, open_checkpoint
 from imaging.config import Config, SegmentConfig, find_config, load_config
@@ -47,8 +46,9 @@ from pipelines.measure_classifier import class_page, results_of
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured, measure_classes, measure_masks
 from pipelines.predictions import class_rows, mask_rows
 from pipelines.result import PREDICTIONS
-from pipelines.run_folder import check_same
+from pipelines.run_folder import check_same, identity
 from pipelines.sides import Classified, Listed, Masked, deal, list_for
+from pipelines.states import LAST, STATES, has_ended, read_state
 from pipelines.train import Run, publish, resolve, run
 
 RESULT, PAGE = "cross_validation.json", "cross_validation.html"
@@ -208,12 +208,13 @@ def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked |
 
 def _finished(cases: Masked | Classified, folder: Path, train_one: Callable[..., Run | None]) -> Checkpoint:
     """The checkpoint of one fold with its last weights: as it lies there, or published, trained on, or trained anew."""
-    if not (folder / "state" / "last.ckpt").is_file():
+    last = folder / STATES / LAST
+    if not last.is_file():
         if folder.exists():
             log.info("%s was stopped before its first state; it begins anew", folder)
             shutil.rmtree(folder)
         return _checkpoint_of(train_one(cases, folder, resume=False))
-    if not _is_trained(folder, cases.config.train.epochs):
+    if not has_ended(read_state(last, identity=identity(cases.config)), cases.config.train.epochs):
         return _checkpoint_of(train_one(cases, folder, resume=True))
     try:
         checkpoint = open_checkpoint(folder / "checkpoint")
@@ -226,11 +227,6 @@ def _finished(cases: Masked | Classified, folder: Path, train_one: Callable[...,
 def _checkpoint_of(done: Run | None) -> Checkpoint:
     assert done is not None, "this process is the first, or has started them all"
     return done.checkpoint
-
-
-def _is_trained(folder: Path, epochs: int) -> bool:
-    state = torch.load(folder / "state" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
-    return int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]) >= epochs
 
 
 def _collected(folder: Path, folds: Sequence[Fold[Any]], on_case: OnCase | None) -> CrossValidation:

@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,9 @@ RESUME_REMEDY = "The last state is whole: make room and continue with --resume"
 
 # The key of a state under which lies what Lightning does not keep.
 _OURS = "imgpipe"
-_KEYS = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", _OURS})
+# What a run is published from, and what it is continued from.
+_PUBLISHED = frozenset({"state_dict", "loops", "epoch"})
+_CONTINUED = _PUBLISHED | {"optimizer_states", "lr_schedulers", "callbacks", _OURS}
 
 
 class Stopped(Exception):
@@ -86,11 +89,18 @@ def read_state(path: Path, *, identity: str) -> dict[str, Any]:
         raise StateCorrupt(path, seen="is cut short, or no state", remedy=remedy) from error
     except pickle.UnpicklingError as error:
         raise StateCorrupt(path, seen="holds something other than tensors and plain values", remedy=remedy) from error
-    if not isinstance(state, dict) or not state.keys() >= _KEYS:
-        raise StateCorrupt(path, seen="is no state, or one of another version of imgpipe", remedy=remedy)
-    if state[_OURS]["identity"] != identity:
+    if not isinstance(state, dict) or not state.keys() >= _PUBLISHED:
+        raise StateCorrupt(path, seen="is no state", remedy=remedy)
+    # One of an earlier version does not say whose it is.
+    if _OURS in state and state[_OURS]["identity"] != identity:
         raise StateCorrupt(path, seen="is a state of another run", remedy=remedy)
     return state
+
+
+def has_ended(state: Mapping[str, Any], epochs: int) -> bool:
+    """Whether the run that wrote the state had no epoch before it any more."""
+    done = int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    return done >= epochs or bool(state.get(_OURS, {}).get("ended"))
 
 
 class WholeStates(TorchCheckpointIO):
@@ -125,8 +135,12 @@ class WholeStates(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a state; see `read_state`."""
-        return read_state(Path(path), identity=self._identity)
+        """Read a state to continue from; see `read_state`."""
+        state = read_state(Path(path), identity=self._identity)
+        if not state.keys() >= _CONTINUED:
+            raise StateCorrupt(path, seen="an earlier version of imgpipe wrote it", expected="all that a run is "
+                               "continued from was expected", remedy="Start a new run")  # fmt: skip
+        return state
 
 
 class SeededSteps(Callback):
@@ -180,7 +194,7 @@ class BestState(ModelCheckpoint):
 
 
 class LastState(Checkpoint):
-    """``last.ckpt``: after each epoch, every few minutes within it, and when a signal stops the run.
+    """``last.ckpt``: at the start, after each epoch, every few minutes within it, and when a signal stops the run.
 
     Also what each state, the best one too, holds beside Lightning's own: the run's identity, where in the epoch it
     was written, the epoch's means so far, on how many devices, and whether early stopping had ended the run.
@@ -204,8 +218,14 @@ class LastState(Checkpoint):
         self._signal = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin to count the minutes, and listen to Ctrl-C and SIGTERM; Lightning gives their handlers back later."""
+        """Begin to count the minutes, and listen to Ctrl-C and SIGTERM; Lightning gives their handlers back later.
+
+        A new run gets a state before its first step: there is always one to continue from, and a disk that is full is
+        met at once.
+        """
         self._written = time.monotonic()
+        if trainer.ckpt_path is None:
+            self._save(trainer)
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(signum, self._note)

@@ -31,8 +31,9 @@ from imaging.errors import CaseChanged, DataWorkerDied, OutputNotWritable, State
 from imaging.files import PARTIAL
 from imaging.tasks.classify import ClassifyTask
 from pipelines.run_folder import identity
+from pipelines.sides import deal, list_for
 from pipelines.states import BEST, LAST, STATES, read_state
-from pipelines.train import Run, train
+from pipelines.train import Run, publish, train
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "imgpipe"
 
@@ -104,11 +105,11 @@ def assert_same(run: Run, expected: Run) -> None:
     ("moment", "number", "continues_at"),
     [
         ("step", 7, (1, 2)),  # in the third batch of the second epoch
-        ("step", 3, (0, 2)),
+        ("step", 1, (0, 0)),
         ("step", 9, (2, 0)),  # at once after an epoch's end
         ("validation", 2, (1, 3)),  # the validation of the second epoch; 18 cases are one batch
-        ("writing", 3, (0, 2)),
-        ("writing", 5, (0, 3)),  # the last state at the end of the first epoch, after the best one
+        ("writing", 4, (0, 2)),
+        ("writing", 6, (0, 3)),  # the last state at the end of the first epoch, after the best one
     ],
 )
 def test_killed_run_continues_as_if_it_had_not_been(
@@ -197,6 +198,54 @@ def test_signal_stops_after_the_batch_at_hand(classifier: Path, whole: Run, tmp_
     assert_same(train(config=classifier, out=tmp_path / "run", resume=True, progress=False), whole)
 
 
+@pytest.mark.parametrize(
+    ("where", "number", "signals", "stays_at"),
+    [
+        ("training_step", 6, 2, (1, 0)),  # whoever asks twice is not kept waiting for the batch
+        ("training_step", 4, 1, (0, 0)),  # the last batch of an epoch: in its validation
+        ("validation_step", 2, 1, (1, 0)),
+        ("on_validation_epoch_end", 3, 1, (3, 0)),  # in the last one, when all is trained and nothing published
+    ],
+)
+def test_signal_keeps_the_state_before_where_there_is_none_to_write(
+    classifier: Path, whole: Run, tmp_path: Path, where: str, number: int, signals: int, stays_at: tuple[int, int]
+) -> None:
+    original = getattr(ClassifyTask, where)
+    calls = 0
+
+    def signalled(self: ClassifyTask, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        for _ in range(signals if calls == number else 0):
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments)
+
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassifyTask, where, signalled)
+        with pytest.raises(KeyboardInterrupt):
+            train(config=classifier, out=folder, progress=False)
+    assert not (folder / "checkpoint").exists()
+    assert position(folder, classifier) == stays_at
+    assert_same(train(config=classifier, out=folder, resume=True, progress=False), whole)
+
+
+def test_run_that_ended_early_does_not_go_on(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Lightning's early stopping does; the wish to stop is no part of its states."""
+    scored = ClassifyTask.on_validation_epoch_end
+
+    def enough(self: ClassifyTask) -> None:
+        scored(self)
+        self.trainer.should_stop = self.current_epoch == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifyTask, "on_validation_epoch_end", enough)
+        ended = train(config=classifier, out=tmp_path / "run", progress=False)
+    assert position(tmp_path / "run", classifier) == (2, 0)
+    monkeypatch.setattr(ClassifyTask, "training_step", at_step(1, pytest.fail))
+    assert_same(train(config=classifier, out=tmp_path / "run", resume=True, progress=False), ended)
+
+
 # ------------------------------------------------------------------------------------------------------- damaged states
 
 
@@ -243,6 +292,20 @@ def test_damaged_state_is_named_and_nothing_in_it_runs(
     with pytest.raises(StateCorrupt, match="Copy state/best"):
         train(config=classifier, out=folder, resume=True, progress=False)
     assert not mark.exists()
+
+
+def test_state_of_an_earlier_version_is_published_and_not_continued(
+    classifier: Path, whole: Run, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    for name in (LAST, BEST):
+        state = torch.load(folder / STATES / name, weights_only=True)
+        del state["imgpipe"]
+        torch.save(state, folder / STATES / name)
+    with pytest.raises(StateCorrupt, match="earlier version"):
+        train(config=classifier, out=folder, resume=True, progress=False)
+    published = publish(deal(load_config(classifier), list_for(load_config(classifier))), folder)
+    assert published.weights_sha256 == whole.checkpoint.weights_sha256
 
 
 def saved(content: Any) -> bytes:
