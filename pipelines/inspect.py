@@ -6,14 +6,20 @@ they can tell what is wrong with it. Imports no torch.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imaging.checkpoint import open_checkpoints
-from imaging.dataset_check import OnCase, survey
+from imaging.config import ClassifyConfig, Config, find_config, load_config
+from imaging.dataset_check import OnCase, survey, survey_classes
 from imaging.dicom.stack import Policy
+from imaging.errors import ManifestInvalid
 from imaging.inputs import gather, view_nifti, view_picture, view_series
+from imaging.manifest import rows_of
+from imaging.nifti import is_nifti
+from imaging.npz import is_npz
 
 
 def inspect(
@@ -21,6 +27,7 @@ def inspect(
     paths: Sequence[Path],
     models: Sequence[str] = (),
     policy: Policy = "repair",
+    config: Path | None = None,
     on_case: OnCase | None = None,
 ) -> dict[str, Any]:
     """Describe everything under some paths.
@@ -28,11 +35,14 @@ def inspect(
     Parameters
     ----------
     paths
-        Folders or files; a CSV, or a file called ``dataset.json``, is taken as the manifest of a data set.
+        Folders or files; a CSV, a MedMNIST ``.npz``, or a file called ``dataset.json``, is taken as the manifest of a
+        data set: of masks where its labels are files, else of classes.
     models
         Checkpoints to ask; by default all that ship.
     policy
         Whether what can be repaired is taken or refused.
+    config
+        What data sets with classes are to be held against: a config file, or the name of a shipped one.
     on_case
         Called before each case of a data set with its name, its number from 0 and how many there are.
 
@@ -46,10 +56,13 @@ def inspect(
     ------
     ManifestInvalid
         If a manifest cannot be read as a list of cases.
+    ConfigInvalid, UnknownKey
+        If the config cannot be read.
     """
     checkpoints, unusable = open_checkpoints(models)
     manifests = [path for path in paths if is_manifest(path)]
-    datasets = [survey(path, on_case=on_case).as_dict() for path in manifests]
+    against = load_config(find_config(config)) if config else None
+    datasets = [_dataset(path, against, on_case) for path in manifests]
     others = [path for path in paths if path not in manifests]
     inputs = gather(others)
     named = bool(models)
@@ -78,4 +91,21 @@ def inspect(
 
 def is_manifest(path: Path) -> bool:
     """Whether a path names the manifest of a data set rather than images."""
-    return path.is_file() and (path.suffix.lower() == ".csv" or path.name == "dataset.json")
+    return path.is_file() and (path.suffix.lower() == ".csv" or path.name == "dataset.json" or is_npz(path))
+
+
+def _dataset(path: Path, config: Config | None, on_case: OnCase | None) -> dict[str, Any]:
+    if isinstance(config, ClassifyConfig) or not _has_masks(path):
+        against = config if isinstance(config, ClassifyConfig) else None
+        return survey_classes(path, config=against, on_case=on_case).as_dict()
+    return survey(path, on_case=on_case).as_dict()
+
+
+def _has_masks(path: Path) -> bool:
+    """Whether the labels of a manifest are files."""
+    if path.suffix.lower() != ".csv":
+        return not is_npz(path)
+    try:
+        return any(is_nifti(Path(row.get("label") or "")) for row in rows_of(path))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ManifestInvalid(path, seen=f"cannot be read ({type(error).__name__})") from error

@@ -105,17 +105,29 @@ def print_dataset(found: dict[str, Any]) -> None:
     Parameters
     ----------
     found
-        As `imaging.dataset_check.Survey.as_dict` gives it.
+        As `imaging.dataset_check.Survey.as_dict` or `ClassSurvey.as_dict` gives it.
     """
     console = Console(soft_wrap=True, highlight=False)
     console.print(escape(f"Data set {found['name']} ({found['path']})"), style="bold")
     modality = f", {found['modality']}" if found["modality"] else ""
     lines = [f"{found['cases']} cases of which {found['read']} are sound, {found['patients']} patients{modality}"]
-    for key, unit in (("size", "voxels"), ("spacing_mm", "mm")):
-        if found[key]:
+    for key, title, unit in (
+        ("size", "size R-L x A-P x S-I", "voxels"),
+        ("spacing_mm", "spacing R-L x A-P x S-I", "mm"),
+        ("pixels", "size X x Y x Z", "pixels"),
+    ):
+        if found.get(key):
             low, middle, high = (" x ".join(f"{v:.4g}" for v in found[key][k]) for k in ("least", "median", "greatest"))
-            lines.append(f"{key.partition('_')[0]} R-L x A-P x S-I: {low} to {high}, median {middle} {unit}")
-    lines += [f"{name!r} is in {count} cases" for name, count in found["cases_with"].items()]
+            lines.append(f"{title}: {low} to {high}, median {middle} {unit}")
+    lines += [f"{kind} files: {count}" for kind, count in found.get("kinds", {}).items()]
+    sides = found.get("sides", {})
+    for name, count in found["cases_with"].items():
+        placed = ", ".join(f"{part['cases_with'][name]} of {part['cases']} for {side}" for side, part in sides.items())
+        lines.append(f"{name!r} is in {count} cases" + (f": {placed}" if placed else ""))
+    lines += [
+        f"column {name!r}: filled in {told['filled']} of {found['cases']} cases, {told['values']} different values"
+        for name, told in found.get("facts", {}).items()
+    ]
     lines += [f"{note['code']} (noted): {note['detail']}" for note in found["notes"]]
     lines += [
         f"{problem['code']}: {problem['subject']}: {problem['seen']}; {problem['expected']}. {problem['remedy']}."

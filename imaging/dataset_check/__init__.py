@@ -4,7 +4,18 @@ Invariant: every case is looked at once and every problem is told at once; what 
 No text here names a patient. Imports no torch.
 """
 
+from imaging.dataset_check.classes import ClassSurvey, survey_classes
 from imaging.dataset_check.masks import CaseFacts, Survey, mismatches, survey, with_label
 from imaging.dataset_check.telling import Note, OnCase
 
-__all__ = ["CaseFacts", "Note", "OnCase", "Survey", "mismatches", "survey", "with_label"]
+__all__ = [
+    "CaseFacts",
+    "ClassSurvey",
+    "Note",
+    "OnCase",
+    "Survey",
+    "mismatches",
+    "survey",
+    "survey_classes",
+    "with_label",
+]

@@ -152,7 +152,7 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
         raise ManifestInvalid(
             manifest,
             seen=f"no label is a mask, the first is {listed[0].label.name!r}",
-            expected="NIfTI masks were expected: data sets of classes cannot be looked through",
+            expected="NIfTI masks were expected",
         )
     problems: list[ImagingError] = list(_listed_twice(manifest, listed))
     facts, hashes = [], defaultdict(list)

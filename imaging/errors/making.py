@@ -79,11 +79,19 @@ class DuplicateImage(InputRefused):
     remedy = "Take one of them out, or give both rows the same patient"
 
 
+class LabelConflict(InputRefused):
+    """Two cases have the same pixels and different classes: one of them is wrong, and nothing says which."""
+
+    code = "label_conflict"
+    expected = "the same classes for the same picture were expected"
+    remedy = "Look at the picture and correct its classes, or take both cases out"
+
+
 class EmptyClass(InputRefused):
-    """No case has a structure that the data set names, so that nothing could learn it."""
+    """No case has a structure or a class that the data set names, so that nothing could learn it."""
 
     code = "empty_class"
-    expected = "at least one case with each structure was expected"
+    expected = "at least one case with each was expected"
     remedy = "Add cases that have it, or take it out of the labels"
 
 

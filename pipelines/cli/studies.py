@@ -111,19 +111,22 @@ def _print_inferred(inferred: Inferred) -> None:
 @click.command(short_help="Show what lies under some paths.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Ask this checkpoint only. Repeatable.")
+@click.option("--config", type=PATH, help="Hold data sets with classes against this config: its classes, its split.")
 @with_policy
 @as_json
 @verb_of
-def inspect(paths: tuple[Path, ...], models: tuple[str, ...], policy: Policy, as_json: bool) -> int:
+def inspect(
+    paths: tuple[Path, ...], models: tuple[str, ...], config: Path | None, policy: Policy, as_json: bool
+) -> int:
     """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series.
 
-    A CSV or a dataset.json among PATHS is taken as the manifest of a data set to train on: every case is read, and all
-    that is wrong with it is told at once.
+    A CSV, a MedMNIST file or a dataset.json among PATHS is taken as the manifest of a data set to train on: every case
+    is read, and all that is wrong with it is told at once.
     """
     with progress("Reading") as tell:
         from pipelines import inspect as verb
 
-        found = verb.inspect(paths=paths, models=models, policy=policy, on_case=case_teller(tell))
+        found = verb.inspect(paths=paths, models=models, policy=policy, config=config, on_case=case_teller(tell))
     series = [item for study in found["studies"] for item in study["series"]] + found["nifti"] + found["pictures"]
     broken = any(dataset["problems"] for dataset in found["datasets"])
     lost = any(item["refusal"] and not item["set_aside"] for item in series)

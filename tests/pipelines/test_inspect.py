@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from phantom import change, write_series
@@ -174,3 +175,46 @@ def test_manifest_that_lists_nothing_is_wrong_usage(invoke: Invoke, tmp_path: Pa
     (tmp_path / "cases.csv").write_text("image,label\n")
     result = invoke("inspect", tmp_path / "cases.csv", "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (2, "manifest_invalid")
+
+
+# ------------------------------------------------------------------------------------------------ data sets of classes
+
+
+def test_manifest_of_classes_is_looked_through(invoke: Invoke, data: Path) -> None:
+    result = invoke("inspect", data / "pneumoniamnist" / "cases.csv", "--json")
+    content = json.loads(result.stdout)
+    (found,) = content["datasets"]
+    assert (result.exit_code, found["problems"], found["cases_with"]) == (0, [], {"normal": 4, "pneumonia": 4})
+    assert found["kinds"] == {"PNG": 8}
+
+
+def test_what_is_wrong_with_classes_is_told_with_status_3(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    for path in (data / "pneumoniamnist" / "images").iterdir():
+        shutil.copy(path, tmp_path)
+    shutil.copy(tmp_path / "normal_1.png", tmp_path / "copy.png")
+    rows = ["image,label", "normal_1.png,normal", "copy.png,pneumonia", "pneumonia_1.png,pneumonia"]
+    (tmp_path / "films.csv").write_text("\n".join(rows))
+    result = invoke("inspect", tmp_path / "films.csv")
+    assert result.exit_code == 3
+    for told in ("label_conflict", "'normal' is in 1 cases", "patients_not_told", "1 to mend"):
+        assert told in result.stdout
+
+
+def test_config_is_what_classes_are_held_against(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    rows = ["image,label", *(f"{data}/pneumoniamnist/images/normal_{n}.png,healthy" for n in range(1, 5))]
+    (tmp_path / "films.csv").write_text("\n".join(rows))
+    result = invoke("inspect", tmp_path / "films.csv", "--config", "chest_xray", "--json")
+    (found,) = json.loads(result.stdout)["datasets"]
+    assert {problem["code"] for problem in found["problems"]} == {"manifest_invalid", "empty_class"}
+    assert found["cases_with"] == {"normal": 0, "pneumonia": 0}
+
+
+def test_medmnist_file_is_a_manifest(invoke: Invoke, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (12, 8, 8), np.uint8)
+    labels = np.arange(12, dtype=np.uint8)[:, None] % 2
+    np.savez(
+        tmp_path / "toy.npz", train_images=images, train_labels=labels, val_images=images[:4], val_labels=labels[:4]
+    )
+    (found,) = json.loads(invoke("inspect", tmp_path / "toy.npz", "--json").stdout)["datasets"]
+    assert found["sides"]["validation"]["cases_with"] == {"0": 2, "1": 2}
+    assert [problem["code"] for problem in found["problems"]] == ["duplicate_image"] * 4
