@@ -16,8 +16,10 @@ from pathlib import Path
 
 from imaging.channels import read_image
 from imaging.config import ClassifyConfig, ClassifyData
+from imaging.dicom import load_series
 from imaging.errors import ManifestInvalid, TooFewCases
-from imaging.label_table import class_problems, read_label_table
+from imaging.label_table import LabelTable, class_problems, read_label_table
+from imaging.labelled_studies import KEYS, label_studies
 from imaging.manifest import Split, check_once
 from imaging.nifti import case_name
 from imaging.npz import PARTS, is_npz, read_npz, read_npz_image
@@ -37,6 +39,9 @@ class ClassifiedCase:
         Unique in the manifest.
     image
         A PNG, NIfTI or DICOM file, a folder of DICOM, or a MedMNIST file.
+    files, volume
+        The files of a DICOM series that does not lie alone (`image` is then the first of them), and which of its
+        volumes.
     classes
         Names of its classes, in the config's order; none where no class is there.
     patient
@@ -57,6 +62,8 @@ class ClassifiedCase:
     facts: Mapping[str, str] = field(default_factory=dict)
     part: str = ""
     index: int = 0
+    files: tuple[Path, ...] = ()
+    volume: str = ""
 
 
 def read_cases(root: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
@@ -68,8 +75,9 @@ def read_cases(root: Path, config: ClassifyConfig) -> list[ClassifiedCase]:
         A CSV with the columns ``image`` (path relative to `data.images` beside the CSV) and ``label`` (a class's name;
         several separated by ``|`` where the config's output is sigmoid, and blank for none of them) or a column
         ``label_<class>`` of 0 and 1 for each class, optionally ``case``, ``patient`` and ``split``, and any further
-        columns as facts, unless `data.columns` calls them otherwise; or a MedMNIST ``.npz``, whose class numbers are
-        the config's ids.
+        columns as facts, unless `data.columns` calls them otherwise; or, where it has a column ``StudyInstanceUID`` or
+        ``PatientID`` in place of ``image``, the folder of the DICOM studies is `data.images`; or the folder of the
+        studies itself, the CSV being `data.labels`; or a MedMNIST ``.npz``, whose class numbers are the config's ids.
     config
         Which classes there are.
 
@@ -116,21 +124,24 @@ def list_classified(root: Path, config: ClassifyConfig | None = None) -> Listing
     ManifestInvalid
         If it cannot be read as a list.
     """
-    if not root.is_file():
+    labels = config.data.labels if config else None
+    if labels is None and not root.is_file():
         raise ManifestInvalid(root, seen="it is no file", expected="a CSV or a MedMNIST .npz was expected",
                               remedy="Check data.root")  # fmt: skip
     if is_npz(root):
         return _from_npz(root, config)
     try:
-        return _from_csv(root, config)
+        return _from_csv(Path(labels), config, root) if labels else _from_csv(root, config)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ManifestInvalid(root, seen=f"cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _from_csv(manifest: Path, config: ClassifyConfig | None) -> Listing:
+def _from_csv(manifest: Path, config: ClassifyConfig | None, folder: Path | None = None) -> Listing:
     settings = config.data if config else ClassifyData()
-    folder, heading = manifest.parent / settings.images, settings.columns.image
-    table = read_label_table(manifest, config)
+    folder, heading = folder or manifest.parent / settings.images, settings.columns.image
+    table = read_label_table(manifest, config, keys=KEYS)
+    if config and table.rows and heading not in table.rows[0].cells and set(KEYS) & set(table.rows[0].cells):
+        return _from_studies(manifest, folder, table, config)
     problems, cases = list(table.problems), []
     for row in table.rows:
         if heading not in row.cells:
@@ -143,6 +154,19 @@ def _from_csv(manifest: Path, config: ClassifyConfig | None) -> Listing:
         name = row.case or case_name(image.with_suffix("") if is_png(image) else image)
         cases.append(ClassifiedCase(name, image, row.classes, row.patient or name, row.side, row.facts))
     return Listing(tuple(cases), tuple(problems))
+
+
+def _from_studies(manifest: Path, folder: Path, table: LabelTable, config: ClassifyConfig) -> Listing:
+    volumes, problems = label_studies(folder, manifest, table.rows, config)
+    cases = [
+        ClassifiedCase(
+            item.name, item.files[0], item.row.classes, item.patient, item.row.side, item.facts,
+            files=item.files, volume=item.volume,
+        )
+        for item in volumes
+    ]  # fmt: skip
+    told = [problem for row in table.rows for problem in row.problems]
+    return Listing(tuple(cases), (*table.problems, *told, *problems))
 
 
 def _from_npz(path: Path, config: ClassifyConfig | None) -> Listing:
@@ -175,6 +199,8 @@ def load_picture(case: ClassifiedCase) -> Volume:
     """
     if is_npz(case.image):
         return read_npz_image(case.image, case.part, case.index)
+    if case.files:
+        return load_series(case.files, volume=case.volume or None)
     return read_image(case.image)
 
 

@@ -87,6 +87,8 @@ def read_label_table(manifest: Path, config: ClassifyConfig | None, *, keys: tup
             among = f"one of {', '.join(map(repr, headings))} was expected"
             raise ManifestInvalid(manifest, seen=f"no column {heading!r}", expected=among)
     of_class = _class_columns(manifest, columns, config, headings) if raw else {}
+    # A table of studies has no images: whose they are is for the files to say.
+    keys = () if columns.image in headings else keys
     known = {columns.image, columns.label, columns.case, columns.patient, columns.split, *keys, *of_class}
     facts = columns.facts if columns.facts is not None else {key: key for key in headings if key not in known}
     rows = []
@@ -111,7 +113,8 @@ def read_label_table(manifest: Path, config: ClassifyConfig | None, *, keys: tup
                 tuple(problems),
             )
         )
-    of_patients = patient_problems(manifest, raw, columns.patient, named=columns.patient != Columns().patient)
+    told_elsewhere = columns.patient != Columns().patient or columns.image not in headings
+    of_patients = patient_problems(manifest, raw, columns.patient, named=told_elsewhere)
     return LabelTable(tuple(rows), tuple(of_patients))
 
 

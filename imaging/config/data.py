@@ -63,7 +63,9 @@ class Columns(Section):
 class ClassifyData(Data):
     """Where the classified cases lie, and how they are split.
 
-    `columns` says what a CSV calls its columns, `images` in which folder (relative to the CSV) its images lie.
+    `labels`: where `root` is a folder of DICOM studies, the CSV of their classes, with a column StudyInstanceUID or
+    PatientID. `columns` says what a CSV calls its columns, `images` in which folder (relative to the CSV) its images
+    lie.
     `absent`: whether a class that no case for validation or test has is refused, or told and not measured there.
 
     `split`: by ``patient``, or as ``given`` by the data set (a column ``split``, or the parts of a MedMNIST file); a
@@ -73,6 +75,7 @@ class ClassifyData(Data):
 
     split: Literal["patient", "given"] = "patient"
     duplicates: Literal["keep", "drop", "refuse"] = "refuse"
+    labels: Annotated[str | None, LATER] = None
     columns: Annotated[Columns, LATER] = Columns()
     images: Annotated[str, LATER] = "."
     absent: Annotated[Literal["refuse", "tell"], LATER] = "refuse"

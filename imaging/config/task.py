@@ -15,7 +15,7 @@ from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken,
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
-_OF_THE_MACHINE = ("root", "cache", "cache_gib", "memory_gib", "workers")
+_OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers")
 
 
 class _Task(Section):
@@ -33,7 +33,8 @@ class _Task(Section):
 
     def without_paths(self) -> Self:
         """The config as it may be published: without the paths and the limits of the machine that trained."""
-        defaults = {key: type(self.data).model_fields[key].default for key in _OF_THE_MACHINE}
+        known = type(self.data).model_fields
+        defaults = {key: known[key].default for key in _OF_THE_MACHINE if key in known}
         start = self.train.start and self.train.start.without_path()
         return self.model_copy(
             update={
