@@ -12,12 +12,22 @@ from imaging.config import ClassifyConfig, Config, SegmentConfig
 from imaging.interval import Interval
 from imaging.scores import TITLES
 
+# The parts of metrics.json that hold figures of cases, and what the card calls them.
+_SIDES = {"validation": "validation", "cross_validation": "cross-validation", "test": "test"}
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    """Those of `_SIDES` that were measured."""
+    return [side for side in _SIDES if side in metrics]
+
 
 def _trained(metrics: Mapping[str, Any]) -> list[str]:
     """How many cases took which part, and which epoch was published."""
     training = metrics.get("training")
     if not training:
         return []
+    if "folds" in training:
+        return _cross_validated(metrics, training)
     held = ", ".join(f"{metrics[side]['cases']} for {side}" for side in ("validation", "test") if side in metrics)
     return [
         f"{training['cases']} cases for training, {held}; the weights are those of {_epoch(training)}. `metrics.json`"
@@ -40,6 +50,47 @@ def _begun(training: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _cross_validated(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
+    """What the cross-validated figures are of, and what was published."""
+    folds, side = training["folds"], metrics["cross_validation"]
+    held = f"{side['cases']} cases of {side['patients']} patients"
+    published = (
+        f"This checkpoint is the mean of these {folds} networks, and the cross-validated figures are not its own: they"
+        " are those of its members, each alone."
+        if training["members"] > 1
+        else "This checkpoint is the network of the first fold, which was not chosen by its figures; the"
+        " cross-validated figures are those of all of them, each on its own part."
+    )
+    tested = (
+        f" The {metrics['test']['cases']} test cases were asked of the checkpoint itself." if "test" in metrics else ""
+    )
+    return [
+        f"Cross-validated with {folds} networks on {held}. {side['protocol']} They were trained for"
+        f" {training['epochs']} epochs.",
+        "",
+        f"{published}{tested} `metrics.json` names the cases.",
+        "",
+    ]
+
+
+def _command(command: str, metrics: Mapping[str, Any]) -> str:
+    """The config's command, with what made it a cross-validation."""
+    training = metrics.get("training") or {}
+    if "folds" not in training or "--folds" in command:
+        return command
+    single = " --publish single" if training["members"] == 1 else ""
+    return f"{command} --folds {training['folds']}{single}"
+
+
+def _over_folds(metrics: Mapping[str, Any], key: str, name: str, title: str) -> list[str]:
+    """Mean and spread of a figure over the folds."""
+    over = metrics.get("cross_validation", {}).get("over_folds", {}).get(key, {}).get(name)
+    if not over or over["mean"] is None:
+        return []
+    spread = "" if over["sd"] is None else f" ± {over['sd']:.3f}"
+    return ["", f"{title}, mean and standard deviation over the folds: {over['mean']:.3f}{spread}."]
+
+
 def _epoch(training: Mapping[str, Any]) -> str:
     """Whose weights were published, and why these."""
     if "last_epoch" in training:
@@ -49,22 +100,22 @@ def _epoch(training: Mapping[str, Any]) -> str:
 
 def _drawn(metrics: Mapping[str, Any]) -> str:
     """What the intervals were drawn over; earlier checkpoints say nothing of patients."""
-    return "patients" if any("patients" in metrics.get(side, {}) for side in ("validation", "test")) else "cases"
+    return "patients" if any("patients" in metrics.get(side, {}) for side in _SIDES) else "cases"
 
 
 def _borders(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
     """How far off the borders and the volumes are; checkpoints from before these were measured have none of it."""
     lines = []
-    for side in ("validation", "test"):
-        part = metrics.get(side, {})
+    for side in _measured(metrics):
+        part = metrics[side]
         for label in config.labels if "hd95_mm" in part else ():
             distance, share, error = (
                 Interval(**part[score][label.name]) for score in ("hd95_mm", "surface_dice", "volume_error_percent")
             )
-            lines.append(f"| {side} | {label.title} | {distance} | {share} | {error} |")
+            lines.append(f"| {_SIDES[side]} | {label.title} | {distance} | {share} | {error} |")
     if not lines:
         return []
-    tolerance = next(metrics[side]["tolerance_mm"] for side in ("test", "validation") if side in metrics)
+    tolerance = next(metrics[side]["tolerance_mm"] for side in _measured(metrics))
     return [
         "",
         "Borders: the 95th percentile Hausdorff distance, the share of the surfaces within"
@@ -92,7 +143,7 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
         "",
         "**How it was trained.**",
         "",
-        f"    {card.command}",
+        f"    {_command(card.command, metrics)}",
         "",
         *_trained(metrics),
         "## Measured",
@@ -109,40 +160,56 @@ def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[
         "By the code that serves; with the 95 % bootstrap interval over patients. The validation cases chose the",
         f"{chosen}temperature and the threshold, so only the test cases say how well it does.",
     ]
+    if "cross_validation" in metrics:
+        lines = [
+            "By the code that serves; with the 95 % bootstrap interval over patients. The temperature and the",
+            "threshold that serve come from all cross-validated cases, by what single networks said of them.",
+        ]
     calibration = metrics.get("calibration") or {}
     for name, threshold in (calibration.get("thresholds") or {}).items():
-        parts = [side for side in ("validation", "test") if side in metrics]
-        lines += ["", f"| {name} | " + " | ".join(f"{side}, {metrics[side]['cases']} cases" for side in parts) + " |"]
+        parts = _measured(metrics)
+        lines += [
+            "",
+            f"| {name} | " + " | ".join(f"{_SIDES[side]}, {metrics[side]['cases']} cases" for side in parts) + " |",
+        ]
         lines += ["| --- |" + " --- |" * len(parts)]
         for key, title in TITLES.items():
             cells = [str(Interval(**metrics[side]["scores"][name][key])) for side in parts]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
         if threshold is not None:
-            goal = f"{calibration['sensitivity']:.0%} on {calibration['cases']} validation cases"
+            cases = "held-out" if "cross_validation" in metrics else "validation"
+            goal = f"{calibration['sensitivity']:.0%} on {calibration['cases']} {cases} cases"
             lines += ["", f"Threshold for {name}: {threshold:.4f}, chosen for a sensitivity of at least {goal}."]
         for side in parts:
             share = metrics[side].get("indeterminate", {}).get(name)
             if share is not None:
-                lines += ["", f"Called indeterminate for {name}: {share:.1%} of the {side} cases."]
+                lines += ["", f"Called indeterminate for {name}: {share:.1%} of the {_SIDES[side]} cases."]
+        lines += _over_folds(metrics, name, "auc", f"AUC of {name}")
     lines += ["", f"Temperature on the logits: {calibration['temperature']}."] if calibration else []
     return [*lines, *_likeliest(config, metrics), *_by_group(metrics)]
 
 
 def _likeliest(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
-    told = [side for side in ("validation", "test") if "likeliest_accuracy" in metrics.get(side, {})]
+    told = [side for side in _measured(metrics) if "likeliest_accuracy" in metrics[side]]
     if config.output != "softmax" or not told:
         return []
-    shares = "; ".join(f"{side} {Interval(**metrics[side]['likeliest_accuracy'])}" for side in told)
+    shares = "; ".join(f"{_SIDES[side]} {Interval(**metrics[side]['likeliest_accuracy'])}" for side in told)
     return ["", f"Share of cases whose likeliest class is the true one: {shares}."]
 
 
 def _by_group(metrics: Mapping[str, Any]) -> list[str]:
-    """AUC, sensitivity and specificity of each subgroup of the test cases."""
-    groups = metrics.get("test", {}).get("subgroups") or {}
+    """AUC, sensitivity and specificity of each subgroup of the test cases, or of the cross-validated ones."""
+    side = "test" if "test" in metrics or "cross_validation" not in metrics else "cross_validation"
+    groups = metrics.get(side, {}).get("subgroups") or {}
     if not groups:
         return []
     shown = ("auc", "sensitivity", "specificity")
-    lines = ["", "## Subgroups of the test cases", "", "| group | n | of | AUC | sensitivity | specificity |"]
+    lines = [
+        "",
+        f"## Subgroups of the {_SIDES[side]} cases",
+        "",
+        "| group | n | of | AUC | sensitivity | specificity |",
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for group, part in groups.items():
         for name, figures in part["scores"].items():
@@ -160,12 +227,14 @@ def _overlap(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
         "| cases | n | " + " | ".join(label.title for label in config.labels) + " |",
         "| --- | --- |" + " --- |" * len(config.labels),
     ]
-    for side in ("validation", "test"):
-        if side in metrics:
-            part = metrics[side]
-            cells = [str(Interval(**part["dice"][label.name])) for label in config.labels]
-            lines.append(f"| {side} | {part['cases']} | " + " | ".join(cells) + " |")
+    for side in _measured(metrics):
+        part = metrics[side]
+        cells = [str(Interval(**part["dice"][label.name])) for label in config.labels]
+        lines.append(f"| {_SIDES[side]} | {part['cases']} | " + " | ".join(cells) + " |")
+    for label in config.labels:
+        lines += _over_folds(metrics, "dice", label.name, f"Dice of {label.title}")
     lines += _borders(config, metrics)
+    held_out = "held-out" if "cross_validation" in metrics else "validation"
     for label in config.labels:
         interval = (metrics.get("volume_interval") or {}).get(label.name)
         if interval:
@@ -175,6 +244,6 @@ def _overlap(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
             lines += [
                 "",
                 f"{label.title}: the true volume lies between {interval['low']:.3f} and {interval['high']:.3f} times",
-                f"the measured one with {interval['coverage']:.0%} coverage (conformal, from validation cases{held}).",
+                f"the measured one with {interval['coverage']:.0%} coverage (conformal, from {held_out} cases{held}).",
             ]
     return lines

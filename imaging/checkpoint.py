@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, METRICS, CARD, SUMS = "config.yaml", "weights.safetensors", "metrics.json", "README.md", "SHA256SUMS"
 _SUMMED = (CONFIG, WEIGHTS, METRICS, CARD)
+# Before the names of an ensemble's weights, with the member's number; a single network's have nothing before them.
+_MEMBER = "member_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,29 @@ class Checkpoint:
             raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
         return self.config
 
+    def load_members(self) -> tuple[dict[str, torch.Tensor], ...]:
+        """The state dictionary of each network of the checkpoint, on the CPU: of one, or of the members of an ensemble.
+
+        Raises
+        ------
+        CheckpointCorrupt
+            If the file has changed since the checkpoint was opened, or is not of as many members as the config says.
+        """
+        weights, members = self.load_weights(), self.config.members
+        if members == 1:
+            return (weights,)
+        found: dict[str, dict[str, torch.Tensor]] = {f"{_MEMBER}{number}": {} for number in range(members)}
+        for name, tensor in weights.items():
+            member, _, own = name.partition(".")
+            if member not in found:
+                raise CheckpointCorrupt(
+                    self.folder / WEIGHTS, seen=f"{name!r} is of none of the {members} members of the config"
+                )
+            found[member][own] = tensor
+        return tuple(found.values())
+
     def load_weights(self) -> dict[str, torch.Tensor]:
-        """The network's state dictionary, on the CPU.
+        """What is in `weights.safetensors`, on the CPU.
 
         Raises
         ------
@@ -187,6 +210,17 @@ def open_checkpoints(names: Sequence[str]) -> tuple[list[Checkpoint], list[Check
     return checkpoints, []
 
 
+def joined(members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The weights of an ensemble as one dictionary, as `save_checkpoint` takes them; of one network, its own."""
+    if len(members) == 1:
+        return dict(members[0])
+    return {
+        f"{_MEMBER}{number}.{name}": tensor
+        for number, weights in enumerate(members)
+        for name, tensor in weights.items()
+    }
+
+
 def save_checkpoint(
     folder: Path, config: Config, weights: Mapping[str, torch.Tensor], metrics: Mapping[str, Any]
 ) -> Checkpoint:
@@ -199,7 +233,7 @@ def save_checkpoint(
     config
         The resolved config; `data.root` is left out.
     weights
-        The network's state dictionary.
+        The network's state dictionary, or where the config says `members`, theirs as `joined` gives them.
     metrics
         What was measured, JSON-serialisable.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +20,10 @@ from numpy.typing import NDArray
 from imaging.calibrate import likeness, probability_of
 from imaging.checkpoint import Checkpoint
 from imaging.config import ClassifyConfig, Code
-from imaging.errors import CheckpointCorrupt
 from imaging.explain import Explainer, HeatMap
 from imaging.gridding import affine_of_grid, classify_preprocessing
-from imaging.networks import build_classifier, load_weights
-from imaging.predict import Predictor, check_not_mask
+from imaging.networks import build_classifier
+from imaging.predict import Predictor, check_not_mask, networks_of
 from imaging.selection import check_choice, check_fit, check_grey
 from imaging.transforms import IMAGE, apply, restore_values
 from imaging.volume import Volume
@@ -145,7 +145,7 @@ class Answer:
 
 
 class Classifier:
-    """A classifying checkpoint with its network in memory; call it with a Volume.
+    """A classifying checkpoint with its networks in memory; call it with a Volume.
 
     Parameters
     ----------
@@ -168,14 +168,14 @@ class Classifier:
         self._config = config
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._prepare = classify_preprocessing(config.preprocess)
-        network = build_classifier(
-            config.network, spatial_dims=len(config.preprocess.size), in_channels=1, classes=len(config.classes)
+        build = partial(
+            build_classifier,
+            config.network,
+            spatial_dims=len(config.preprocess.size),
+            in_channels=1,
+            classes=len(config.classes),
         )
-        try:
-            load_weights(network, checkpoint.load_weights())
-        except (KeyError, ValueError) as error:
-            raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
-        self._network = network.eval().to(self._device)
+        self._networks = networks_of(checkpoint, build, self._device)
         self._explainer: Explainer | None = None
 
     def __call__(self, volume: Volume) -> Classification:
@@ -231,7 +231,7 @@ class Classifier:
         if not targets:
             return said
         if self._explainer is None:
-            self._explainer = Explainer(self._config, [self._network])
+            self._explainer = Explainer(self._config, self._networks)
         values = self._prepared(said.volume)[None].to(self._device)
         shape, affine = said.volume.shape, said.volume.affine
         grid = affine_of_grid(self._config.preprocess, shape, affine)
@@ -249,13 +249,19 @@ class Classifier:
 
     @torch.inference_mode()
     def _logits(self, image: torch.Tensor) -> NDArray[np.float64]:
-        """Averaged over the flips that the config asks for."""
+        """Averaged over the flips that the config asks for, and over the members of an ensemble.
+
+        Logits, not probabilities: a mean of calibrated probabilities is less sure than it should be (Ranjan and
+        Gneiting, *Combining probability forecasts*, JRSS B 72 (2010) 71-91).
+        """
         settings = self._config.predict
         flips: list[tuple[int, ...]] = [()]
         for axis in settings.flip_axes:
             flips += [(*flip, axis + 2) for flip in flips]
         with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = [self._network(image.flip(flip) if flip else image)[0].float() for flip in flips]
+            logits = [
+                network(image.flip(flip) if flip else image)[0].float() for network in self._networks for flip in flips
+            ]
         return np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64)
 
 

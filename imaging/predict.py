@@ -8,8 +8,10 @@ Shapes: K classes with the background; ``probability_KXYZ`` on the network's gri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -64,7 +66,7 @@ class Prediction:
 
 
 class Predictor:
-    """A checkpoint with its network in memory; call it with a Volume.
+    """A checkpoint with its networks in memory; call it with a Volume.
 
     Parameters
     ----------
@@ -86,12 +88,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._prepare = preprocessing(config.preprocess, with_label=False, scales=config.scales)
-        network = build_segmenter(config)
-        try:
-            load_weights(network, checkpoint.load_weights())
-        except (KeyError, ValueError) as error:
-            raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
-        self._network = network.eval().to(self._device)
+        self._networks = networks_of(checkpoint, partial(build_segmenter, config), self._device)
 
     def __call__(self, volume: Volume) -> Prediction:
         """Segment a volume.
@@ -126,7 +123,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _probabilities(self, image_1CXYZ: torch.Tensor) -> torch.Tensor:
-        """Softmax, or sigmoid where structures overlap, averaged over the flips that the config asks for."""
+        """Softmax, or sigmoid where structures overlap, averaged over flips and over the members of an ensemble.
+
+        The members take their turns: beside the weights of all of them there is one member's work in memory, and the
+        sum so far.
+        """
         config = self.checkpoint.segmenter()
         settings = config.predict
         flips: list[tuple[int, ...]] = [()]
@@ -134,13 +135,43 @@ class Predictor:
             flips += [(*flip, axis + 2) for flip in flips]
         total: torch.Tensor | None = None
         with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            for flip in flips:
-                logits = logits_of(self._network, image_1CXYZ.flip(flip) if flip else image_1CXYZ, settings)
+            for network, flip in product(self._networks, flips):
+                logits = logits_of(network, image_1CXYZ.flip(flip) if flip else image_1CXYZ, settings)
                 probability = logits.float().sigmoid() if config.overlapping else logits.float().softmax(1)
                 probability = probability.flip(flip) if flip else probability
                 total = probability if total is None else total + probability
         assert total is not None
-        return total[0] / len(flips)
+        return total[0] / (len(self._networks) * len(flips))
+
+
+def networks_of(
+    checkpoint: Checkpoint, build: Callable[[], torch.nn.Module], device: torch.device
+) -> tuple[torch.nn.Module, ...]:
+    """The network of a checkpoint, or the members of its ensemble, ready to be asked.
+
+    Parameters
+    ----------
+    checkpoint
+        Whose weights.
+    build
+        Makes a network of the checkpoint's config.
+    device
+        Where they go.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        If the weights do not fit the config's network.
+    """
+    networks = []
+    for weights in checkpoint.load_members():
+        network = build()
+        try:
+            load_weights(network, weights)
+        except (KeyError, ValueError) as error:
+            raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
+        networks.append(network.eval().to(device))
+    return tuple(networks)
 
 
 def _mean_probability(probability_KXYZ: torch.Tensor, config: SegmentConfig) -> dict[int, float]:

@@ -9,6 +9,7 @@ The result folder::
     cross_validation.json    every case measured once, by the network that has not seen it; intervals over patients
     predictions.csv          a row a case
     cross_validation.html    the same for the eye, with plots and the worst cases' pictures
+    checkpoint/              the published Checkpoint: the mean of the N networks, or one of them
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from imaging.manifest import Case
 from imaging.nifti import read_nifti
 from imaging.report.mask_page import render_masks
 from pipelines.devices import open_world
+from pipelines.ensembles import Form, protocol, publish_classes, publish_masks
 from pipelines.measure_classifier import class_page, results_of
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured, measure_classes, measure_masks
 from pipelines.predictions import class_rows, mask_rows
@@ -52,14 +54,6 @@ from pipelines.states import LAST, STATES, has_ended, read_state
 from pipelines.train import Run, publish, resolve, run
 
 RESULT, PAGE = "cross_validation.json", "cross_validation.html"
-_PROTOCOL = (
-    "Each case was measured once, by the one network that was trained without its patient. The weights are those at the"
-    " end of the training: no held-out case chose an epoch."
-)
-_CROSS_FITTED = (
-    " The temperature and the thresholds for the cases of one fold come from the other folds' cases; AUC and the other"
-    " figures are over all cases with the probabilities that these give."
-)
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +68,13 @@ class CrossValidation:
         The result folder.
     metrics
         As cross_validation.json has them.
+    checkpoint
+        The published checkpoint in it.
     """
 
     folder: Path
     metrics: dict[str, Any]
+    checkpoint: Checkpoint
 
 
 def cross_validate(
@@ -85,6 +82,7 @@ def cross_validate(
     config: Path,
     folds: int,
     overrides: Sequence[str] = (),
+    form: Form = "ensemble",
     resume: bool = False,
     devices: int = 1,
     precision: str | None = None,
@@ -102,6 +100,8 @@ def cross_validate(
         choose its epoch.
     folds
         How many; overrides ``data.folds``.
+    form
+        What is published: the mean of all networks (``ensemble``), or the first fold's (``single``).
     resume
         Take what there is in `out`: a fold that is done is measured, one that was stopped goes on, the others begin.
     out
@@ -137,7 +137,7 @@ def cross_validate(
     for number, (one, place) in enumerate(zip(cases, places, strict=True)):
         log.info("fold %d of %d: %s", number, folds, place)
         done.append(Fold(_finished(one, place, train_one), one))
-    return _collected(folder, done, on_case)
+    return _collected(folder, done, form, on_case)
 
 
 def _check_devices(devices: int, config: Config) -> None:
@@ -176,7 +176,7 @@ def _check_structures(folds: Sequence[Masked | Classified]) -> None:
         for side in ("train", "validation"):
             there = [_values_of(case, present) for case in fold.sides[side]]
             for label in fold.config.labels:
-                if not any(label.id in values for values in there):
+                if all(values.isdisjoint(label.values or (label.id,)) for values in there):
                     raise TooFewCases(
                         f"fold {number}, structure {label.name}", seen=f"in no mask of the {len(there)} for {side}"
                     )
@@ -229,23 +229,25 @@ def _checkpoint_of(done: Run | None) -> Checkpoint:
     return done.checkpoint
 
 
-def _collected(folder: Path, folds: Sequence[Fold[Any]], on_case: OnCase | None) -> CrossValidation:
-    """Measure every case and write what came of it."""
+def _collected(folder: Path, folds: Sequence[Fold[Any]], form: Form, on_case: OnCase | None) -> CrossValidation:
+    """Measure every case, publish, and write what came of it."""
     config = folds[0].cases.config
     if isinstance(config, SegmentConfig):
         masks = measure_masks(folds, on_case)
         metrics = _about(config, folds) | masks.metrics
         write_whole(folder / PREDICTIONS, mask_rows(masks.scores, config.labels, masks.fold_of))
         write_whole(folder / PAGE, _page(config, metrics, masks))
+        checkpoint = publish_masks(folder, folds, masks, form)
     else:
         classes = measure_classes(folds)
         metrics = _about(config, folds) | classes.metrics
         rows = class_rows(results_of(classes.config, classes.asked, classes.applied), classes.config, classes.fold_of)
         write_whole(folder / PREDICTIONS, rows)
         write_whole(folder / PAGE, _page(config, metrics, classes))
+        checkpoint = publish_classes(folder, folds, classes, form)
     # Last, for it vouches for the others.
     write_whole(folder / RESULT, json.dumps(metrics, indent=1) + "\n")
-    return CrossValidation(folder, metrics)
+    return CrossValidation(folder, metrics, checkpoint)
 
 
 def _about(config: Config, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def _about(config: Config, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
         "software_version": importlib.metadata.version("imgpipe"),
         "folds": len(folds),
         "epochs": config.train.epochs,
-        "protocol": _PROTOCOL + ("" if isinstance(config, SegmentConfig) else _CROSS_FITTED),
+        "protocol": protocol(config),
     }
 
 

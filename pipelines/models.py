@@ -17,8 +17,9 @@ def models() -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice or scores on test,
-        folder) and ``refused`` (checkpoints that differ from their checksums).
+        JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice or scores on test and
+        in cross-validation, members of an ensemble, folder) and ``refused`` (checkpoints that differ from their
+        checksums).
     """
     checkpoints, unusable = open_checkpoints(())
     listed = []
@@ -34,6 +35,9 @@ def models() -> dict[str, Any]:
                 "labels": {item.id: item.name for item in _labels(config)},
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
                 "scores_on_test": checkpoint.metrics.get("test", {}).get("scores"),
+                "members": config.members,
+                "dice_cross_validated": checkpoint.metrics.get("cross_validation", {}).get("dice"),
+                "scores_cross_validated": checkpoint.metrics.get("cross_validation", {}).get("scores"),
                 "licence": config.card.licence,
                 "weights_sha256": checkpoint.weights_sha256,
                 "folder": str(checkpoint.folder),

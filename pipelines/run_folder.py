@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from imaging.config import Config, load_config
+from imaging.config.section import FOR_DIGEST
 from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
 from imaging.files import write_whole
 from imaging.manifest import Split
@@ -66,14 +67,17 @@ def check_same(folder: Path, config: Config, split: Split) -> None:
 
 
 def identity(config: Config) -> str:
-    """SHA-256 of what decides the steps of a training, to know its states by: the config without `_NO_STEP`."""
-    content = config.model_dump(mode="json")
+    """SHA-256 of what decides the steps of a training, to know its states by: the config without `_NO_STEP`.
+
+    As for a digest, a key that a later version added and that holds its default makes no difference.
+    """
+    content = config.model_dump(mode="json", context=FOR_DIGEST)
     for key in _NO_STEP:
         *sections, last = key.removesuffix(".").split(".")
         section = content
         for name in sections:
             section = section[name]
-        del section[last]
+        section.pop(last, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

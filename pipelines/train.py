@@ -25,7 +25,7 @@ import torch
 
 from imaging.checkpoint import METRICS, Checkpoint, open_checkpoint, save_checkpoint
 from imaging.config import Config, SegmentConfig, find_config, load_config
-from imaging.errors import TooFewCases
+from imaging.errors import ConfigInvalid, TooFewCases
 from imaging.explain import layer_of
 from imaging.files import write_whole
 from imaging.networks import weights_of
@@ -125,6 +125,9 @@ def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) ->
     extra = [f"train.precision={precision!r}"] if precision else []
     resolved = load_config(find_config(config), [*overrides, *extra])
     check_precision(resolved.train.precision)
+    if resolved.members != 1:
+        raise ConfigInvalid("members", seen=str(resolved.members), expected="1 was expected: a run trains one network",
+                            remedy="Add members=1, and --folds N to make an ensemble")  # fmt: skip
     return resolved
 
 

@@ -19,7 +19,11 @@ _OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "worker
 
 
 class _Task(Section):
-    """What every config says, whatever its task."""
+    """What every config says, whatever its task.
+
+    `members` is the number of networks of a checkpoint, whose answers are averaged; a training fits one at a time, so
+    a config to train with has 1.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=16)]
@@ -28,6 +32,7 @@ class _Task(Section):
     applies_to: AppliesTo
     data: Data = Data()
     network: Network
+    members: Annotated[int, Field(ge=1), LATER] = 1
     train: Fit
     card: Card
 

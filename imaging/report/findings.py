@@ -10,7 +10,7 @@ series is either measured or listed with the reason why it was not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -190,9 +190,11 @@ class MeanDice(Figure):
 
 
 class ModelEntry(_Part):
-    """A checkpoint that took part: its version, hashes, and how well it did on held-out test cases.
+    """A checkpoint that took part: its version, hashes, and how well it did on held-out cases.
 
-    For each structure its Dice, or for each thing that is judged its figures (`imaging.scores.scores_of`).
+    `members` is how many networks it is the mean of. For each structure its Dice, or for each thing that is judged its
+    figures (`imaging.scores.scores_of`): on test cases, and in cross-validation, where each case was measured by the
+    one network of several that had not seen it. The latter are no figures of an ensemble, but of its members.
     """
 
     name: str
@@ -203,6 +205,10 @@ class ModelEntry(_Part):
     test_cases: int = 0
     dice_on_test: dict[str, MeanDice] = {}
     scores_on_test: dict[str, dict[str, Figure]] = {}
+    members: int = 1
+    cross_validated_cases: int = 0
+    dice_cross_validated: dict[str, MeanDice] = {}
+    scores_cross_validated: dict[str, dict[str, Figure]] = {}
 
 
 class StudyEntry(_Part):
@@ -392,7 +398,7 @@ def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
 def model_entry(prediction: Prediction | Classification) -> ModelEntry:
     """The entry of the checkpoint that made a prediction."""
     checkpoint = prediction.checkpoint
-    test = checkpoint.metrics.get("test", {})
+    test, held_out = (checkpoint.metrics.get(side, {}) for side in ("test", "cross_validation"))
     return ModelEntry(
         name=checkpoint.name,
         version=checkpoint.config.version,
@@ -400,9 +406,21 @@ def model_entry(prediction: Prediction | Classification) -> ModelEntry:
         weights_sha256=checkpoint.weights_sha256,
         config_sha256=checkpoint.config.digest(),
         test_cases=test.get("cases", 0),
-        dice_on_test={name: MeanDice(**value) for name, value in test.get("dice", {}).items()},
-        scores_on_test={
-            name: {key: Figure(**value) for key, value in figures.items() if isinstance(value, dict)}
-            for name, figures in test.get("scores", {}).items()
-        },
+        dice_on_test=_dice_of(test),
+        scores_on_test=_scores_of(test),
+        members=checkpoint.config.members,
+        cross_validated_cases=held_out.get("cases", 0),
+        dice_cross_validated=_dice_of(held_out),
+        scores_cross_validated=_scores_of(held_out),
     )
+
+
+def _dice_of(side: dict[str, Any]) -> dict[str, MeanDice]:
+    return {name: MeanDice(**value) for name, value in side.get("dice", {}).items()}
+
+
+def _scores_of(side: dict[str, Any]) -> dict[str, dict[str, Figure]]:
+    return {
+        name: {key: Figure(**value) for key, value in figures.items() if isinstance(value, dict)}
+        for name, figures in side.get("scores", {}).items()
+    }

@@ -79,11 +79,14 @@ def models(as_json: bool) -> int:
         click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
         described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
         click.echo(f"  takes {' or '.join(rule['modality'])}{described}{_range(rule)}")
-        for name, value in (model["dice_on_test"] or {}).items():
-            click.echo(f"  test Dice of {name}: {interval(value)}")
-        for name, figures in (model["scores_on_test"] or {}).items():
-            told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
-            click.echo(f"  test, {name}: {told}")
+        if model["members"] > 1:
+            click.echo(f"  the mean of {model['members']} networks")
+        for side, called in (("on_test", "test"), ("cross_validated", "cross-validated")):
+            for name, value in (model[f"dice_{side}"] or {}).items():
+                click.echo(f"  {called} Dice of {name}: {interval(value)}")
+            for name, figures in (model[f"scores_{side}"] or {}).items():
+                told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
+                click.echo(f"  {called}, {name}: {told}")
         click.echo(f"  {model['licence']}")
         click.echo(f"  {model['folder']}")
     for refusal in found["refused"]:

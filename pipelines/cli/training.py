@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -64,6 +64,8 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @click.option("--fold", type=int, help="Which fold validates; overrides data.fold.")
 @click.option("--folds", type=click.IntRange(min=2), metavar="N", help="Cross-validate: train N networks, each "
               "measured on the part of the patients that it has not seen; overrides data.folds.")  # fmt: skip
+@click.option("--publish", "form", type=click.Choice(["ensemble", "single"]), help="With --folds: the mean of the N "
+              "networks, which is the default, or the first fold's network alone.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last state.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True,
               help="GPUs, or processes on the CPU, of each machine; they share each batch.")  # fmt: skip
@@ -80,6 +82,7 @@ def train(
     overrides: tuple[str, ...],
     fold: int | None,
     folds: int | None,
+    form: Literal["ensemble", "single"] | None,
     resume: bool,
     devices: int,
     nodes: int,
@@ -102,9 +105,12 @@ def train(
     if folds is not None and nodes != 1:
         raise DevicesInvalid("--nodes", seen="given together with --folds", expected="one machine was expected",
                              remedy="Train each fold by itself with --fold")  # fmt: skip
+    if form is not None and folds is None:
+        raise ConfigInvalid("--publish", seen="given without --folds", remedy="Leave it out, or add --folds N")
     if folds is not None:
-        return _cross_validate(config=config, overrides=overrides, folds=folds, resume=resume, devices=devices,
-                               precision=precision, state_minutes=state_minutes, out=out, as_json=as_json)  # fmt: skip
+        return _cross_validate(config=config, overrides=overrides, folds=folds, form=form or "ensemble",
+                               resume=resume, devices=devices, precision=precision, state_minutes=state_minutes,
+                               out=out, as_json=as_json)  # fmt: skip
     from pipelines import train as verb
 
     run = verb.train(
@@ -138,16 +144,19 @@ def _cross_validate(*, as_json: bool, **options: Any) -> int:
 
     found = verb.cross_validate(**options, progress=sys.stderr.isatty())
     if as_json:
-        print_json({"run": str(found.folder), "metrics": found.metrics, "exit_status": 0})
+        folders = {"run": str(found.folder), "checkpoint": str(found.checkpoint.folder)}
+        print_json({**folders, "metrics": found.metrics, "exit_status": 0})
         return 0
     measured = found.metrics["cross_validation"]
     _tell("cross-validated", measured)
+    _tell("test", found.checkpoint.metrics.get("test", {}))
     for score, by_name in measured["over_folds"].items():
         for name, over in by_name.items():
             if score == "dice" or name == "auc":
                 told = (name, "Dice") if score == "dice" else (score, "AUC")
                 click.echo(f"{told[1]} of {told[0]} over folds: {over['mean']} (standard deviation {over['sd']})")
     click.echo(f"result: {found.folder / verb.RESULT}")
+    click.echo(f"checkpoint: {found.checkpoint.folder}")
     return 0
 
 

@@ -168,6 +168,70 @@ def test_network_that_has_seen_a_case_is_not_measured_on_it(done: list[Fold[Clas
         measure_classes([dataclasses.replace(done[0], checkpoint=done[1].checkpoint), *done[1:]])
 
 
+def test_ensemble_of_the_folds_is_published_and_measured_itself_on_the_test_cases(
+    classified: CrossValidation, done: list[Fold[Classified]]
+) -> None:
+    checkpoint = classified.checkpoint
+    members = [fold.checkpoint.load_weights() for fold in done]
+    assert checkpoint.config.members == N == len(checkpoint.load_members())
+    for own, member in zip(checkpoint.load_members(), members, strict=True):
+        assert own.keys() == member.keys() and all(torch.equal(own[name], member[name]) for name in own)
+    tested = done[0].cases.sides["test"]
+    alone = [ask(Classifier(fold.checkpoint), tested).logits_NK for fold in done]
+    calibration = checkpoint.metrics["calibration"]
+    assert calibration == classified.metrics["calibration"]
+    mean = probability_of(np.mean(alone, axis=0), softmax=True, temperature=calibration["temperature"])
+    told = checkpoint.metrics["test"]["each"]
+    assert np.array([told[case.name]["probability"] for case in tested]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_ensemble_tells_whose_figures_it_has(classified: CrossValidation) -> None:
+    training = classified.checkpoint.metrics["training"]
+    assert (training["folds"], training["members"], training["last_epoch"]) == (N, N, 2)
+    assert training["cases"] == classified.metrics["cross_validation"]["cases"], "each case trained some of the members"
+    card = " ".join((classified.checkpoint.folder / "README.md").read_text().split())
+    assert f"c --folds {N}" in card and f"the mean of these {N} networks" in card
+    assert "no held-out case chose an epoch" in card and "validation cases chose" not in card
+    for side, called in (("cross_validation", "cross-validation"), ("test", "test")):
+        area = classified.checkpoint.metrics[side]["scores"]["odd"]["auc"]
+        assert f"{called}, {classified.checkpoint.metrics[side]['cases']} cases" in card
+        assert f"{area['mean']:.3f} [{area['low']:.3f}, {area['high']:.3f}]" in card
+
+
+def test_first_network_alone_is_published_where_one_is_asked_for(
+    classified: CrossValidation, toy: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(classified.folder, tmp_path / "cv")
+    found = cross_validate(config=toy, folds=N, form="single", resume=True, out=folder, progress=False)
+    first = open_checkpoint(folder / "fold_0" / "checkpoint")
+    assert found.checkpoint.config.members == 1
+    assert found.checkpoint.weights_sha256 == first.weights_sha256
+    assert found.checkpoint.metrics["training"]["names"] == first.metrics["training"]["names"]
+    assert found.checkpoint.metrics["cross_validation"] == classified.checkpoint.metrics["cross_validation"]
+    card = (found.checkpoint.folder / "README.md").read_text()
+    assert "--publish single" in card and "not chosen by its figures" in " ".join(card.split())
+    assert "the mean of these" not in card
+
+
+def test_report_says_how_many_networks_answered(
+    classified: CrossValidation, films: Path, tmp_path: Path, invoke: Callable[..., Result]
+) -> None:
+    model = classified.checkpoint.folder
+    assert invoke("infer", films.parent / "film000.png", "--model", model, "--out", tmp_path).exit_code == 0
+    entry = json.loads((tmp_path / "film000" / "report.json").read_text())["models"][0]
+    assert entry["members"] == N
+    assert entry["cross_validated_cases"] == classified.metrics["cross_validation"]["cases"]
+    told = entry["scores_cross_validated"]["odd"]["auc"]
+    assert told == classified.metrics["cross_validation"]["scores"]["odd"]["auc"]
+    page = (tmp_path / "film000" / "report.html").read_text()
+    assert f"The mean of {N} networks" in page and "not of their mean" in page
+
+
+def test_ensemble_is_not_trained_as_one(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="--folds"):
+        train(config=toy, overrides=["members=3"], out=tmp_path / "run", progress=False)
+
+
 def test_stopped_in_a_later_fold_it_ends_as_if_it_had_not_been(
     classified: CrossValidation, toy: Path, tmp_path: Path
 ) -> None:
@@ -219,8 +283,11 @@ def test_what_cannot_be_cross_validated_is_refused_before_any_training(
     assert not (tmp_path / "cv").exists()
 
 
-def test_one_fold_and_all_folds_exclude_each_other(toy: Path, invoke: Callable[..., Result]) -> None:
-    result = invoke("train", toy, "--folds", 3, "--fold", 1)
+@pytest.mark.parametrize("options", [("--folds", 3, "--fold", 1), ("--publish", "single")])
+def test_options_that_mean_nothing_together_are_refused(
+    toy: Path, invoke: Callable[..., Result], options: tuple[object, ...]
+) -> None:
+    result = invoke("train", toy, *options)
     assert result.exit_code == 2 and "--folds" in result.stderr
 
 
@@ -270,6 +337,20 @@ def test_masks_of_all_cases_are_scored_on_their_own_fold(segmented: CrossValidat
             assert interval["mean"] == pytest.approx(np.mean([float(row[f"{score}_{name}"]) for row in rows]), abs=1e-4)
             by_fold = [fold[score][name] for fold in measured["folds"]]
             assert measured["over_folds"][score][name]["mean"] == pytest.approx(np.mean(by_fold), abs=1e-5)
+
+
+def test_ensemble_of_segmenters_has_the_figures_and_factors_of_its_members(segmented: CrossValidation) -> None:
+    checkpoint = segmented.checkpoint
+    assert checkpoint.config.members == 2 and "test" not in checkpoint.metrics
+    held_out = checkpoint.metrics["cross_validation"]
+    assert held_out["each"] == segmented.metrics["cross_validation"]["each"]
+    card = " ".join((checkpoint.folder / "README.md").read_text().split())
+    for label in checkpoint.config.labels:
+        over, mean = held_out["over_folds"]["dice"][label.name], held_out["dice"][label.name]
+        assert f"over the folds: {over['mean']:.3f} ± {over['sd']:.3f}" in card
+        assert f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" in card
+        assert f"{held_out['hd95_mm'][label.name]['mean']:.3f}" in card
+    assert checkpoint.metrics["volume_interval"] == {label.name: None for label in checkpoint.config.labels}, "too few"
 
 
 def test_page_tells_the_folds(segmented: CrossValidation) -> None:

@@ -1,0 +1,105 @@
+"""One checkpoint of a cross-validation's networks: their mean, or one of them.
+
+Invariant: what a checkpoint says of itself says of what it was measured. Cross-validated figures are those of single
+networks on cases that they had not seen; only test cases, where there are any, are asked of the published checkpoint
+itself. What it is calibrated with comes from the same held-out cases.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from imaging.checkpoint import Checkpoint, joined, save_checkpoint
+from imaging.classifier import Classifier
+from imaging.config import Config, SegmentConfig
+from imaging.mask_scores import summary
+from imaging.predict import Predictor
+from pipelines.measure_classifier import apply_calibration, ask, figures
+from pipelines.measure_segmenter import default_tolerance, score_case, volume_intervals
+from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured
+from pipelines.run_folder import versions
+from pipelines.sides import Classified, Masked
+
+Form = Literal["ensemble", "single"]
+
+_PROTOCOL = (
+    "Each case was measured once, by the one network that was trained without its patient. The weights are those at the"
+    " end of the training: no held-out case chose an epoch."
+)
+_CROSS_FITTED = (
+    " The temperature and the thresholds for the cases of one fold come from the other folds' cases; AUC and the other"
+    " figures are over all cases with the probabilities that these give."
+)
+
+
+def protocol(config: Config) -> str:
+    """How cross-validated figures came about, in words."""
+    return _PROTOCOL if isinstance(config, SegmentConfig) else _PROTOCOL + _CROSS_FITTED
+
+
+def publish_masks(folder: Path, folds: Sequence[Fold[Masked]], found: MasksMeasured, form: Form) -> Checkpoint:
+    """Publish a segmenter in ``folder/checkpoint``.
+
+    Where there are test cases, it is measured on these, and how often the conformal factors of the held-out cases hold
+    there.
+    """
+    labels = folds[0].cases.config.labels
+
+    def tested(unmeasured: Checkpoint) -> dict[str, Any]:
+        predictor, tolerance = Predictor(unmeasured), default_tolerance(unmeasured.segmenter())
+        scores = [score_case(predictor, case, tolerance_mm=tolerance).score for case in folds[0].cases.sides["test"]]
+        return {
+            "test": summary(scores, labels, tolerance_mm=tolerance),
+            "volume_interval": volume_intervals(labels, found.scores, scores),
+        }
+
+    return _published(folder, folds, found.metrics, form, tested)
+
+
+def publish_classes(folder: Path, folds: Sequence[Fold[Classified]], found: ClassesMeasured, form: Form) -> Checkpoint:
+    """Publish a classifier in ``folder/checkpoint``, calibrated by what each network said of its held-out cases.
+
+    That calibration was made for single networks, from many more cases than one of them has. An ensemble's logits are
+    the mean of theirs; what that changes is seen on the test cases, where there are any.
+    """
+    config = folds[0].cases.config
+
+    def tested(unmeasured: Checkpoint) -> dict[str, Any]:
+        answers = ask(Classifier(unmeasured), folds[0].cases.sides["test"])
+        return {"test": figures(config, answers, apply_calibration(config, answers, found.metrics["calibration"]))}
+
+    return _published(folder, folds, found.metrics, form, tested)
+
+
+def _published(
+    folder: Path,
+    folds: Sequence[Fold[Any]],
+    measured: dict[str, Any],
+    form: Form,
+    tested: Callable[[Checkpoint], dict[str, Any]],
+) -> Checkpoint:
+    """Join the networks, or take the first, ask it about the test cases, and publish it with all that was measured."""
+    chosen = folds if form == "ensemble" else folds[:1]
+    config: Config = folds[0].cases.config.model_copy(update={"members": len(chosen)})
+    # No fold is chosen by its figures: the best of them would be the one with the easiest cases.
+    weights = joined([fold.checkpoint.load_weights() for fold in chosen])
+    metrics = {**measured, "cross_validation": {"protocol": protocol(config), **measured["cross_validation"]}}
+    if folds[0].cases.sides["test"]:
+        unmeasured = save_checkpoint(folder / "unmeasured", config, weights, {})
+        metrics |= tested(unmeasured)
+        shutil.rmtree(unmeasured.folder)
+    trained = dict.fromkeys(name for fold in chosen for name in fold.cases.split.train)
+    metrics["training"] = {
+        "cases": len(trained),
+        "names": sorted(trained),
+        "folds": len(folds),
+        "members": len(chosen),
+        "last_epoch": config.train.epochs,
+        "epochs": config.train.epochs,
+        "config_sha256": config.digest(),
+        "versions": versions(),
+    }
+    return save_checkpoint(folder / "checkpoint", config, weights, metrics)
