@@ -17,7 +17,7 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
@@ -27,6 +27,7 @@ from imaging.errors import DataWorkerDied, OutputNotWritable
 from imaging.tasks.batch_norm import SharedBatchNorms
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from pipelines.busy import BusyLog, StepTimes
 from pipelines.devices import World
 from pipelines.run_folder import identity
 from pipelines.states import LAST, RESUME_REMEDY, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
@@ -88,6 +89,9 @@ def fit(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noise in _NOISE:
         warnings.filterwarnings("ignore", message=noise)
+    settings = task.config.train
+    if settings.accumulate > 1:
+        log.info("each step takes %d cases", settings.batch_size * settings.accumulate)
     callbacks = callbacks_for(task, folder, progress=progress, state_minutes=state_minutes)
     trainer = trainer_for(task, folder, world, callbacks, progress=progress)
     last = folder / STATES / LAST
@@ -134,6 +138,16 @@ def callbacks_for(
         LastState(folder, identity(task.config), minutes=state_minutes),
         RichProgressBar(console_kwargs={"stderr": True}) if progress else _EpochLog(task.monitor),
     ]
+    if settings.early_stopping is not None:
+        callbacks.append(
+            EarlyStopping(
+                task.monitor,
+                mode="max",
+                patience=settings.early_stopping,
+                check_on_train_epoch_end=False,  # a validation counts, not an epoch
+                check_finite=False,  # a score that is no number is no better one
+            )
+        )
     if settings.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
     return callbacks
@@ -145,7 +159,8 @@ def trainer_for(
     """Lightning's Trainer for a task on the devices of a world."""
     settings = task.config.train
     on_gpu = torch.cuda.is_available()
-    shared = [SharedBatchNorms()] if world.size > 1 and not on_gpu else []
+    shared = [SharedBatchNorms(on_gpu=on_gpu)] if world.size > 1 else []
+    times = StepTimes()
     return lightning.Trainer(
         accelerator="auto",
         devices=world.devices,
@@ -153,16 +168,17 @@ def trainer_for(
         # Each rank's buffers are the same (batch norms are shared), and ranks validate different numbers of cases.
         strategy=DDPStrategy(broadcast_buffers=False) if world.size > 1 else "auto",
         plugins=[world.cluster, WholeStates(identity(task.config)), *shared],
-        sync_batchnorm=world.size > 1 and on_gpu,
         precision=settings.precision,
         max_epochs=settings.epochs,
         check_val_every_n_epoch=min(settings.validate_every, settings.epochs),
         num_sanity_val_steps=0,
         gradient_clip_val=settings.gradient_clip,
+        accumulate_grad_batches=settings.accumulate,
         # Some CUDA kernels (NLLLoss among them) have no deterministic form; there Lightning warns instead.
         deterministic="warn" if on_gpu else True,
         use_distributed_sampler=False,
-        callbacks=callbacks,
+        callbacks=[*callbacks, BusyLog(times, task.config.data.workers)],
+        profiler=times,
         logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
         log_every_n_steps=1,
         enable_progress_bar=progress,

@@ -27,11 +27,15 @@ class Augmentation(Section):
 class Fit(Section):
     """How the weights of any network are found.
 
-    The learning rate rises over `warmup_steps` and falls to zero by a
-    cosine. Gradients are clipped to the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights,
-    which is validated every `validate_every` epochs and published; 0 switches it off. `keep` says whose weights are
-    published: those of the epoch that was ``best`` on validation, or the ``last`` ones, which nothing chose.
+    The learning rate rises over `warmup_steps` and falls to zero by `schedule`: a ``cosine``, or ``poly``, the power
+    0.9 of what is left. Gradients are added up over `accumulate` batches of `batch_size` before a step, and clipped to
+    the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights, which is validated every
+    `validate_every` epochs and published; 0 switches it off. With `early_stopping` the run ends after as many
+    validations without a better score. `keep` says whose weights are published: those of the epoch that was ``best`` on
+    validation, or the ``last`` ones, which nothing chose.
 
+    `channels_last` lays images out with their channels together, and `compile` lets PyTorch compile the network; both
+    change the speed, and the numbers by rounding only.
     `start` are weights to begin with; those whose names match one of the patterns `freeze` (``encoder.*``) stay as they
     are, with the running statistics of their normalisation; `lora` trains thin additions to attention instead.
     """
@@ -47,6 +51,11 @@ class Fit(Section):
     precision: Annotated[Literal["32", "bf16-mixed", "16-mixed"], BeforeValidator(str)] = "bf16-mixed"
     validate_every: Annotated[int, Field(ge=1)] = 1
     keep: Annotated[Literal["best", "last"], LATER] = "best"
+    schedule: Annotated[Literal["cosine", "poly"], LATER] = "cosine"
+    accumulate: Annotated[int, Field(ge=1), LATER] = 1
+    early_stopping: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    channels_last: Annotated[bool, LATER] = False
+    compile: Annotated[bool, LATER] = False
     start: Annotated[Start | None, LATER] = None
     freeze: Annotated[tuple[str, ...], LATER] = ()
     lora: Annotated[Lora | None, LATER] = None

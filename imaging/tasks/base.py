@@ -25,6 +25,9 @@ from imaging.transforms import IMAGE
 
 _Kept = TypeVar("_Kept")
 
+# By the number of axes of an image, batch and channels included.
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
     """One run of any task.
@@ -48,6 +51,10 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         super().__init__()
         self.network = network
         self._held = adapt(network, settings)
+        self._layouts = _CHANNELS_LAST if settings.channels_last else {}
+        layout = self._layouts.get(max(parameter.ndim for parameter in network.parameters()))
+        if layout is not None:
+            network.to(memory_format=layout)  # type: ignore[call-overload]
         self._settings = settings
         self._train_names = train_names
         self._step_cases: list[int] = []
@@ -75,9 +82,15 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
             module.eval()
         return self
 
+    def setup(self, stage: str) -> None:
+        """Compile the network in its place, so that its weights keep their names."""
+        if stage == "fit" and self._settings.compile:
+            self.network.compile()
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """What the network says of a batch of images."""
-        logits: torch.Tensor = self.network(image)
+        layout = self._layouts.get(image.ndim, torch.contiguous_format)
+        logits: torch.Tensor = self.network(image.contiguous(memory_format=layout))
         return logits
 
     def training_step(self, batch: Sample, batch_idx: int) -> torch.Tensor:

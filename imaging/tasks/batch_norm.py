@@ -1,4 +1,4 @@
-"""Batch normalisation over the batch of all ranks, on a CPU; PyTorch's own does it on GPUs only.
+"""Batch normalisation over the batch of all ranks: PyTorch's own on GPUs, where it works, and one for CPUs.
 
 Invariant: two ranks with half a batch each normalise as one process with the whole batch does. Weights keep their
 names, and with one rank, or outside training, the layer is PyTorch's.
@@ -29,12 +29,6 @@ class SharedBatchNorm(_BatchNorm):
         self.running_mean, self.running_var = layer.running_mean, layer.running_var
         self.num_batches_tracked = layer.num_batches_tracked
         self.training = layer.training
-        self._layer = (layer,)  # in a tuple, so that it is no part of this module
-
-    @property
-    def layer(self) -> _BatchNorm:
-        """What it took the place of."""
-        return self._layer[0]
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         """Any number of axes; the layer that was there has seen them."""
@@ -67,21 +61,41 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class SharedBatchNorms(LayerSync):
-    """Lightning's hook: every batch normalisation of a module becomes a shared one, and plain again at the end."""
+    """Lightning's hook: every batch normalisation of a module becomes a shared one, and plain again at the end.
+
+    Those that are frozen, and so out of training, stay as they are.
+
+    Parameters
+    ----------
+    on_gpu
+        Whether PyTorch's own shared layer can be taken.
+    """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._plain: list[tuple[nn.Module, str, nn.Module]] = []
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Put the shared layers in."""
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
-                    setattr(module, name, SharedBatchNorm(child))
+                if isinstance(child, _BatchNorm) and child.training:
+                    self._plain.append((module, name, child))
+                    setattr(module, name, self._shared(child))
         return model
 
+    def _shared(self, layer: _BatchNorm) -> nn.Module:
+        if self._on_gpu:
+            shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(layer)  # type: ignore[no-untyped-call]
+            return shared
+        return SharedBatchNorm(layer)
+
     def revert(self, model: nn.Module) -> nn.Module:
-        """Put the plain layers back."""
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, SharedBatchNorm):
-                    child.layer.train(child.training)
-                    setattr(module, name, child.layer)
+        """Put the plain layers back, with what the shared ones have learnt."""
+        for module, name, layer in self._plain:
+            shared = getattr(module, name)
+            for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(layer, key, getattr(shared, key))
+            setattr(module, name, layer.train(shared.training))
+        self._plain.clear()
         return model
