@@ -197,7 +197,7 @@ def merge(network: torch.nn.Module) -> None:
 # --------------------------------------------------------------------------------------------------------------- start
 
 
-def begin(network: torch.nn.Module, start: Start) -> Begun:
+def begin(network: torch.nn.Module, start: Start, *, name: str) -> Begun:
     """Take weights into a network, by name and shape, and tell what was taken and what was not.
 
     Parameters
@@ -206,6 +206,8 @@ def begin(network: torch.nn.Module, start: Start) -> Begun:
         The training's, adapted or not.
     start
         Where the weights lie, and how many of the network's must be there.
+    name
+        The network's in the config; told where the source names another.
 
     Raises
     ------
@@ -225,8 +227,8 @@ def begin(network: torch.nn.Module, start: Start) -> Begun:
     if not taken or share < start.least_share:
         raise _mismatch(foreign, own, fitting, share, start)
     with torch.no_grad():
-        for name, tensor in fitting.items():
-            own[name].copy_(tensor)
+        for key, tensor in fitting.items():
+            own[key].copy_(tensor)
     ids = {id(tensor) for tensor in taken.values()}
     begun = Begun(
         name=foreign.name,
@@ -239,7 +241,7 @@ def begin(network: torch.nn.Module, start: Start) -> Begun:
         left=tuple(name for name in foreign.tensors if not _is_in(name, prefix, fitting)),
         random=tuple(_once({name: tensor for name, tensor in own.items() if id(tensor) not in ids})),
     )
-    _tell(begun, type(network).__name__)
+    _tell(begun, (name, type(network).__name__))
     return begun
 
 
@@ -300,15 +302,16 @@ def _mismatch(
     return StartMismatch(f"start {foreign.name}", seen=seen, expected=expected)
 
 
-def _tell(begun: Begun, network: str) -> None:
+def _tell(begun: Begun, names: tuple[str, str]) -> None:
     log.info(
         "begun with %s (%s, SHA-256 %s): %d tensors taken, %.1f %% of the weights",
         begun.name, begun.kind, begun.sha256, begun.taken, 100 * begun.taken_share,
     )  # fmt: skip
     if begun.prefix:
         log.info("names in %s begin with %s, which was taken off", begun.name, begun.prefix)
-    if begun.network and begun.network != network:
-        log.warning("%s is of %s, this network is %s", begun.name, begun.network, network)
+    # MONAI makes a ResNet by calling resnet10, a config by naming ResNet10.
+    if begun.network and begun.network.lower() not in map(str.lower, names):
+        log.warning("%s is of %s, this network is %s", begun.name, begun.network, names[0])
     if begun.left:
         log.warning("%d tensors of %s are not taken: %s", len(begun.left), begun.name, _listed(begun.left))
     if begun.random:

@@ -171,7 +171,7 @@ def _begun(task: SegmentTask | ClassifyTask, *, resume: bool) -> Begun | None:
     if isinstance(task, ClassifyTask):
         layer_of(task.config, task.network)  # what can never be explained is told now
     start = task.config.train.start
-    begun = None if start is None or resume else begin(task.network, start)
+    begun = None if start is None or resume else begin(task.network, start, name=task.config.network.name)
     weights = list(task.network.parameters())
     trained = sum(tensor.numel() for tensor in weights if tensor.requires_grad)
     log.info("weights: %d, %d of them trained", sum(tensor.numel() for tensor in weights), trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from imaging.config import Fit, Lora, Network, Start
 from imaging.errors import ConfigInvalid, StartMismatch, UnknownName
 from imaging.networks import build_classifier, build_network, load_weights, weights_of
-from imaging.transfer import adapt, begin, merge
+from imaging.transfer import Begun, adapt, merge
+from imaging.transfer import begin as begin_named
 
 UNETR = {"img_size": [16, 16, 16], "hidden_size": 24, "num_heads": 2, "mlp_dim": 24, "feature_size": 4}
 SWIN = {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
@@ -29,6 +31,10 @@ def resnet(*, seed: int = 0, classes: int = 2) -> torch.nn.Module:
     torch.manual_seed(seed)
     network = Network(name="ResNet10", options={"widen_factor": 0.125})
     return build_classifier(network, spatial_dims=2, in_channels=1, classes=classes)
+
+
+def begin(network: torch.nn.Module, start: Start) -> Begun:
+    return begin_named(network, start, name="ResNet10")
 
 
 def settings(**values: Any) -> Fit:
@@ -126,6 +132,20 @@ def test_less_than_the_stated_share_is_refused(tmp_path: Path) -> None:
 def test_network_that_the_source_names_is_compared(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StartMismatch, match="it is of DynUNet"):
         begin(resnet(), Start(weights="hippocampus_mr"))
+
+
+@pytest.mark.parametrize(
+    ("target", "told"), [("monai.networks.nets.resnet10", False), ("ResNet", False), ("DenseNet121", True)]
+)
+def test_another_network_that_fits_nevertheless_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, target: str, told: bool
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "configs").mkdir()
+    saved(resnet(seed=1), tmp_path / "models" / "model.pt")
+    (tmp_path / "configs" / "train.json").write_text(json.dumps({"network_def": {"_target_": target}}))
+    assert begin(resnet(), Start(weights=str(tmp_path))).kind == "bundle"
+    assert ("this network is ResNet10" in caplog.text) == told
 
 
 def test_weights_go_below_what_lora_adds(tmp_path: Path) -> None:

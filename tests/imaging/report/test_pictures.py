@@ -17,7 +17,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from imaging.checkpoint import Checkpoint
-from imaging.config import load_config
+from imaging.classifier import Classification, Judgement, Target
+from imaging.config import Code, load_config
+from imaging.explain import Attribution, HeatMap
 from imaging.files import shipped
 from imaging.predict import Prediction
 from imaging.report.pictures import Picture, key_pictures, outline_path
@@ -202,3 +204,32 @@ def test_outline_encloses_the_mask_and_lies_within_it(mask: Array) -> None:
     for x, y, kind, length in strokes(path):
         assert 0 <= x <= 7 and 0 <= y <= 6 and length > 0
         assert (x if kind == "h" else y) + length <= (7 if kind == "h" else 6)
+
+
+@pytest.mark.parametrize("letters", ["LPS", "RAS", "PIR", "ALS"])
+def test_heat_lies_on_the_pixels_that_it_is_of(letters: str) -> None:
+    """Colours are turned with the picture: a map that is the image itself is brightest where the image is."""
+    array = np.random.default_rng(0).permutation(6 * 5 * 4).reshape(6, 5, 4).astype(np.float32) + 60
+    heat_XYZ = array / array.max()
+    heat_XYZ[0] = np.nan
+    volume = Volume(array[None], affine_towards(letters))
+    code = Code(value="17621005", meaning="Normal")
+    judgement = Judgement(Target("odd", "Odd", code, code, (1,), True), 0.9, 0.5, "abnormal", "")
+    made = Attribution(np.zeros((2, 2, 2), dtype=np.float32), "grad_cam_pp", "layer4", (2, 2, 2), None)
+    said = Classification(
+        Checkpoint(Path("checkpoint"), CONFIG, {}, ""), volume, {}, (judgement,), (HeatMap("odd", heat_XYZ, made),)
+    )
+    plain, heated = key_pictures(said)
+    assert plain.heat is None
+    assert heated.heat is not None
+    z = int(np.nan_to_num(heat_XYZ).max(axis=(0, 1)).argmax())
+    assert heated.index == z
+    colours = np.asarray(Image.open(io.BytesIO(base64.b64decode(heated.heat.png.split(",")[1]))).convert("RGBA"))
+    opacity, shown = colours[..., 3].astype(int), grey(heated).astype(int)
+    assert opacity.shape == shown.shape
+    seen = opacity > 0
+    assert seen.sum() == (array.shape[0] - 1) * array.shape[1], "what was not seen is not coloured, all else is"
+    order = np.lexsort((opacity[seen], shown[seen]))
+    assert (np.diff(opacity[seen][order]) >= 0).all()
+    assert area(heated.heat.unseen) == (array.shape[0] - 1) * array.shape[1]
+    assert (heated.heat.title, heated.heat.cells, heated.heat.blank) == ("Odd", (2, 2, 2), False)
