@@ -14,6 +14,8 @@ import pytest
 import ranks
 import torch
 from classified import write_config, write_pictures
+from lightning.fabric.utilities.rank_zero import rank_zero_only as lightning_rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
 from imaging.checkpoint import open_checkpoint
@@ -125,6 +127,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for key in os.environ:
         if key.startswith(("SLURM", "TORCHELASTIC")) or key in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK"):
             monkeypatch.delenv(key)
+    # Lightning keeps the rank of the last Trainer for the whole process.
+    for keeper in (rank_zero_only, lightning_rank_zero_only):
+        monkeypatch.setattr(keeper, "rank", 0, raising=False)
     return monkeypatch
 
 
