@@ -260,8 +260,12 @@ class LastState(Checkpoint):
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
     ) -> None:
-        """Stop if a signal came; the last state is from before the validation."""
-        self._stop_if_told(trainer)
+        """Stop if a signal came; the last state is from before the validation.
+
+        Several ranks finish it first: they have different numbers of cases, so here they cannot ask each other.
+        """
+        if trainer.world_size == 1:
+            self._stop_if_told(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write a state."""

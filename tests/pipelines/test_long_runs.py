@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from imaging.files import PARTIAL
 from imaging.tasks.classify import ClassifyTask
 from pipelines.run_folder import identity
 from pipelines.sides import deal, list_for
-from pipelines.states import BEST, LAST, STATES, read_state
+from pipelines.states import BEST, LAST, STATES, LastState, read_state
 from pipelines.train import Run, publish, train
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "imgpipe"
@@ -228,6 +229,13 @@ def test_signal_keeps_the_state_before_where_there_is_none_to_write(
     assert not (folder / "checkpoint").exists()
     assert position(folder, classifier) == stays_at
     assert_same(train(config=classifier, out=folder, resume=True, progress=False), whole)
+
+
+def test_ranks_do_not_ask_each_other_within_a_validation(tmp_path: Path) -> None:
+    """They validate different numbers of cases: who asks once more than the others waits for ever."""
+    trainer = MagicMock(world_size=2)
+    LastState(tmp_path, "", minutes=1).on_validation_batch_end(trainer, MagicMock(), None, None, 0)
+    trainer.strategy.broadcast.assert_not_called()
 
 
 def test_run_that_ended_early_does_not_go_on(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
