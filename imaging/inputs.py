@@ -6,6 +6,7 @@ Invariant: nothing that lies there goes unmentioned, and no pixel is read. Impor
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from imaging.dicom.geometry import stacks
 from imaging.dicom.scan import Scan, Series, files_under, scan_files
 from imaging.dicom.stack import Policy, Stack, check_policy
 from imaging.errors import ImagingError, NotApplicable, NothingFound, SetAside, UnexpectedFault
-from imaging.nifti import is_nifti, read_geometry
+from imaging.nifti import case_name, is_nifti, read_geometry
 from imaging.png import affine_of_picture, defects_of_picture, is_png, read_png_shape
-from imaging.selection import check_channels, check_choice, check_fit, check_grey
+from imaging.selection import check_choice, check_fit, check_grey, check_images, images_taken
 from imaging.volume import Affine, Defect, SeriesFacts, orientation_of, spacing_of
+
+# nnU-Net's ending of a channel's file.
+_CHANNEL = re.compile(r"_\d{4}$")
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,8 @@ class SeriesView:
         Its grid, where the geometry could be read.
     channels
         1 for grey values, 3 for red, green and blue.
+    images
+        How many files are the images of one case.
     defects
         What is wrong with it.
     refusal
@@ -73,6 +79,7 @@ class SeriesView:
     defects: tuple[Defect, ...] = ()
     refusal: ImagingError | None = None
     channels: int = 1
+    images: int = 1
     taken_by: tuple[str, ...] = ()
     declined_by: tuple[tuple[str, NotApplicable], ...] = ()
 
@@ -154,14 +161,45 @@ def view_series(
     return views + [(SeriesView(series.facts, len(series.instances), refusal=error), None) for error in refused]
 
 
-def view_nifti(path: Path, models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
-    """What the header of a NIfTI file tells, and who would take it."""
-    facts = SeriesFacts(description=path.name)
+def cases_in(nifti: Iterable[Path], models: Sequence[Checkpoint]) -> list[tuple[str, tuple[Path, ...]]]:
+    """NIfTI files as the cases that they make up.
+
+    Parameters
+    ----------
+    nifti
+        Files.
+    models
+        Where one of them takes several images a case, files called ``CASE_0000``, ``CASE_0001``, ... in one folder, as
+        many as it takes, are one case (nnU-Net's convention). Any other file is a case of its own.
+
+    Returns
+    -------
+    list of (str, tuple of Path)
+        The name of each case, and its files in the order of its channels.
+    """
+    wanted = {images_taken(model.config) for model in models} - {1}
+    together: dict[tuple[Path, str], list[Path]] = {}
+    for path in nifti:
+        together.setdefault((path.parent, _CHANNEL.sub("", case_name(path))), []).append(path)
+    found: list[tuple[str, tuple[Path, ...]]] = []
+    for (_, case), files in together.items():
+        ordered = tuple(sorted(files, key=case_name))
+        names = [f"{case}_{channel:04d}" for channel in range(len(files))]
+        if len(files) in wanted and [case_name(path) for path in ordered] == names:
+            found.append((case, ordered))
+        else:
+            found += [(case_name(path), (path,)) for path in files]
+    return found
+
+
+def view_nifti(files: Sequence[Path], models: Sequence[Checkpoint], *, named: bool) -> SeriesView:
+    """What the headers of a case's NIfTI files tell, one file a channel, and who would take it."""
+    facts = SeriesFacts(description=files[0].name)
     try:
-        geometry = read_geometry(path)
+        geometry = read_geometry(files[0])
     except ImagingError as error:
-        return SeriesView(facts, 1, refusal=error)
-    view = SeriesView(facts, 1, geometry.shape, geometry.affine, geometry.defects)
+        return SeriesView(facts, len(files), refusal=error)
+    view = SeriesView(facts, len(files), geometry.shape, geometry.affine, geometry.defects, images=len(files))
     return _chosen(view, models, named=named)
 
 
@@ -184,7 +222,7 @@ def _chosen(view: SeriesView, models: Sequence[Checkpoint], *, named: bool) -> S
         try:
             check_choice(rule, view.facts, named=named)
             check_grey(view.facts, view.channels)
-            check_channels(model.config, view.facts, view.channels)
+            check_images(model.config, view.facts, view.images)
             check_fit(model.config, view.facts, view.shape, view.affine)
             taken.append(model.name)
         except NotApplicable as reason:

@@ -22,7 +22,7 @@ from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_segmenter, load_weights
-from imaging.selection import check_channels, check_choice, check_limits
+from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.structures import Mask, labels_of
 from imaging.tiles import logits_of
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
@@ -102,7 +102,9 @@ class Predictor:
         """
         config = self.checkpoint.segmenter()
         check_choice(config.applies_to, volume.facts, named=True)
-        check_channels(config, volume.facts, volume.array.shape[0])
+        if images_taken(config) == 1:
+            check_grey(volume.facts, volume.array.shape[0])
+        check_images(config, volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
         image = self._prepared(volume)

@@ -61,20 +61,29 @@ def check_grey(facts: SeriesFacts, channels: int) -> None:
         raise NotApplicable(facts.subject, seen="a colour image", expected="one grey channel was expected")
 
 
-def check_channels(config: Config, facts: SeriesFacts, channels: int) -> None:
-    """Refuse an image with another number of channels than the network takes.
+def images_taken(config: Config) -> int:
+    """How many images a case has, one a channel."""
+    return len(config.scales) if isinstance(config, SegmentConfig) else 1
+
+
+def check_images(config: Config, facts: SeriesFacts, images: int) -> None:
+    """Refuse a case with another number of images than the network takes.
 
     Raises
     ------
     NotApplicable
-        If it is a colour image where one grey channel was expected, or lacks some of a case's images.
+        With both numbers.
     """
-    named = [channel.name for channel in config.channels] if isinstance(config, SegmentConfig) else []
-    if len(named) < 2:
-        check_grey(facts, channels)
-    elif channels != len(named):
-        raise NotApplicable(facts.subject, seen=f"{channels} image{'s' * (channels > 1)}",
-                            expected=f"{len(named)} on one grid were expected: {', '.join(named)}")  # fmt: skip
+    wanted = images_taken(config)
+    if images == wanted:
+        return
+    names = [channel.name for channel in config.channels] if isinstance(config, SegmentConfig) else []
+    several = f"{wanted} on one grid were expected: {', '.join(names)}"
+    raise NotApplicable(
+        facts.subject,
+        seen=f"{images} image{'s' * (images > 1)}",
+        expected=several if wanted > 1 else "one was expected",
+    )
 
 
 def check_fit(config: Config, facts: SeriesFacts, shape: Size3, affine: Affine) -> None:

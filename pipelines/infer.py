@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from imaging.channels import read_channels
 from imaging.checkpoint import Checkpoint, open_checkpoints
 from imaging.classifier import Classification, Classifier, Explained, open_predictor
 from imaging.dicom import read_stack
@@ -37,8 +38,8 @@ from imaging.errors import (
     UnknownName,
 )
 from imaging.files import sha256_of, staged_folder, write_whole
-from imaging.inputs import Inputs, SeriesView, gather, view_nifti, view_picture, view_series
-from imaging.nifti import case_name, read_nifti, write_mask, write_volume
+from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture, view_series
+from imaging.nifti import read_nifti, write_mask, write_volume
 from imaging.png import is_png, read_png
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import (
@@ -200,21 +201,29 @@ def _sources(
 ) -> tuple[list[Source], list[DuplicateName]]:
     """The studies to report on; files of one name cannot be told apart by their outputs, so all are left out."""
     sources = [_dicom_source(study, inputs, checkpoints, named=named, policy=policy) for study in inputs.scan.studies]
-    files: dict[str, list[Path]] = {}
-    for path in (*inputs.nifti, *inputs.pictures):
+    cases: dict[str, list[tuple[Path, ...]]] = {}
+    found = [*cases_in(inputs.nifti, checkpoints), *((path.stem, (path,)) for path in inputs.pictures)]
+    for plain, files in found:
         # The name becomes a folder: nothing but plain characters, and no leading dot.
-        plain = path.stem if is_png(path) else case_name(path)
         name = re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip(".") or "unnamed"
-        files.setdefault(name, []).append(path)
+        cases.setdefault(name, []).append(files)
     doubles = []
-    for name, paths in files.items():
-        if len(paths) > 1:
-            doubles.append(DuplicateName(name, seen=f"{len(paths)} files have this name"))
+    for name, each in cases.items():
+        if len(each) > 1:
+            doubles.append(DuplicateName(name, seen=f"{len(each)} files have this name"))
             continue
-        see, read = (view_picture, read_png) if is_png(paths[0]) else (view_nifti, read_nifti)
-        view = see(paths[0], checkpoints, named=named)
-        sources.append(Source(StudyEntry(name=name), ((view, partial(read, paths[0])),)))
+        sources.append(Source(StudyEntry(name=name), (_of_files(each[0], checkpoints, named=named),)))
     return sources, doubles
+
+
+def _of_files(
+    files: tuple[Path, ...], checkpoints: Sequence[Checkpoint], *, named: bool
+) -> tuple[SeriesView, Callable[[], Volume]]:
+    """A picture, or a volume of one or several files, with the way to read it."""
+    if is_png(files[0]):
+        return view_picture(files[0], checkpoints, named=named), partial(read_png, files[0])
+    read = partial(read_nifti, files[0]) if len(files) == 1 else partial(read_channels, files)
+    return view_nifti(files, checkpoints, named=named), read
 
 
 def _dicom_source(

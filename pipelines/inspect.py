@@ -79,7 +79,9 @@ def inspect(
             }
             for study in inputs.scan.studies
         ],
-        "nifti": [{"path": str(path), **view_nifti(path, checkpoints, named=named).as_dict()} for path in inputs.nifti],
+        "nifti": [
+            {"path": str(path), **view_nifti((path,), checkpoints, named=named).as_dict()} for path in inputs.nifti
+        ],
         "pictures": [
             {"path": str(path), **view_picture(path, checkpoints, named=named).as_dict()} for path in inputs.pictures
         ],

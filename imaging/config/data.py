@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from imaging.config.section import LATER, Count, Finite, Pattern, Positive, Section, Spacing3
+from imaging.config.section import LATER, Count, Finite, Positive, Section, Spacing3
 
 
 class Data(Section):
@@ -138,13 +138,9 @@ class Preprocess(Scale):
 
 
 class Channel(Scale):
-    """One of several images of a case that lie on one grid, such as T1 and T2: its name, and how it is scaled.
-
-    `description` is a regular expression for the SeriesDescription of the series that a study has for it.
-    """
+    """One of several images of a case that lie on one grid, such as T1 and T2: its name, and how it is scaled."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
-    description: Pattern | None = None
 
 
 class ClassifyPreprocess(Section):

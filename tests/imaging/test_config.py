@@ -314,7 +314,6 @@ def test_each_channel_has_its_scale() -> None:
         (["preprocess.normalise=window", f"preprocess.window={WINDOW.replace('125', '0')}"], "deviation"),
         (["channels=[{name: t1}, {name: t1}]"], "two channels have the same name"),
         (["channels=[{name: T1}]"], "channels.0.name"),
-        (["channels=[{name: t1, description: '('}]"], "not a regular expression"),
         (["channels=[{name: t1}]", "preprocess.normalise=window", f"preprocess.window={WINDOW}"], "each channel"),
         (["train.foreground=1.5"], "train.foreground"),
     ],

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from segmented import AFFINE, REGIONS, segment_config, write_cases, written
 
+from imaging.channels import read_channels
 from imaging.checkpoint import open_checkpoint
 from imaging.errors import ConfigInvalid
+from imaging.metrics import dice
 from imaging.nifti import read_nifti
 from imaging.predict import Predictor
 from imaging.report.findings import findings_of
 from imaging.report.pictures import key_pictures
 from imaging.volume import Volume
+from pipelines.infer import infer
 from pipelines.train import Run, train
 
 
@@ -98,6 +103,76 @@ def test_regions_that_overlap_are_learnt_each_on_its_own(tmp_path: Path) -> None
     # The box and what is in it, not the box alone.
     assert whole.sum() == pytest.approx((mask.array > 0).sum(), rel=0.2)
     assert max(len(picture.outlines) for picture in key_pictures(prediction)) == 2
+
+
+TWO = "channels=[{name: first}, {name: second}]"
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network of two images a case. Read only."""
+    return trained(tmp_path_factory.mktemp("paired"), TWO, "train.epochs=80", channels=2)
+
+
+def test_two_channels_tell_what_one_does_not(paired: Run) -> None:
+    """The decoy looks like the box in the first image; in the second it is not there."""
+    check_dice(paired, 0.8)
+    folder = paired.folder.parent / "cases"
+    mask = read_nifti(folder / "a_mask.nii.gz").array[0]
+    first = read_nifti(folder / "a_0000.nii.gz")
+    both = read_channels([folder / "a_0000.nii.gz", folder / "a_0001.nii.gz"])
+    decoy = (first.array[0] > 140) & (mask == 0)
+    predictor = Predictor(paired.checkpoint, device="cpu")
+    twice = replace(both, array=np.concatenate([first.array, first.array]))
+    taken, taken_without = ((predictor(volume).mask_XYZ[decoy] == 1).mean() for volume in (both, twice))
+    assert taken < 0.1
+    assert taken_without > 2 * taken, "without the second image the decoy is taken for the box more often"
+
+
+@pytest.fixture
+def inbox(paired: Run, tmp_path: Path) -> Path:
+    """The files of two cases, as nnU-Net calls them."""
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    for case in ("a", "b"):
+        for channel in ("0000", "0001"):
+            name = f"{case}_{channel}.nii.gz"
+            (folder / name).write_bytes((paired.folder.parent / "cases" / name).read_bytes())
+    return folder
+
+
+def test_files_that_are_the_channels_of_a_case_are_served_as_one(paired: Run, inbox: Path, tmp_path: Path) -> None:
+    done = infer(paths=[inbox], models=[str(paired.checkpoint.folder)], out=tmp_path / "out")
+    assert [(study.name, study.problems) for study in done.studies] == [("a", ()), ("b", ())]
+    for study in done.studies:
+        found = read_nifti(tmp_path / "out" / study.name / "mask_boxes.nii.gz").array[0]
+        truth = read_nifti(paired.folder.parent / "cases" / f"{study.name}_mask.nii.gz").array[0]
+        assert dice(found, truth, 1) > 0.7
+
+
+def test_a_case_that_lacks_a_channel_is_refused_by_name(paired: Run, inbox: Path, tmp_path: Path) -> None:
+    (inbox / "a_0001.nii.gz").unlink()
+    done = infer(paths=[inbox], models=[str(paired.checkpoint.folder)], out=tmp_path / "out")
+    problems = {study.name: [str(problem) for problem in study.problems] for study in done.studies}
+    assert problems.pop("b") == []
+    ((name, (told,)),) = problems.items()
+    assert name == "a_0000"
+    assert told.startswith("not_applicable") and "2 on one grid were expected: first, second" in told
+
+
+def test_channels_on_different_grids_are_refused_by_name(paired: Run, inbox: Path, tmp_path: Path) -> None:
+    moved = read_nifti(inbox / "a_0001.nii.gz")
+    shift = np.eye(4)
+    shift[0, 3] = 3
+    nib.save(nib.Nifti1Image(moved.array[0], shift @ moved.affine), inbox / "a_0001.nii.gz")
+    done = infer(paths=[inbox], models=[str(paired.checkpoint.folder)], out=tmp_path / "out")
+    problems = {study.name: [problem.code for problem in study.problems] for study in done.studies}
+    assert problems == {"a": ["channel_mismatch"], "b": []}
+
+
+def test_a_network_of_one_image_takes_each_file_by_itself(flat: Run, inbox: Path, tmp_path: Path) -> None:
+    done = infer(paths=[inbox], models=[str(flat.checkpoint.folder)], out=tmp_path / "out")
+    assert [study.name for study in done.studies] == ["a_0000", "a_0001", "b_0000", "b_0001"]
 
 
 @pytest.mark.parametrize("name", ["SegResNetDS", "DynUNet"])
