@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from imaging.dataset_check import Survey, with_label
+from imaging.dataset_check import Survey
 from imaging.errors import ManifestInvalid, TooFewCases
 from imaging.manifest import Case, Split, split_by_patient
 from imaging.plan import Budget, Grid, NetworkPlan, epochs_for, plan_network, target_grid
@@ -118,23 +118,23 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
             expected="what DICOM calls it was expected (MR, CT, PT, ...)",
             remedy="Give it with --modality",
         )
-    if survey.description.regions or survey.description.ignore is not None:
+    if survey.description.ignore is not None:
         raise ManifestInvalid(
             survey.manifest,
-            seen="regions of several values, or a value to ignore",
-            expected="a structure for each value of the masks was expected",
-            remedy="Name each value by itself: a plan makes no config for regions yet",
+            seen="a value to ignore",
+            expected="masks that say something of every voxel were expected",
+            remedy="Leave the ignored voxels out: nothing here learns around them",
         )
     split = _split(survey)
     grid = target_grid(survey.cases)
     trained = len(split.side.train)
-    plan = plan_network(grid, classes=len(survey.labels) + 1, cases=trained, budget=budget)
+    plan = plan_network(grid, classes=len(survey.structures) + 1, cases=trained, budget=budget)
     description, scalings = survey.description, scalings_of(survey, modality)
     own = _slug(description.name, "dataset")[:31]
     choices = [
         Choice("name", own),
         Choice("version", "0.1"),
-        Choice("title", _text(f"{description.name}: {', '.join(survey.labels)}")[:200]),
+        Choice("title", _text(f"{description.name}: {', '.join(survey.structures)}")[:200]),
         Choice("task", "segment"),
         *_applies_to(survey, modality),
         *_channels(survey, scalings),
@@ -188,19 +188,19 @@ def _applies_to(survey: Survey, modality: str) -> Iterator[Choice]:
 
 def _labels(survey: Survey) -> Choice:
     labels, shares, taken = [], [], set()
-    for id_, told in enumerate(survey.labels, start=1):
+    for id_, (told, values) in enumerate(survey.structures.items(), start=1):
         own = _slug(told, "label")
         own = own if own not in taken else f"{own}_{id_}"
         taken.add(own)
         title = _text(told)[:64] or own
         code = _snomed(title) or {"value": _ANATOMY["value"], "meaning": _ANATOMY["meaning"]}
-        labels.append(
-            {"id": id_, "name": own, "title": title, "category": dict(_ANATOMY), "code": code, "colour": _colour(id_)}
-        )
-        volumes = [case.voxels[id_] * case.voxel_volume / 1000 for case in survey.cases if id_ in case.voxels]
+        label = {"id": id_, "name": own, "title": title, "category": dict(_ANATOMY), "code": code}
+        made_up = {"values": list(values)} if survey.description.regions else {}
+        labels.append({**label, "colour": _colour(id_), **made_up})
+        voxels = [(sum(case.voxels.get(value, 0) for value in values), case) for case in survey.cases]
+        volumes = [count * case.voxel_volume / 1000 for count, case in voxels if count]
         shares.append(
-            f"{title} in {with_label(survey.cases, id_)} of {len(survey.cases)} cases,"
-            f" {min(volumes):.3g} to {max(volumes):.3g} mL"
+            f"{title} in {len(volumes)} of {len(survey.cases)} cases, {min(volumes):.3g} to {max(volumes):.3g} mL"
         )
     why = (
         f"{'; '.join(shares)}. The codes go into reports: one that was found by the structure's name is to be checked,"
@@ -248,7 +248,8 @@ def _split(survey: Survey) -> _PlannedSplit:
 
 def _lacking(survey: Survey, splits: list[Split], *, tested: bool) -> Iterator[str]:
     having = {
-        name: {case.name for case in survey.cases if id_ in case.voxels} for id_, name in enumerate(survey.labels, 1)
+        name: {case.name for case in survey.cases if set(values) & set(case.voxels)}
+        for name, values in survey.structures.items()
     }
     for label, names in having.items():
         for fold, split in enumerate(splits):
@@ -411,7 +412,7 @@ def _card(survey: Survey, modality: str, name: str) -> Iterator[Choice]:
     yield Choice("card.licence", f"The data is {licence}." if licence else "Not stated by the data set.")
     yield Choice(
         "card.intended_use",
-        f"Research: label {', '.join(map(_text, survey.labels))} in {modality} like that of the data set.",
+        f"Research: label {', '.join(map(_text, survey.structures))} in {modality} like that of the data set.",
     )
     yield Choice(
         "card.limits",
@@ -426,7 +427,8 @@ def _card(survey: Survey, modality: str, name: str) -> Iterator[Choice]:
 
 def _sided(survey: Survey) -> bool:
     """Whether a structure's name says left or right, so that a mirror image would be labelled wrongly."""
-    return any(re.search(r"(^|[^a-z])(left|right|l|r|lt|rt|lh|rh)([^a-z]|$)", name.lower()) for name in survey.labels)
+    side = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt|lh|rh)([^a-z]|$)")
+    return any(side.search(name.lower()) for name in survey.structures)
 
 
 def _slug(name: str, otherwise: str) -> str:

@@ -106,6 +106,11 @@ class Survey:
     problems: tuple[ImagingError, ...]
     notes: tuple[Note, ...]
 
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Each structure with the mask values that make it up: regions, where the data set tells of some."""
+        return dict(self.description.regions) or {name: (id_,) for id_, name in enumerate(self.labels, start=1)}
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

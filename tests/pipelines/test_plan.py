@@ -17,7 +17,7 @@ from monai.transforms import RandAffine
 
 from imaging.config import load_config
 from imaging.errors import ManifestInvalid, OutputNotWritable, TooFewCases
-from imaging.networks import build_network
+from imaging.networks import build_network, check_patches
 from imaging.patches import Patches
 from pipelines.plan import Planned, plan
 from pipelines.train import train
@@ -142,6 +142,16 @@ def test_ct_is_clipped_and_scaled_by_the_figures_of_its_structures(tmp_path: Pat
     assert (window.low, window.high, window.mean, window.deviation) == pytest.approx(
         (low, high, values.mean(), values.std()), rel=1e-4
     )
+
+
+def test_regions_are_planned_as_they_are_told(tmp_path: Path, planned: Plan) -> None:
+    """nnU-Net's labels of several values become regions, the one inside the other after it."""
+    folder = make(tmp_path, labels={"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2])
+    config = load_config(planned(folder)[1])
+    found = [(label.id, label.name, label.values) for label in config.labels]
+    assert found == [(1, "whole", (1, 2)), (2, "core", (2,))]
+    assert config.overlapping and config.outputs == 2
+    check_patches(config)
 
 
 def test_each_channel_is_scaled_by_its_modality(tmp_path: Path, planned: Plan) -> None:
