@@ -106,6 +106,16 @@ def test_every_case_that_is_no_test_case_is_measured_once(classified: CrossValid
         assert name in splits[fold]["validation"] and name not in splits[fold]["train"]
 
 
+def test_page_of_a_classifier_is_of_no_one_checkpoint(classified: CrossValidation) -> None:
+    page = (classified.folder / "cross_validation.html").read_text()
+    auc = classified.metrics["cross_validation"]["scores"]["odd"]["auc"]["mean"]
+    assert f"AUC {auc:.3f}" in page
+    assert "one a fold: 3" in page
+    assert "weights SHA-256" not in page
+    assert "the threshold that the cases of the other folds chose" in page
+    assert {"assessment_odd", "fold"} <= set(rows_of(classified)[0])
+
+
 def test_fold_is_the_run_that_fold_k_makes(classified: CrossValidation, toy: Path, tmp_path: Path) -> None:
     overrides = [f"data.folds={N}", "train.keep=last"]
     alone = train(config=toy, overrides=overrides, fold=1, out=tmp_path / "fold_1", progress=False)
