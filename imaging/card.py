@@ -45,9 +45,19 @@ def _begun(training: Mapping[str, Any]) -> list[str]:
     share = f"{100 * start['taken_share']:.1f} % of its weights"
     return [
         f"It began with {share} from the {start['kind']} `{start['name']}` (SHA-256 `{start['sha256']}`), whose licence"
-        " may bind these weights too.",
+        f" may bind these weights too.{_proving_nothing(start)}",
         "",
     ]
+
+
+def _proving_nothing(start: Mapping[str, Any]) -> str:
+    """Held-out cases that may have been learnt before the training began."""
+    seen = start.get("held_out_seen")
+    if not seen:
+        return ""
+    return (
+        f" **{len(seen)} of the held-out cases have the names of cases that trained it: their figures prove nothing.**"
+    )
 
 
 def _cross_validated(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
@@ -70,6 +80,7 @@ def _cross_validated(metrics: Mapping[str, Any], training: Mapping[str, Any]) ->
         "",
         f"{published}{tested} `metrics.json` names the cases.",
         "",
+        *_begun(training),
     ]
 
 

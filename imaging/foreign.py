@@ -46,6 +46,8 @@ class Foreign:
         The network's class that the source names; empty where it names none.
     tensors
         By name, on the CPU.
+    trained_on
+        Names of the cases that trained it, where it is a checkpoint.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Foreign:
     sha256: str
     network: str
     tensors: Mapping[str, torch.Tensor]
+    trained_on: tuple[str, ...] = ()
 
 
 def read_foreign(source: str | None) -> Foreign:
@@ -89,8 +92,12 @@ def read_foreign(source: str | None) -> Foreign:
 
 def _checkpoint(source: str) -> Foreign:
     checkpoint = open_checkpoint(find_checkpoint(source))
+    if checkpoint.config.members > 1:
+        raise StartUnusable(f"start {source}", seen=f"an ensemble of {checkpoint.config.members} networks",
+                            expected="one network was expected", remedy="Start from one of its folds")  # fmt: skip
     network, weights = checkpoint.config.network.name, checkpoint.load_weights()
-    return Foreign(checkpoint.name, "checkpoint", checkpoint.weights_sha256, network, weights)
+    names = tuple(checkpoint.metrics.get("training", {}).get("names", ()))
+    return Foreign(checkpoint.name, "checkpoint", checkpoint.weights_sha256, network, weights, names)
 
 
 def _bundle(folder: Path) -> Foreign:

@@ -51,6 +51,8 @@ class Begun:
         Names in the source that were not taken.
     random
         Names in the network that begin with random weights.
+    trained_on
+        Names of the cases that trained the source, where it tells them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Begun:
     taken_share: float
     left: tuple[str, ...]
     random: tuple[str, ...]
+    trained_on: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -240,6 +243,7 @@ def begin(network: torch.nn.Module, start: Start, *, name: str) -> Begun:
         taken_share=round(share, 6),
         left=tuple(name for name in foreign.tensors if not _is_in(name, prefix, fitting)),
         random=tuple(_once({name: tensor for name, tensor in own.items() if id(tensor) not in ids})),
+        trained_on=foreign.trained_on,
     )
     _tell(begun, (name, type(network).__name__))
     return begun

@@ -99,7 +99,17 @@ def _published(
         "members": len(chosen),
         "last_epoch": config.train.epochs,
         "epochs": config.train.epochs,
+        **_start_of(folds),
         "config_sha256": config.digest(),
         "versions": versions(),
     }
     return save_checkpoint(folder / "checkpoint", config, weights, metrics)
+
+
+def _start_of(folds: Sequence[Fold[Any]]) -> dict[str, Any]:
+    """What the networks began with, and which held-out cases of any fold may have trained that."""
+    starts = [fold.checkpoint.metrics["training"].get("start") or {} for fold in folds]
+    if not starts[0]:
+        return {}
+    seen = sorted({name for start in starts for name in start.get("held_out_seen", ())})
+    return {"start": {**starts[0], "held_out_seen": seen}}

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -190,7 +191,7 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     unmeasured = save_checkpoint(folder / STATES / "unmeasured", config, weights, {})
     measured = cases.measure(unmeasured)
     metrics = measured.metrics
-    begun = {"start": json.loads((folder / START).read_text())} if (folder / START).is_file() else {}
+    begun = {"start": _start_of(cases, folder)} if (folder / START).is_file() else {}
     metrics["training"] = {
         "cases": len(cases.split.train),
         "names": list(cases.split.train),
@@ -207,6 +208,13 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
         write_whole(folder / f"evaluation_{side}.html", page)
     write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
     return checkpoint
+
+
+def _start_of(cases: Masked | Classified, folder: Path) -> dict[str, Any]:
+    """What the run began with; a held-out case with the name of one that trained that is told: it proves nothing."""
+    start: dict[str, Any] = json.loads((folder / START).read_text())
+    known = set(start.pop("trained_on", ()))
+    return {**start, "held_out_seen": [name for name in (*cases.split.validation, *cases.split.test) if name in known]}
 
 
 def _kept(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], int]:

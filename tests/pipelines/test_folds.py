@@ -29,6 +29,7 @@ from imaging.errors import (
     PatientLeak,
     ResumeMismatch,
     RunExists,
+    StartUnusable,
     TooFewCases,
 )
 from imaging.tasks.classify import ClassifyTask
@@ -235,6 +236,21 @@ def test_report_says_how_many_networks_answered(
     assert told == classified.metrics["cross_validation"]["scores"]["odd"]["auc"]
     page = (tmp_path / "film000" / "report.html").read_text()
     assert f"The mean of {N} networks" in page and "not of their mean" in page
+
+
+def test_cases_that_trained_the_weights_to_begin_with_are_told(
+    classified: CrossValidation, done: list[Fold[Classified]], toy: Path, tmp_path: Path
+) -> None:
+    start = f"train.start.weights={classified.folder / 'fold_1' / 'checkpoint'}"
+    overrides = [start, f"data.folds={N}", "train.epochs=1"]
+    run = train(config=toy, overrides=overrides, fold=0, out=tmp_path / "run", progress=False)
+    held_out = [case.name for case in done[0].cases.sides["validation"]]
+    assert run.checkpoint.metrics["training"]["start"]["held_out_seen"] == held_out
+    card = " ".join((run.checkpoint.folder / "README.md").read_text().split())
+    assert f"{len(held_out)} of the held-out cases have the names of cases that trained it" in card
+    ensemble = [f"train.start.weights={classified.checkpoint.folder}"]
+    with pytest.raises(StartUnusable, match=f"ensemble of {N}"):
+        train(config=toy, overrides=ensemble, out=tmp_path / "other", progress=False)
 
 
 def test_ensemble_is_not_trained_as_one(toy: Path, tmp_path: Path) -> None:
