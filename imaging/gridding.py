@@ -152,7 +152,7 @@ def _resized(values: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     if tuple(values.shape[1:]) == size:
         return values
     if len(size) == 2:
-        return functional.interpolate(values[None], size=size, mode="bicubic", antialias=True)[0]
+        return functional.interpolate(values[None], size=size, mode="bilinear", antialias=True)[0]
     resize = monai_transforms.Resize(size, mode="trilinear", anti_aliasing=True)
     resized: torch.Tensor = torch.as_tensor(np.asarray(resize(values)))
     return resized
