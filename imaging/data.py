@@ -100,7 +100,7 @@ def without_copies(
 # Of a config, what decides nothing of a prepared sample; whatever else there is may. Of the labels, their meaning.
 _NOT_THE_SAMPLE: dict[str, Any] = dict.fromkeys(
     ("name", "version", "title", "applies_to", "classes", "output", "data", "network", "train", "calibrate", "predict",
-     "card"), True
+     "card", "tune"), True
 ) | {"labels": {"__all__": {"name", "title", "category", "code", "modifier", "colour"}}}  # fmt: skip
 
 

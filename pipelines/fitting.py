@@ -11,7 +11,7 @@ import logging
 import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,8 +71,9 @@ def fit(
     resume: bool,
     progress: bool,
     state_minutes: float,
+    also: Sequence[Callback] = (),
 ) -> None:
-    """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder.
+    """Fit the network, leaving ``state/best.ckpt`` and ``state/last.ckpt`` in the run folder; `also` are called too.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def fit(
     settings = task.config.train
     if settings.accumulate > 1:
         log.info("each step takes %d cases", settings.batch_size * settings.accumulate)
-    callbacks = callbacks_for(task, folder, progress=progress, state_minutes=state_minutes)
+    callbacks = [*callbacks_for(task, folder, progress=progress, state_minutes=state_minutes), *also]
     trainer = trainer_for(task, folder, world, callbacks, progress=progress)
     last = folder / STATES / LAST
     if resume and world.rank == 0:

@@ -22,11 +22,11 @@ from imaging.manifest import Split
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
 
 
-# Keys that change no step of a training: where the data lies and what is kept of it, what is said of a checkpoint, and
-# whose weights it gets.
-_NO_STEP = (
-    "data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "data.workers.", "card.", "train.keep."
-)  # fmt: skip
+# Keys that belong to the machine: where the data lies and what is kept of it.
+OF_THE_MACHINE = ("data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "data.workers.")
+# Keys that change no step of a training: these, what is said of a checkpoint, whose weights it gets, and what a search
+# may vary.
+_NO_STEP = (*OF_THE_MACHINE, "card.", "train.keep.", "tune.")
 
 
 def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
@@ -59,7 +59,7 @@ def check_same(folder: Path, config: Config, split: Split) -> None:
         With the keys that differ.
     """
     started = load_config(folder / "config.yaml")
-    differing = _differing_keys(started.model_dump(), config.model_dump())
+    differing = differing_keys(started.model_dump(), config.model_dump(), but=_NO_STEP)
     if differing:
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
     if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
@@ -81,16 +81,19 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Keys with dots for sections and numbers for those in lists, as overrides name them."""
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str, ...], prefix: str = "") -> set[str]:
+    """Keys with dots for sections and numbers for those in lists, as overrides name them.
+
+    Those are left out that begin as `but` says, where each ends in a dot.
+    """
     differing: set[str] = set()
     for key in a.keys() | b.keys():
         left, right = a.get(key), b.get(key)
         if _are_sections(left) and _are_sections(right) and len(left) == len(right):
             left, right = ({str(number): part for number, part in enumerate(parts)} for parts in (left, right))
         if isinstance(left, dict) and isinstance(right, dict):
-            differing |= _differing_keys(left, right, f"{prefix}{key}.")
-        elif left != right and not f"{prefix}{key}.".startswith(_NO_STEP):
+            differing |= differing_keys(left, right, but=but, prefix=f"{prefix}{key}.")
+        elif left != right and not f"{prefix}{key}.".startswith(but):
             differing.add(prefix + key)
     return differing
 

@@ -52,6 +52,15 @@ class Masked:
     sides: Mapping[str, list[Case]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_config(self, config: Config) -> Masked:
+        """The same cases, to be trained on otherwise; what splits them must be the same."""
+        assert isinstance(config, SegmentConfig)
+        return replace(self, config=config)
+
+    def without_test(self) -> Masked:
+        """The same without the test cases."""
+        return replace(self, sides=_seen(self.sides))
+
     def loaded(self) -> tuple[SegmentTask, SegmentationData]:
         """What Lightning fits, and on which batches."""
         lightning.seed_everything(self.config.train.seed, workers=True, verbose=False)
@@ -72,6 +81,15 @@ class Classified:
     sides: Mapping[str, list[ClassifiedCase]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_config(self, config: Config) -> Classified:
+        """The same cases, to be trained on otherwise; what splits them must be the same."""
+        assert isinstance(config, ClassifyConfig)
+        return replace(self, config=config)
+
+    def without_test(self) -> Classified:
+        """The same without the test cases."""
+        return replace(self, sides=_seen(self.sides))
+
     def loaded(self) -> tuple[ClassifyTask, ClassificationData]:
         """What Lightning fits, and on which batches."""
         lightning.seed_everything(self.config.train.seed, workers=True, verbose=False)
@@ -86,6 +104,10 @@ class Classified:
         measured = measure_classifier(Classifier(checkpoint), _held(self.sides), data=_data(self.config))
         alone = facts_alone(self.config, self.sides, measured.metrics)
         return replace(measured, metrics={**measured.metrics, "facts_alone": alone}) if alone else measured
+
+
+def _seen(sides: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    return {side: sides[side] for side in ("train", "validation")}
 
 
 def _held(sides: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -125,6 +147,22 @@ def list_for(config: Config) -> Listed:
     if copies:
         log.info("%d cases are left out: others have the same pixels", copies)
     return Listed(cases, copies)
+
+
+def deal_unseen(config: Config) -> Masked | Classified:
+    """The training and validation cases of a run, as `deal` puts them; no test case can be loaded from what this gives.
+
+    Nor is one opened: copies are looked for among the cases that are given. Only where copies are to be dropped all
+    cases are compared, since what is dropped decides who is on which side.
+    """
+    if isinstance(config, SegmentConfig) or config.data.duplicates != "refuse":
+        dealt = deal(config, list_for(config))
+    else:
+        keeping = config.model_copy(update={"data": config.data.model_copy(update={"duplicates": "keep"})})
+        dealt = deal(config, list_for(keeping))
+        assert isinstance(dealt, Classified)
+        without_copies([*dealt.sides["train"], *dealt.sides["validation"]], "refuse")
+    return dealt.without_test()
 
 
 def deal(config: Config, listed: Listed) -> Masked | Classified:

@@ -14,6 +14,7 @@ from imaging.interval import Interval
 
 if TYPE_CHECKING:
     from imaging.report.findings import Finding, Report
+    from pipelines.tune import Tuned
 
 
 def finding_line(finding: Finding) -> str:
@@ -136,6 +137,24 @@ def print_dataset(found: dict[str, Any]) -> None:
     lines.append(f"{len(found['problems'])} to mend" if found["problems"] else "nothing to mend")
     for line in lines:
         console.print(f"  {escape(line)}")
+
+
+def print_trials(tuned: Tuned) -> None:
+    """Print a search's trials, the best first, those without a score last."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in ("trial", "state", tuned.monitor, "epochs", *tuned.best.values):
+        table.add_column(column, overflow="fold")
+    complete_first = {"complete": 0, "pruned": 1}
+    rows = sorted(tuned.trials, key=lambda trial: (complete_first.get(trial.state, 2), -(trial.score or 0.0)))
+    for trial in rows:
+        score = "" if trial.score is None else f"{trial.score:.4f}"
+        values = [_figure(trial.values.get(key, "")) for key in tuned.best.values]
+        table.add_row(str(trial.number), trial.state, score, str(trial.epochs), *map(escape, values))
+    Console(highlight=False).print(table)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_rows(console: Console, title: str, rows: list[dict[str, Any]], *, key: str) -> None:

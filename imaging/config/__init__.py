@@ -22,8 +22,9 @@ from imaging.config.fitting import (
     Predict,
     Train,
 )
-from imaging.config.load import find_config, load_config
+from imaging.config.load import find_config, load_config, with_values
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
+from imaging.config.search import Searched
 from imaging.config.section import Size, Size3, Spacing3, Vector3
 from imaging.config.task import ClassifyConfig, Config, SegmentConfig
 from imaging.config.transfer import Lora, Start
@@ -53,6 +54,7 @@ __all__ = [
     "Predict",
     "Preprocess",
     "Scale",
+    "Searched",
     "SegmentConfig",
     "Size",
     "Size3",
@@ -64,4 +66,5 @@ __all__ = [
     "Window",
     "find_config",
     "load_config",
+    "with_values",
 ]

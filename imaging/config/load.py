@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -62,14 +62,34 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigInvalid(path, seen="the top level is not a mapping")
     for override in overrides:
         _set(content, override)
-    model = _model_of(path, content)
+    return _validated(path, content)
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A config with other values for some of its dotted keys.
+
+    Raises
+    ------
+    UnknownKey
+        If configs do not have a key.
+    ConfigInvalid
+        If a value is not what its key takes.
+    """
+    content = config.model_dump(mode="json")
+    for key, value in values.items():
+        _place(content, key, value, f"key {key!r}")
+    return _validated(f"config {config.name}", content)
+
+
+def _validated(subject: Path | str, content: dict[str, Any]) -> Config:
+    model = _model_of(subject, content)
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _explain(path, error, model) from error
+        raise _explain(subject, error, model) from error
 
 
-def _model_of(path: Path, content: dict[str, Any]) -> type[SegmentConfig] | type[ClassifyConfig]:
+def _model_of(path: Path | str, content: dict[str, Any]) -> type[SegmentConfig] | type[ClassifyConfig]:
     """The kind of config that `task` names."""
     known = ", ".join(TASKS)
     if "task" not in content:
@@ -91,6 +111,11 @@ def _set(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigInvalid(f"override {override!r}", seen="VALUE is not YAML") from error
+    _place(content, key, value, f"override {override!r}")
+
+
+def _place(content: dict[str, Any], key: str, value: Any, subject: str) -> None:
+    """Put a value at a dotted key."""
     node: Any = content
     *sections, last = key.split(".")
     for section in sections:
@@ -101,18 +126,16 @@ def _set(content: dict[str, Any], override: str) -> None:
             node[section] = {} if node.get(section) is None else node[section]
             node = node[section]
         else:
-            raise UnknownKey(
-                f"override {override!r}", seen=f"{section!r} leads nowhere", expected="a known key was expected"
-            )
+            raise UnknownKey(subject, seen=f"{section!r} leads nowhere", expected="a known key was expected")
     if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UnknownKey(f"override {override!r}", seen=f"{last!r} leads nowhere", expected="a known key was expected")
+        raise UnknownKey(subject, seen=f"{last!r} leads nowhere", expected="a known key was expected")
 
 
-def _explain(path: Path, error: ValidationError, root: type[BaseModel]) -> ConfigInvalid | UnknownKey:
+def _explain(path: Path | str, error: ValidationError, root: type[BaseModel]) -> ConfigInvalid | UnknownKey:
     """The first problem of a validation, in this project's words; an unknown key before all others."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
@@ -130,9 +153,14 @@ def _explain(path: Path, error: ValidationError, root: type[BaseModel]) -> Confi
 def _section_at(location: Sequence[str], root: type[BaseModel]) -> type[BaseModel]:
     """The section's model at a path of keys below a config's own."""
     model = root
+    named = False
     for part in location:
-        if not part.isdecimal():
-            model = _model_in(model.model_fields[part].annotation)
+        if named:  # a name that the config's author gave
+            named = False
+        elif not part.isdecimal():
+            annotation = model.model_fields[part].annotation
+            named = get_origin(annotation) is dict
+            model = _model_in(get_args(annotation)[1] if named else annotation)
     return model
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Data, Preprocess, Scale
 from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Explain, Fit, Network, Predict, Train
 from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
+from imaging.config.search import Searched
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
@@ -23,6 +24,9 @@ class _Task(Section):
 
     `members` is the number of networks of a checkpoint, whose answers are averaged; a training fits one at a time, so
     a config to train with has 1.
+
+    `tune` says what `imgpipe tune` may vary: dotted keys of this config, each with a range or choices. It decides
+    nothing of a training, so it is no part of the digest.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
@@ -35,9 +39,10 @@ class _Task(Section):
     members: Annotated[int, Field(ge=1), LATER] = 1
     train: Fit
     card: Card
+    tune: Annotated[dict[str, Searched], LATER] = Field(default_factory=dict)
 
     def without_paths(self) -> Self:
-        """The config as it may be published: without the paths and the limits of the machine that trained."""
+        """The config as it may be published: without paths and limits of the machine, and without what is searched."""
         known = type(self.data).model_fields
         defaults = {key: known[key].default for key in _OF_THE_MACHINE if key in known}
         start = self.train.start and self.train.start.without_path()
@@ -45,6 +50,7 @@ class _Task(Section):
             update={
                 "data": self.data.model_copy(update=defaults),
                 "train": self.train.model_copy(update={"start": start}),
+                "tune": {},
             }
         )
 

@@ -220,6 +220,30 @@ class StartMismatch(WrongUsage):
     remedy = "Choose weights of this network, correct network.options, or lower train.start.least_share"
 
 
+class MissingPackage(WrongUsage):
+    """A package that only this needs is not installed."""
+
+    code = "missing_package"
+    expected = "an installed package was expected"
+    remedy = "Install it, as the message says"
+
+
+class NoTrialComplete(InputRefused):
+    """No trial of a search came to its end, so there is no best one."""
+
+    code = "no_trial_complete"
+    expected = "at least one complete trial was expected"
+    remedy = "Look at trials.csv, and search other ranges"
+
+
+class JobLost(InternalFault):
+    """A process that measured trials of a search ended before its time, as when memory gives out."""
+
+    code = "job_lost"
+    expected = "processes that end when there is nothing left to measure were expected"
+    remedy = "Go on with --resume, with fewer --jobs where memory gave out; the trial is measured again"
+
+
 class TrainingDiverged(InputRefused):
     """The loss, or a weight, is no longer a number; such weights are never written as a state."""
 

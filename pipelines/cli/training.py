@@ -1,8 +1,9 @@
-"""The verbs on the way to a checkpoint: plan, train."""
+"""The verbs on the way to a checkpoint: plan, tune, train."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,3 +170,36 @@ def _tell(side: str, measured: dict[str, Any]) -> None:
     for name, figures in measured.get("scores", {}).items():
         told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
         click.echo(f"{side}, {name}: {told} over {measured['cases']} case(s)")
+
+
+@click.command(short_help="Search the values of some of a config's keys.")
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--trials", type=click.IntRange(min=1), required=True, help="How many trials there are in the end.")
+@click.option("--out", type=PATH, help="The search's folder; by default runs/<name>_tune.")
+@click.option("--resume", is_flag=True, help="Go on with the search in --out.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at a time.")
+@as_json
+@verb_of
+def tune(
+    config: Path, overrides: tuple[str, ...], trials: int, out: Path | None, resume: bool, jobs: int, as_json: bool
+) -> int:
+    """Try values of the keys that CONFIG's section tune names, and write the config that does best on validation.
+
+    The test cases take no part. The folder holds best.yaml, which `imgpipe train` takes, trials.csv with a row a trial,
+    and study.db, from which --resume goes on.
+    """
+    from pipelines import tune as verb
+
+    tuned = verb.tune(config=config, overrides=overrides, trials=trials, out=out, resume=resume, jobs=jobs)
+    best = tuned.folder / verb.BEST
+    if as_json:
+        every = [asdict(trial) for trial in tuned.trials]
+        files = {"folder": str(tuned.folder), "best_config": str(best)}
+        print_json({**files, "monitor": tuned.monitor, "best": asdict(tuned.best), "trials": every, "exit_status": 0})
+        return 0
+    from pipelines.tables import print_trials
+
+    print_trials(tuned)
+    click.echo(f"best config: {best}")
+    return 0
