@@ -26,7 +26,7 @@ from classified import write_config, write_pictures
 from killed import Moment, train_until_killed
 from safetensors.torch import load_file
 
-from imaging.config import load_config
+from imaging.config import ClassifyConfig, load_config
 from imaging.data import Sample
 from imaging.errors import CaseChanged, DataWorkerDied, OutputNotWritable, StateCorrupt, TrainingDiverged
 from imaging.files import PARTIAL
@@ -79,13 +79,13 @@ def position(folder: Path, config: Path) -> tuple[int, int]:
 
 
 def logged(folder: Path) -> dict[tuple[str, int], set[str]]:
-    """Every value that any part of the run logged, by column and epoch."""
+    """Every value but times that any part of the run logged, by column and epoch."""
     values: dict[tuple[str, int], set[str]] = {}
     for file in sorted(folder.glob("log/version_*/metrics.csv")):
         with file.open(newline="") as stream:
             for row in csv.DictReader(stream):
                 for column in row.keys() - {"epoch"}:
-                    if row[column]:
+                    if row[column] and not column.endswith("_share"):
                         values.setdefault((column, int(row["epoch"])), set()).add(row[column])
     return values
 
@@ -300,6 +300,17 @@ def test_damaged_state_is_named_and_nothing_in_it_runs(
     with pytest.raises(StateCorrupt, match="Copy state/best"):
         train(config=classifier, out=folder, resume=True, progress=False)
     assert not mark.exists()
+
+
+def test_run_is_known_by_what_decides_its_steps(classifier: Path) -> None:
+    here = identity(load_config(classifier))
+    for same in ("data.workers=3", "data.root=/elsewhere", "train.keep=last", "data.memory_gib=1"):
+        assert identity(load_config(classifier, [same])) == here
+    assert identity(load_config(classifier, ["train.seed=9"])) != here
+    content = load_config(classifier).model_dump(mode="json")
+    later = [key for key in ("keep", "loss") if content["train"].pop(key, None) is not None]
+    assert later, "a key that joined later, as a config of an earlier version lacks it"
+    assert identity(ClassifyConfig.model_validate(content)) == here
 
 
 def test_state_of_an_earlier_version_is_published_and_not_continued(
