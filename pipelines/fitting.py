@@ -18,7 +18,6 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
@@ -29,6 +28,7 @@ from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.busy import BusyLog, StepTimes
 from pipelines.devices import World
+from pipelines.loggers import close, loggers_for
 from pipelines.run_folder import identity
 from pipelines.states import LAST, RESUME_REMEDY, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
 
@@ -107,6 +107,7 @@ def fit(
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stop.signum) from None
     finally:
+        close(trainer.loggers)
         if distributed.is_initialized():
             # What comes after is the first rank's alone, and may take longer than the others wait.
             distributed.destroy_process_group()
@@ -180,7 +181,7 @@ def trainer_for(
         use_distributed_sampler=False,
         callbacks=[*callbacks, BusyLog(times, task.config.data.workers)],
         profiler=times,
-        logger=CSVLogger(folder, name="log"),  # a resumed run logs beside its first part
+        logger=loggers_for(folder, task.config) if world.rank == 0 else False,
         log_every_n_steps=1,
         enable_progress_bar=progress,
         enable_model_summary=False,

@@ -26,7 +26,7 @@ _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simp
 OF_THE_MACHINE = ("data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "data.workers.")
 # Keys that change no step of a training: these, what is said of a checkpoint, whose weights it gets, and what a search
 # may vary.
-_NO_STEP = (*OF_THE_MACHINE, "card.", "train.keep.", "tune.")
+_NO_STEP = (*OF_THE_MACHINE, "card.", "train.keep.", "train.loggers.", "tune.")
 
 
 def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:

@@ -35,6 +35,7 @@ from imaging.tasks.segment import SegmentTask
 from imaging.transfer import Begun, begin, merge
 from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import fit
+from pipelines.loggers import check_loggers
 from pipelines.run_folder import identity, open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
 from pipelines.states import STATES, read_state
@@ -126,6 +127,7 @@ def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) ->
     extra = [f"train.precision={precision!r}"] if precision else []
     resolved = load_config(find_config(config), [*overrides, *extra])
     check_precision(resolved.train.precision)
+    check_loggers(resolved.train.loggers)
     if resolved.members != 1:
         raise ConfigInvalid("members", seen=str(resolved.members), expected="1 was expected: a run trains one network",
                             remedy="Add members=1, and --folds N to make an ensemble")  # fmt: skip

@@ -35,7 +35,7 @@ class Fit(Section):
     validation, or the ``last`` ones, which nothing chose.
 
     `channels_last` lays images out with their channels together, and `compile` lets PyTorch compile the network; both
-    change the speed, and the numbers by rounding only.
+    change the speed, and the numbers by rounding only. `loggers` are where the figures of the training are told.
     `start` are weights to begin with; those whose names match one of the patterns `freeze` (``encoder.*``) stay as they
     are, with the running statistics of their normalisation; `lora` trains thin additions to attention instead.
     """
@@ -56,6 +56,7 @@ class Fit(Section):
     early_stopping: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
     channels_last: Annotated[bool, LATER] = False
     compile: Annotated[bool, LATER] = False
+    loggers: Annotated[tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...], LATER] = ("csv", "tensorboard")
     start: Annotated[Start | None, LATER] = None
     freeze: Annotated[tuple[str, ...], LATER] = ()
     lora: Annotated[Lora | None, LATER] = None

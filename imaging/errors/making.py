@@ -151,6 +151,14 @@ class ProcessLost(InternalFault):
     remedy = "Look whether memory ran out, then continue with --resume; `imgpipe --verbose train ...` tells more"
 
 
+class LoggerMissing(WrongUsage):
+    """The config names a logger whose package is not installed."""
+
+    code = "logger_missing"
+    expected = "the package of each logger in train.loggers was expected"
+    remedy = "Install it, or take it out of train.loggers"
+
+
 class RunExists(WrongUsage):
     """The run folder already holds a run."""
 
