@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from imaging.dicom import load_series
@@ -59,6 +60,7 @@ def read_channels(images: Sequence[Path]) -> Volume:
         As the reader of its kind does.
     """
     first, *others = (read_nifti_channels(path) if is_nifti(path) else read_image(path) for path in images)
+    others = [turned_to(other, first) for other in others]
     for path, other in zip(images[1:], others, strict=True):
         if other.shape != first.shape:
             raise ChannelMismatch(path, seen=f"shape {other.shape}, {images[0].name} has {first.shape}")
@@ -69,6 +71,30 @@ def read_channels(images: Sequence[Path]) -> Volume:
         return first
     array = np.concatenate([first.array, *(other.array for other in others)])
     return replace(first, array=array, defects=tuple(d for volume in (first, *others) for d in volume.defects))
+
+
+def read_mask(path: Path, image: Volume | None) -> Volume:
+    """Read a mask, its axes turned to those of its image where there is one (see `turned_to`).
+
+    A DICOM series and a NIfTI mask that was drawn on a converted copy of it have one grid, told in another order.
+
+    Raises
+    ------
+    InputRefused
+        As `imaging.nifti.read_nifti` does.
+    """
+    mask = read_nifti(path)
+    return turned_to(mask, image) if image is not None else mask
+
+
+def turned_to(volume: Volume, other: Volume) -> Volume:
+    """The volume with its axes in the order and direction of another's, voxel for voxel; nothing is resampled."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), nib.io_orientation(other.affine))
+    if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        return volume
+    array = np.stack([nib.orientations.apply_orientation(channel, turn) for channel in volume.array])
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.shape)
+    return replace(volume, array=array, affine=affine)
 
 
 def check_channels(image: Volume, wanted: int, subject: object) -> None:

@@ -20,14 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from imaging.cache import Tensors
 from imaging.cases import ClassifiedCase, load_picture
-from imaging.channels import check_channels, read_channels
+from imaging.channels import check_channels, read_channels, read_mask
 from imaging.config import ClassifyConfig, Config, SegmentConfig
 from imaging.content import ContentIndex
 from imaging.dataset_check import mismatches
 from imaging.errors import CaseChanged, DuplicateCases, ImagingError
 from imaging.gridding import classify_augmentation, classify_preprocessing
 from imaging.manifest import Case
-from imaging.nifti import read_nifti
 from imaging.patches import Patches, Places, places_of
 from imaging.prepared import Keeper, Made, Prepared, key_of
 from imaging.selection import check_grey
@@ -54,9 +53,11 @@ def load_case(case: Case, *, values: Sequence[int], channels: int = 1) -> tuple[
     ChannelMismatch
         If the image has another number of channels, or they do not lie on one grid.
     LabelMismatch
-        If the mask has another shape or lies elsewhere than its image, or holds other values.
+        If the mask has another shape or lies elsewhere than its image, or holds other values. One whose axes run in
+        another order or direction on the same grid is turned.
     """
-    image, mask = read_channels(case.images), read_nifti(case.label)
+    image = read_channels(case.images)
+    mask = read_mask(case.label, image)
     check_channels(image, channels, f"case {case.name}")
     for problem in mismatches(image, mask, case.label, values):
         raise problem

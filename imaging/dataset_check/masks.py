@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.channels import allowed_apart, corners_apart, read_channels
+from imaging.channels import allowed_apart, corners_apart, read_channels, read_mask
 from imaging.config import Size3, Vector3
 from imaging.dataset_check.telling import Note, OnCase, range_of, some
 from imaging.description import Description, describe
@@ -34,7 +34,7 @@ from imaging.errors import (
     MissingFile,
 )
 from imaging.manifest import Case, list_cases, manifest_file
-from imaging.nifti import is_nifti, read_nifti
+from imaging.nifti import is_nifti
 from imaging.volume import Volume
 
 # So many voxels of a case's structures stand for all of them in the intensity figures, as in nnU-Net.
@@ -228,7 +228,7 @@ def _read(case: Case, description: Description) -> tuple[Volume | None, Volume |
     missing = [path for path in case.images if not path.exists()] + [case.label] * (not case.label.is_file())
     problems += [MissingFile(path, seen=f"case {case.name!r} names it and it does not exist") for path in missing]
     image = None if set(missing) & set(case.images) else _tried(lambda: read_channels(case.images), problems)
-    mask = None if case.label in missing else _tried(lambda: read_nifti(case.label), problems)
+    mask = None if case.label in missing else _tried(lambda: read_mask(case.label, image), problems)
     for number, channel_XYZ in enumerate(image.array if image is not None else ()):
         if np.ptp(channel_XYZ) == 0:
             path = case.images[number if len(case.images) > 1 else 0]

@@ -65,6 +65,23 @@ def test_channels_of_other_kinds_of_files_mix(put: Put, tmp_path: Path) -> None:
     assert both.facts == volume.facts
 
 
+def test_mask_of_a_series_drawn_on_a_converted_copy_is_turned_to_it(put: Put, tmp_path: Path) -> None:
+    """Slices from above, rows from below, and another axis first: as converters write what DICOM tells."""
+    write_series(tmp_path / "study")
+    image = load_series(tmp_path / "study")
+    truth = (np.arange(image.array[0].size).reshape(image.shape) % 5 == 0).astype(np.float32)
+    there = np.array([[0, 1], [2, -1], [1, -1]])  # which axis each goes to, and its direction
+    turned = nib.orientations.apply_orientation(truth, there)
+    affine = image.affine @ nib.orientations.inv_ornt_aff(there, truth.shape)
+    mask = put("mask", turned, affine)
+    assert turned.shape != truth.shape
+    found = load_case(Case("a", (tmp_path / "study",), mask, "p"), values=[1])
+    np.testing.assert_array_equal(found[1].array[0], truth)
+    np.testing.assert_allclose(found[1].affine, image.affine, atol=1e-4)
+    both = read_channels((tmp_path / "study", mask))
+    np.testing.assert_array_equal(both.array[1], truth)
+
+
 @pytest.mark.parametrize(
     ("affine", "shape", "told"),
     [
