@@ -14,6 +14,7 @@ from PIL import Image
 from imaging.cases import ClassifiedCase, read_cases, split_cases
 from imaging.config import ClassifyConfig, load_config
 from imaging.errors import ConfigInvalid, ManifestInvalid, TooFewCases, UnknownKey
+from imaging.files import shipped
 from imaging.label_table import age_in_years
 
 CLASSES = [
@@ -195,3 +196,23 @@ def test_class_that_nothing_could_be_learnt_of_is_refused(tmp_path: Path) -> Non
     cases, config = rare(tmp_path, absent="tell")
     with pytest.raises(TooFewCases, match=r"class thickening.*for train"):
         split_cases([case for case in cases if "thickening" not in case.classes], config)
+
+
+# ------------------------------------------------------------------------------------------------ the shipped config
+
+FINDINGS = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+            "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia")  # fmt: skip
+
+
+def test_shipped_config_knows_every_word_of_the_nih(tmp_path: Path) -> None:
+    config = load_config(shipped("configs") / "nih_findings.yaml")
+    assert isinstance(config, ClassifyConfig)
+    (tmp_path / "images").mkdir()
+    rows = [HEADINGS]
+    for number, word in enumerate((*FINDINGS, "No Finding")):
+        Image.fromarray(picture(np.random.default_rng(number), odd=False)).save(tmp_path / "images" / f"{number}.png")
+        rows.append(f"{number}.png,{word},0,{number},58,M,PA")
+    (tmp_path / "Data_Entry.csv").write_text("\n".join(rows))
+    *ill, normal = read_cases(tmp_path / "Data_Entry.csv", config)
+    assert [case.classes for case in ill] == [("abnormal", word.lower()) for word in FINDINGS]
+    assert normal.classes == () and dict(normal.facts) == {"age": "58", "sex": "M", "view": "PA"}
