@@ -74,16 +74,16 @@ def read_channels(images: Sequence[Path]) -> Volume:
 
 
 def read_mask(path: Path, image: Volume | None) -> Volume:
-    """Read a mask, its axes turned to those of its image where there is one (see `turned_to`).
+    """Read a NIfTI or PNG mask, its axes turned to those of its image where there is one (see `turned_to`).
 
     A DICOM series and a NIfTI mask that was drawn on a converted copy of it have one grid, told in another order.
 
     Raises
     ------
     InputRefused
-        As `imaging.nifti.read_nifti` does.
+        As `imaging.nifti.read_nifti` and `imaging.png.read_png` do.
     """
-    mask = read_nifti(path)
+    mask = read_png(path) if is_png(path) else read_nifti(path)
     return turned_to(mask, image) if image is not None else mask
 
 

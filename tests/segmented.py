@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
 from imaging.config import SegmentConfig, load_config
 from imaging.files import shipped
@@ -42,6 +43,20 @@ def write_cases(folder: Path, *, channels: int = 1, size: tuple[int, ...] = SIZE
         nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), folder / f"{name}_mask.nii.gz")
         rows.append(f"{'|'.join(files)},{name}_mask.nii.gz,{name}")
     manifest = folder / "cases.csv"
+    manifest.write_text("\n".join(rows))
+    return manifest
+
+
+def write_pictures(folder: Path) -> Path:
+    """The middle slices of these cases, as PNG pictures with PNG masks."""
+    write_cases(folder)
+    rows = ["image,label,case"]
+    for name in NAMES:
+        for kind, file in (("0000", f"{name}.png"), ("mask", f"{name}_mask.png")):
+            values = np.asarray(nib.load(folder / f"{name}_{kind}.nii.gz").dataobj)[:, :, 4]
+            Image.fromarray(values.T.clip(0, 255).astype(np.uint8)).save(folder / file)
+        rows.append(f"{name}.png,{name}_mask.png,{name}")
+    manifest = folder / "pictures.csv"
     manifest.write_text("\n".join(rows))
     return manifest
 

@@ -9,13 +9,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from segmented import AFFINE, REGIONS, segment_config, write_cases, written
+from segmented import AFFINE, REGIONS, segment_config, write_cases, write_pictures, written
 
 from imaging.channels import read_channels
 from imaging.checkpoint import open_checkpoint
 from imaging.errors import ConfigInvalid
 from imaging.metrics import dice
 from imaging.nifti import read_nifti
+from imaging.png import read_png
 from imaging.predict import Predictor
 from imaging.report.findings import findings_of
 from imaging.report.pictures import key_pictures
@@ -127,6 +128,18 @@ def test_two_channels_tell_what_one_does_not(paired: Run) -> None:
     taken, taken_without = ((predictor(volume).mask_XYZ[decoy] == 1).mean() for volume in (both, twice))
     assert taken < 0.1
     assert taken_without > 2 * taken, "without the second image the decoy is taken for the box more often"
+
+
+def test_pictures_with_masks_are_learnt_and_served(tmp_path: Path) -> None:
+    config = segment_config(write_pictures(tmp_path / "films"), "preprocess.spacing_mm=[null, null, null]")
+    run = train(config=written(config, tmp_path / "films.yaml"), out=tmp_path / "run", progress=False)
+    check_dice(run, 0.85)
+    film = tmp_path / "films" / "a.png"
+    done = infer(paths=[film], models=[str(run.checkpoint.folder)], out=tmp_path / "out")
+    assert [study.problems for study in done.studies] == [()]
+    found = read_nifti(tmp_path / "out" / "a" / "mask_boxes.nii.gz").array[0, :, :, 0]
+    truth = read_png(tmp_path / "films" / "a_mask.png").array[0, :, :, 0]
+    assert dice(found, truth, 1) > 0.8 and dice(found, truth, 2) > 0.8
 
 
 @pytest.fixture
