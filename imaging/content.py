@@ -15,6 +15,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -24,8 +25,9 @@ log = logging.getLogger(__name__)
 
 # Clocks of file systems have grains of up to two seconds (FAT); those of ext4 and XFS are some milliseconds.
 _GRAIN_NS = 2_000_000_000
-_TABLE = """CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, size INTEGER, inode INTEGER, modified_ns INTEGER, changed_ns INTEGER, sha256 TEXT)"""
+_TABLES = """CREATE TABLE IF NOT EXISTS files (
+    path TEXT PRIMARY KEY, size INTEGER, inode INTEGER, modified_ns INTEGER, changed_ns INTEGER, sha256 TEXT);
+CREATE TABLE IF NOT EXISTS pixels (key TEXT PRIMARY KEY, sha256 TEXT);"""
 
 Stamp = tuple[int, int, int, int]
 
@@ -44,6 +46,7 @@ class ContentIndex:
         self._database = database
         self._connection: sqlite3.Connection | None = None
         self._new: dict[str, tuple[Stamp, str]] = {}
+        self._new_pixels: dict[str, str] = {}
 
     def __enter__(self) -> ContentIndex:
         if self._database is not None:
@@ -57,7 +60,7 @@ class ContentIndex:
     def _opened(database: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(database, timeout=60)
         try:
-            connection.execute(_TABLE)
+            connection.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
             connection.close()
             if isinstance(error, sqlite3.OperationalError):  # locked, full, not to be written: it may be whole
@@ -65,7 +68,7 @@ class ContentIndex:
             # Damaged. It says nothing that the files do not say themselves.
             database.unlink(missing_ok=True)
             connection = sqlite3.connect(database, timeout=60)
-            connection.execute(_TABLE)
+            connection.executescript(_TABLES)
         return connection
 
     def _without(self, error: sqlite3.Error) -> None:
@@ -83,6 +86,7 @@ class ContentIndex:
         try:
             with self._connection:
                 self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
+                self._connection.executemany("INSERT OR REPLACE INTO pixels VALUES (?, ?)", self._new_pixels.items())
             self._connection.close()
         except sqlite3.Error as failure:
             self._without(failure)
@@ -113,6 +117,27 @@ class ContentIndex:
             name = str(file.relative_to(path))
             whole.update(f"{len(name)}:{name}:{self._digest_of_file(file)}\n".encode(errors="surrogateescape"))
         return whole.hexdigest()
+
+    def pixels_of(self, key: str, read: Callable[[], str]) -> str:
+        """The digest of an image's pixels, remembered by a key that covers all that decides them.
+
+        Parameters
+        ----------
+        key
+            As `imaging.prepared.key_of` gives it.
+        read
+            Reads the image, where nothing is remembered.
+        """
+        row = None
+        if self._connection is not None:
+            try:
+                row = self._connection.execute("SELECT sha256 FROM pixels WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._without(error)
+        if row:
+            return str(row[0])
+        self._new_pixels[key] = read()
+        return self._new_pixels[key]
 
     def _digest_of_file(self, file: Path) -> str:
         place = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from imaging.cache import Tensors
 from imaging.cases import ClassifiedCase, load_picture
 from imaging.channels import check_channels, read_channels, read_mask
-from imaging.config import ClassifyConfig, Config, SegmentConfig
+from imaging.config import ClassifyConfig, Config, Data, SegmentConfig
 from imaging.content import ContentIndex
 from imaging.dataset_check import mismatches
 from imaging.errors import CaseChanged, DuplicateCases, ImagingError
@@ -65,7 +66,7 @@ def load_case(case: Case, *, values: Sequence[int], channels: int = 1) -> tuple[
 
 
 def without_copies(
-    cases: Sequence[ClassifiedCase], duplicates: Literal["keep", "drop", "refuse"]
+    cases: Sequence[ClassifiedCase], duplicates: Literal["keep", "drop", "refuse"], kept_in: Data | None = None
 ) -> tuple[list[ClassifiedCase], int]:
     """The cases of which no other has the same pixels, and how many were left out.
 
@@ -77,6 +78,8 @@ def without_copies(
         all left out: one of them is wrong.
     duplicates
         ``keep`` looks at nothing.
+    kept_in
+        Where it may say to keep what is found; a picture that has not changed is then not read again.
 
     Raises
     ------
@@ -86,8 +89,12 @@ def without_copies(
     if duplicates == "keep":
         return list(cases), 0
     groups: dict[str, list[ClassifiedCase]] = {}
-    for case in cases:
-        groups.setdefault(load_picture(case).content_sha256(), []).append(case)
+    disk = Keeper(kept_in).disk if kept_in is not None else None
+    with ContentIndex(disk.contents if disk else None) as index:
+        for case in cases:
+            read = partial(_pixels_of, case)
+            digest = index.pixels_of(key_of(case, {}, index), read) if disk else read()
+            groups.setdefault(digest, []).append(case)
     kept = set()
     for copies in groups.values():
         if len(copies) > 1 and duplicates == "refuse":
@@ -96,6 +103,10 @@ def without_copies(
             kept.add(max(copies, key=lambda case: ("train", "validation", "test").index(case.side or "train")).name)
     found = [case for case in cases if case.name in kept]
     return found, len(cases) - len(found)
+
+
+def _pixels_of(case: ClassifiedCase) -> str:
+    return load_picture(case).content_sha256()
 
 
 # Of a config, what decides nothing of a prepared sample; whatever else there is may. Of the labels, their meaning.

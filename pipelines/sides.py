@@ -143,7 +143,7 @@ def list_for(config: Config) -> Listed:
     root = Path(config.data.root)
     if isinstance(config, SegmentConfig):
         return Listed(read_manifest(root))
-    cases, copies = without_copies(read_cases(root, config), config.data.duplicates)
+    cases, copies = without_copies(read_cases(root, config), config.data.duplicates, config.data)
     if copies:
         log.info("%d cases are left out: others have the same pixels", copies)
     return Listed(cases, copies)
@@ -161,7 +161,7 @@ def deal_unseen(config: Config) -> Masked | Classified:
         keeping = config.model_copy(update={"data": config.data.model_copy(update={"duplicates": "keep"})})
         dealt = deal(config, list_for(keeping))
         assert isinstance(dealt, Classified)
-        without_copies([*dealt.sides["train"], *dealt.sides["validation"]], "refuse")
+        without_copies([*dealt.sides["train"], *dealt.sides["validation"]], "refuse", config.data)
     return dealt.without_test()
 
 

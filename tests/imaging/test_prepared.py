@@ -17,11 +17,12 @@ from classified import toy_config, write_pictures
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from imaging import prepared
+from imaging import content, prepared
+from imaging import data as data_module
 from imaging.cases import ClassifiedCase, read_cases
 from imaging.config import ClassifyConfig, SegmentConfig, load_config
-from imaging.data import CachedCases, CachedPictures, EpochSampler, SegmentationData
-from imaging.errors import ConstantImage
+from imaging.data import CachedCases, CachedPictures, EpochSampler, SegmentationData, without_copies
+from imaging.errors import ConstantImage, DuplicateCases
 from imaging.files import shipped
 from imaging.manifest import Case
 from imaging.patches import Patches
@@ -316,6 +317,22 @@ def test_pictures_of_a_medmnist_file_count_by_their_own_values(tmp_path: Path) -
     images[2, 3, 4] ^= 1
     assert counted(pictured(write(images), tmp_path)[1]) == (3, 1, 0)
     assert counted(pictured(write(images[::-1]), tmp_path)[1]) == (4, 0, 0)  # in another place of the file
+
+
+def test_pictures_that_were_compared_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "_GRAIN_NS", -(10**12))
+    config = toy_config(tmp_path, f"data.cache={tmp_path / 'cache'}")
+    cases = read_cases(write_pictures(tmp_path, cases=4), config)
+    read: list[str] = []
+    true = data_module.load_picture
+    monkeypatch.setattr(data_module, "load_picture", lambda case: read.append(case.name) or true(case))
+    for _ in range(2):
+        assert without_copies(cases, "refuse", config.data) == (cases, 0)
+    assert sorted(read) == sorted(case.name for case in cases)
+    shutil.copy(cases[0].image, cases[3].image)
+    with pytest.raises(DuplicateCases):
+        without_copies(cases, "refuse", config.data)
+    assert read[4:] == []  # the content is one that is known
 
 
 def test_a_folder_of_dicom_counts_by_all_its_files(data: Path, tmp_path: Path) -> None:
