@@ -70,7 +70,7 @@ def test_second_nnunet_gives_its_cases_with_their_channels(make: Make) -> None:
     cases = read_manifest(folder)
     assert [case.name for case in cases] == ["brain0", "brain1", "brain2"]
     assert [image.name for image in cases[1].images] == ["brain1_0000.nii.gz", "brain1_0001.nii.gz"]
-    image, mask = load_case(cases[1], labels=2, channels=2)
+    image, mask = load_case(cases[1], values=[1, 2], channels=2)
     assert image.array[:, 0, 0, 0].tolist() == [10, 11]
     assert np.unique(mask.array).tolist() == [0, 1, 2]
 
@@ -170,7 +170,7 @@ def test_decathlon_image_of_four_dimensions_holds_its_channels(make: Make) -> No
         put(folder / "imagesTr" / f"brain{number}.nii.gz", np.random.default_rng(number).normal(size=(8, 8, 8, 2)))
     cases = read_manifest(folder)
     assert [image.name for image in cases[0].images] == ["brain0.nii.gz"]
-    assert load_case(cases[0], labels=2, channels=2)[0].array.shape == (2, 8, 8, 8)
+    assert load_case(cases[0], values=[1, 2], channels=2)[0].array.shape == (2, 8, 8, 8)
 
 
 def test_decathlon_in_the_tests_is_read(data: Path) -> None:
