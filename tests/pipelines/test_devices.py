@@ -44,11 +44,14 @@ sys.addaudithook(witness)
 """
 
 
-def farthest(one: Path, other: Path) -> float:
-    """The greatest difference between the weights of two runs."""
+def differences(one: Path, other: Path) -> torch.Tensor:
+    """Of all weights of two runs, in one row.
+
+    Where a gradient is nothing but rounding, AdamW makes a step of a noise's sign: single weights may differ by more.
+    """
     weights, others = (load_file(folder / "checkpoint" / "weights.safetensors") for folder in (one, other))
     assert weights.keys() == others.keys()
-    return max(float((weights[name].float() - others[name].float()).abs().max()) for name in weights)
+    return torch.cat([(weights[name].float() - others[name].float()).abs().flatten() for name in weights])
 
 
 def losses(folder: Path) -> list[float]:
@@ -89,7 +92,9 @@ def shared(films: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_two_processes_give_the_classifier_of_one(shared: tuple[Path, Path], films: Path, tmp_path: Path) -> None:
     folder, _ = shared
     train(config=films, out=tmp_path / "one", progress=False)
-    assert farthest(folder, tmp_path / "one") < 2e-4
+    difference = differences(folder, tmp_path / "one")
+    assert difference.max() < 5e-3, "a quarter of one step"
+    assert difference.mean() < 1e-5
     assert losses(folder) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     measured, expected = (open_checkpoint(f / "checkpoint").metrics for f in (folder, tmp_path / "one"))
     assert measured["training"]["names"] == expected["training"]["names"]
@@ -112,7 +117,8 @@ def test_two_processes_give_the_segmenter_of_one(tiny: Path, tmp_path: Path) -> 
     one, two = (
         train(config=tiny, overrides=overrides, devices=n, out=tmp_path / str(n), progress=False) for n in (1, 2)
     )
-    assert farthest(tmp_path / "1", tmp_path / "2") < 2e-4
+    difference = differences(tmp_path / "1", tmp_path / "2")
+    assert difference.max() < 5e-3 and difference.mean() < 1e-5
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
     for name, dice in one.checkpoint.metrics["validation"]["dice"].items():
         assert two.checkpoint.metrics["validation"]["dice"][name]["mean"] == pytest.approx(dice["mean"], abs=1e-2)
