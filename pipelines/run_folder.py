@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -48,6 +50,7 @@ def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> Non
     write_whole(folder / "config.yaml", config.to_yaml())
     write_whole(folder / "split.json", split.to_json())
     write_whole(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    write_whole(folder / "environment.json", json.dumps(environment(config), indent=1) + "\n")
 
 
 def check_same(folder: Path, config: Config, split: Split) -> None:
@@ -100,6 +103,20 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str
 
 def _are_sections(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     return isinstance(value, list | tuple) and all(isinstance(part, dict) for part in value)
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Where and how a run was started: its command, seeds, threads and devices. It stays in the run folder."""
+    import torch
+
+    gpus = range(torch.cuda.device_count())
+    return {
+        "command": sys.argv,
+        "seeds": {"split": config.data.seed, "training": config.train.seed},
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(number) for number in gpus],
+    }
 
 
 def versions() -> dict[str, str]:

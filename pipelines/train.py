@@ -5,7 +5,7 @@ from it. What is published was measured by the code that serves it, on cases tha
 
 The run folder::
 
-    config.yaml  split.json  versions.json   written before the first step
+    config.yaml  split.json  versions.json  environment.json   written before the first step
     start.json                               what it began with, where it did not begin with random weights
     log/version_<n>/metrics.csv              one row an epoch; a resumed run begins the next n
     state/last.ckpt  state/best.ckpt         Lightning's state and ours; best by the validation Dice or AUC

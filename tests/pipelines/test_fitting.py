@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -159,3 +160,13 @@ def test_log_is_silent_where_nothing_waits(
     assert logged(run, "data_wait_share") == pytest.approx([0.04])
     assert logged(run, "compute_share") == pytest.approx([0.96])
     assert "waiting for data" not in caplog.text
+
+
+def test_run_folder_tells_how_it_was_started(fitted: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["imgpipe", "train", "toy.yaml"])
+    run = fitted("train.seed=7", "data.seed=3")
+    told = json.loads((run.folder / "environment.json").read_text())
+    assert told["command"] == ["imgpipe", "train", "toy.yaml"]
+    assert told["seeds"] == {"split": 3, "training": 7}
+    assert told["threads"] == torch.get_num_threads() and told["cores"] >= 1
+    assert not (run.checkpoint.folder / "environment.json").exists()
