@@ -8,14 +8,19 @@ Shapes: N cases, F columns; ``design_NF`` has a first column of ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-# A number with more different values than this enters as a curve, any other fact by its values.
+# A number with more different values than this enters as a curve, any other fact by its values; of more words than this
+# those count that as many training cases have.
 _FEW_VALUES = 10
+_LEAST_CASES = 10
+# From this share of numbers on a fact is a number, and any other word in it (nan, unknown) says that it is missing.
+_MOSTLY = 0.5
 # Of the squares of the standardised weights; keeps a weight finite where a value occurs in the ill only.
 _RIDGE = 1.0
 _STEPS = 50
@@ -40,7 +45,7 @@ class _Number:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """A fact with few values: one column each; a value that training has not seen is none of them."""
+    """A fact by its values: one column each; a value that training has hardly seen is none of them."""
 
     name: str
     values: tuple[str, ...]
@@ -52,9 +57,10 @@ class _Values:
 
 def _number(told: str) -> float:
     try:
-        return float(told)
+        number = float(told)
     except ValueError:
         return float("nan")
+    return number if np.isfinite(number) else float("nan")
 
 
 class FactsAlone:
@@ -63,7 +69,7 @@ class FactsAlone:
     Parameters
     ----------
     facts
-        Of the training cases. A fact that is neither a number nor has few values is left out.
+        Of the training cases. A fact that is no number and of which hardly two cases have the same value is left out.
 
     Notes
     -----
@@ -74,19 +80,20 @@ class FactsAlone:
     def __init__(self, facts: Facts) -> None:
         self._columns: list[_Number | _Values] = []
         for name in sorted({name for case in facts for name in case}):
-            told = sorted({case.get(name, "") for case in facts} - {""})
-            numbers = np.array([_number(case.get(name, "")) for case in facts])
-            known = numbers[~np.isnan(numbers)]
-            if len(told) > _FEW_VALUES and len(known) == sum(bool(case.get(name, "")) for case in facts):
-                self._columns.append(_Number(name, float(known.mean()), float(known.std()) or 1.0))
-            elif len(told) <= _FEW_VALUES:
-                self._columns.append(_Values(name, tuple(told)))
+            column = _column(name, [case.get(name, "") for case in facts])
+            self._columns += [column] if column is not None else []
         self._facts = facts
 
     @property
     def names(self) -> tuple[str, ...]:
         """The facts that count."""
         return tuple(column.name for column in self._columns)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The facts that are told and do not count."""
+        told = {name for case in self._facts for name, value in case.items() if value}
+        return tuple(sorted(told - set(self.names)))
 
     def probability(self, truth: NDArray[np.bool_], facts: Facts) -> NDArray[np.float64]:
         """How probable a class is in some cases, by their facts.
@@ -104,6 +111,19 @@ class FactsAlone:
     def _design(self, facts: Facts) -> NDArray[np.float64]:
         columns = [column for fact in self._columns for column in fact.columns(facts)]
         return np.stack([np.ones(len(facts)), *columns], axis=1)
+
+
+def _column(name: str, told: Sequence[str]) -> _Number | _Values | None:
+    """How a fact enters; None where there is nothing to learn from it."""
+    counts = Counter(value for value in told if value)
+    numbers = np.array([_number(value) for value in told])
+    known = numbers[~np.isnan(numbers)]
+    if len(counts) <= _FEW_VALUES:
+        return _Values(name, tuple(sorted(counts)))
+    if len(known) > _MOSTLY * counts.total():
+        return _Number(name, float(known.mean()), float(known.std()) or 1.0)
+    usual = tuple(sorted(value for value, count in counts.items() if count >= _LEAST_CASES))
+    return _Values(name, usual) if usual else None
 
 
 def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:

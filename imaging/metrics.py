@@ -54,9 +54,9 @@ def bootstrap_means(
     -------
     tuple of Interval
         For each structure. With fewer than two patients there is nothing to resample and the bounds are None; without
-        any case the mean is None too. Where every case has the score 0 or 1 no resample differs, which says nothing of
-        other patients: a share then has the exact interval (`imaging.interval.of_all_or_none`), and the bounds of
-        another score are None.
+        any case the mean is None too. Where every case has the share 0 or 1 no resample differs, which says nothing of
+        other patients: it then has the exact interval (`imaging.interval.of_all_or_none`). Millimetres and percent have
+        no such ends: 1 mm in every case is a number like any other.
 
     Notes
     -----
@@ -76,8 +76,8 @@ def bootstrap_means(
         drawn_RP = generator.integers(len(sums_P), size=(resamples, len(sums_P)))
         means_R = sums_P[drawn_RP].sum(axis=1) / counts_P[drawn_RP].sum(axis=1)
         low, high = np.percentile(means_R, [2.5, 97.5])
-        if low == high and scores_N.mean() in {0.0, 1.0}:
-            intervals.append(of_all_or_none(float(scores_N.mean()), len(sums_P) if shares else 0))
+        if shares and low == high and scores_N.mean() in {0.0, 1.0}:
+            intervals.append(of_all_or_none(float(scores_N.mean()), len(sums_P)))
             continue
         intervals.append(Interval(float(scores_N.mean()), float(low), float(high)))
     return tuple(intervals)

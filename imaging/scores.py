@@ -273,7 +273,8 @@ def bootstrap_scores(
         An interval for each figure. A figure that a resample cannot show is left out there; the bounds are None where
         there are fewer than two patients, or where fewer than half of the resamples show it. Where all resamples give
         the same 0 or 1, which says nothing of other patients, a share has the exact interval
-        (`imaging.interval.of_all_or_none`), and the bounds of any other figure are None.
+        (`imaging.interval.of_all_or_none`), and the bounds of any other figure are None. A difference is no
+        share, and keeps its value.
 
     Notes
     -----
@@ -301,6 +302,6 @@ def _interval(value: float, drawn: NDArray[Any], trials: int) -> Interval:
     if 2 * len(shown) < len(drawn) or not len(shown):
         return Interval(value, None, None)
     low, high = np.percentile(shown, [2.5, 97.5])
-    if high - low < _NOTHING and min(value, 1 - value) < _NOTHING:
-        return of_all_or_none(round(value), trials)
+    if high - low < _NOTHING and min(abs(value), abs(1 - value)) < _NOTHING:
+        return of_all_or_none(float(round(value)), trials)
     return Interval(value, float(low), float(high))

@@ -1,6 +1,7 @@
 """What the facts of the cases alone (age, sex, view) would have said, beside what a classifier said.
 
-Invariant: the regression on facts learns from the training cases and is measured on the very cases of the classifier.
+Invariant: the regression on facts learns from the training cases and is measured on the very cases of the classifier;
+both are ranked by their probabilities as they are, for rounded ones tie where a network is sure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from imaging.scores import Probability, Truth, auc, bootstrap_scores
 
 
 def facts_alone(
-    config: ClassifyConfig, sides: Mapping[str, Sequence[ClassifiedCase]], metrics: Mapping[str, Any]
+    config: ClassifyConfig,
+    trained: Sequence[ClassifiedCase],
+    said: Mapping[str, tuple[Sequence[ClassifiedCase], NDArray[np.float64]]],
 ) -> dict[str, Any] | None:
     """The AUC of each target by its cases' facts alone, and how much greater the classifier's is.
 
@@ -27,35 +30,35 @@ def facts_alone(
     ----------
     config
         Of the classifier.
-    sides
-        The cases for ``train`` and those that were measured.
-    metrics
-        As `measure_classifier` gives them; what it says of each case is compared.
+    trained
+        The training cases.
+    said
+        For each side that was measured its cases, and what the classifier said of them, (N, K).
 
     Returns
     -------
     dict or None
-        ``facts``, their names; and for each side that was measured and each target ``auc`` and ``gain``, with 95 %
-        intervals over patients, those of the gain from the same resamples for both. None where there are no facts.
+        ``facts``, their names, and ``left_out``, those of facts that no regression can take, if there are any; and for
+        each side and each target ``auc`` and ``gain``, with 95 % intervals over patients, those of the gain from the
+        same resamples for both. None where there are no facts.
     """
-    alone = FactsAlone([case.facts for case in sides["train"]])
+    alone = FactsAlone([case.facts for case in trained])
     if not alone.names:
         return None
-    names = [item.name for item in config.classes]
-    truths = {side: np.array([[name in case.classes for name in names] for case in cases])
-              for side, cases in sides.items() if cases}  # fmt: skip
     found: dict[str, Any] = {"facts": list(alone.names)}
-    for side, truth_NK in truths.items():
-        if side == "train":
-            continue
-        cases = sides[side]
-        probability_NK = np.array([metrics[side]["each"][case.name]["probability"] for case in cases])
-        found[side] = {}
+    found |= {"left_out": list(alone.left_out)} if alone.left_out else {}
+    learnt_NK = _truth(config, trained)
+    for side, (cases, probability_NK) in said.items():
+        truth_NK, found[side] = _truth(config, cases), {}
         for target in targets_of(config):
-            by_facts_N = alone.probability(target.truth(truths["train"]), [case.facts for case in cases])
+            by_facts_N = alone.probability(target.truth(learnt_NK), [case.facts for case in cases])
             figures = _compared(target.truth(truth_NK), by_facts_N, target.probability(probability_NK), cases)
             found[side][target.name] = figures
     return found
+
+
+def _truth(config: ClassifyConfig, cases: Sequence[ClassifiedCase]) -> NDArray[np.bool_]:
+    return np.array([[item.name in case.classes for item in config.classes] for case in cases], dtype=np.bool_)
 
 
 def _compared(

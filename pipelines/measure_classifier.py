@@ -23,6 +23,7 @@ from imaging.report.class_page import CaseResult, TargetResult, render_classes, 
 from imaging.report.pictures import overview
 from imaging.scores import confusion, reliability, scores_with_intervals, share_with_interval
 from imaging.subgroups import subgroups
+from pipelines.facts_alone import facts_alone
 from pipelines.predictions import class_rows
 from pipelines.result import Measured, Result, of_side, provenance
 
@@ -76,13 +77,31 @@ class Applied:
         )
 
 
-def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedCase]], *, data: str) -> Measured:
+def measure_classifier(
+    classifier: Classifier,
+    sides: dict[str, list[ClassifiedCase]],
+    *,
+    data: str,
+    trained: Sequence[ClassifiedCase] = (),
+) -> Measured:
     """Calibrate on the validation cases, and measure each side with that calibration.
+
+    Parameters
+    ----------
+    classifier
+        A checkpoint without metrics.
+    sides
+        The held-out cases.
+    data
+        What the pages call the data set.
+    trained
+        The training cases, whose facts (age, sex, view) are learnt from for comparison.
 
     Returns
     -------
     Measured
-        ``calibration`` (see `calibrated`), and what `figures` gives for each side; a page a side.
+        ``calibration`` (see `calibrated`), what `figures` gives for each side, and where the manifest has facts
+        ``facts_alone`` (`pipelines.facts_alone`); a page a side.
 
     Raises
     ------
@@ -93,13 +112,15 @@ def measure_classifier(classifier: Classifier, sides: dict[str, list[ClassifiedC
     asked = {side: ask(classifier, cases) for side, cases in sides.items()}
     calibration = calibrated(config, asked["validation"])
     metrics: dict[str, Any] = {"calibration": calibration}
-    pages = {}
+    pages, said = {}, {}
     for side, answers in asked.items():
         applied = apply_calibration(config, answers, calibration)
+        said[side] = (answers.cases, applied.probability_NK)
         metrics[side] = figures(config, answers, applied)
         about = of_side(classifier.checkpoint, data, side, [case.name for case in answers.cases])
         pages[side] = class_page({**about, "calibration": calibration, **metrics[side]}, config, answers, applied)
-    return Measured(metrics, pages)
+    alone = facts_alone(config, trained, said)
+    return Measured({**metrics, "facts_alone": alone} if alone else metrics, pages)
 
 
 def evaluate_classifier(

@@ -25,7 +25,6 @@ from imaging.networks import check_patches
 from imaging.predict import Predictor
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
-from pipelines.facts_alone import facts_alone
 from pipelines.measure_classifier import measure_classifier
 from pipelines.measure_segmenter import measure_segmenter
 from pipelines.result import Measured
@@ -101,9 +100,9 @@ class Classified:
 
         Where the manifest has facts (age, sex, view), what they alone would have said stands beside it.
         """
-        measured = measure_classifier(Classifier(checkpoint), _held(self.sides), data=_data(self.config))
-        alone = facts_alone(self.config, self.sides, measured.metrics)
-        return replace(measured, metrics={**measured.metrics, "facts_alone": alone}) if alone else measured
+        return measure_classifier(
+            Classifier(checkpoint), _held(self.sides), data=_data(self.config), trained=self.sides["train"]
+        )
 
 
 def _seen(sides: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

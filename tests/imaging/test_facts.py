@@ -49,6 +49,31 @@ def test_names_with_many_values_do_not_count() -> None:
     assert FactsAlone(people(50)).names == ("age", "sex")
 
 
+@pytest.mark.parametrize("word", ["nan", "unknown", "inf", "NA"])
+def test_word_among_numbers_is_a_missing_number_and_not_the_end_of_the_fact(word: str) -> None:
+    """Dropped with its age, a classifier's gain over the facts would be told too great."""
+    trained = people(400)
+    old = np.array([int(case["age"]) > 55 for case in trained])
+    trained[7]["age"] = word
+    alone = FactsAlone(trained)
+    assert "age" in alone.names and auc(old, alone.probability(old, trained)) > 0.95
+
+
+def test_many_sites_count_where_each_has_cases_enough() -> None:
+    """A network that knows the hospital knows a lot: Zech et al., PLOS Medicine 15:e1002683 (2018)."""
+    generator = np.random.default_rng(0)
+    sites = generator.integers(0, 14, 420)
+    facts = [{"site": f"s{site}"} for site in sites]
+    truth = sites % 2 == 0
+    alone = FactsAlone(facts)
+    assert alone.names == ("site",) and alone.left_out == ()
+    assert auc(truth, alone.probability(truth, facts)) == 1
+
+
+def test_facts_that_do_not_count_are_told() -> None:
+    assert FactsAlone(people(50)).left_out == ("id",)
+
+
 def test_missing_and_unseen_values_have_a_probability() -> None:
     trained = people(100)
     truth = np.array([case["sex"] == "F" for case in trained])

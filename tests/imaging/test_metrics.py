@@ -102,7 +102,12 @@ def test_scores_that_are_all_1_or_all_0_have_the_exact_interval_of_their_patient
     (zeros,) = bootstrap_means(np.zeros((2 * patients, 1)), patients=owners)
     assert (ones.mean, ones.low, ones.high) == (1.0, pytest.approx(limit, abs=1e-4), 1.0)
     assert (zeros.mean, zeros.low, zeros.high) == (0.0, 0.0, pytest.approx(1 - limit, abs=1e-4))
-    assert bootstrap_means(np.zeros((4, 1)), shares=False) == (Interval(0.0, None, None),), "millimetres have no end"
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.0, 1.5])
+def test_millimetres_are_no_share_even_where_they_are_0_or_1_in_every_case(distance: float) -> None:
+    (found,) = bootstrap_means(np.full((10, 1), distance), shares=False)
+    assert found == Interval(distance, distance, distance)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,17 @@ def test_share_without_an_error_has_the_exact_interval_of_its_patients() -> None
     assert (wrong["sensitivity"].low, wrong["sensitivity"].high) == (0.0, pytest.approx(1 - exact[6], abs=1e-4))
 
 
+def test_difference_that_never_varies_is_no_share_of_none() -> None:
+    truth = np.repeat([True, False], 20)
+    facts, network = truth.astype(float), np.full(40, 0.5)
+
+    def gain(drawn: np.ndarray) -> dict[str, float]:
+        return {"gain": auc(truth[drawn], network[drawn]) - auc(truth[drawn], facts[drawn])}
+
+    found = bootstrap_scores(gain, [str(number) for number in range(40)])["gain"]
+    assert (found.mean, found.low, found.high) == (-0.5, -0.5, -0.5)
+
+
 def test_share_with_an_error_has_the_interval_of_its_resamples() -> None:
     truth, probability = sample(0)
     owners = [str(number) for number in range(len(truth))]
