@@ -111,8 +111,8 @@ def _pixels_of(case: ClassifiedCase) -> str:
 
 # Of a config, what decides nothing of a prepared sample; whatever else there is may. Of the labels, their meaning.
 _NOT_THE_SAMPLE: dict[str, Any] = dict.fromkeys(
-    ("name", "version", "title", "applies_to", "classes", "output", "data", "network", "train", "calibrate", "predict",
-     "card", "tune"), True
+    ("name", "version", "title", "applies_to", "classes", "output", "data", "network", "members", "train", "calibrate",
+     "predict", "explain", "card", "tune"), True
 ) | {"labels": {"__all__": {"name", "title", "category", "code", "modifier", "colour"}}}  # fmt: skip
 
 

@@ -64,8 +64,15 @@ class BusyLog(Callback):
         self._times, self._workers = times, workers
         self._begun = self._validating = self._validated = 0.0
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin to count: an epoch that is continued is not started again."""
+        self._begin()
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin to count."""
+        self._begin()
+
+    def _begin(self) -> None:
         self._begun, self._validated = time.perf_counter(), 0.0
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

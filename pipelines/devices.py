@@ -163,7 +163,7 @@ def launch(function: Callable[..., object], world: World, arguments: Mapping[str
         "NODE_RANK": "0",
     }
     context = start_processes(  # type: ignore[no-untyped-call]
-        _rank, (function, arguments, environment, _log_settings(), told), nprocs=world.size, join=False
+        _rank, (function, arguments, environment, LogSettings.of_this_process(), told), nprocs=world.size, join=False
     )
     assert context is not None
     try:
@@ -185,12 +185,38 @@ def launch(function: Callable[..., object], world: World, arguments: Mapping[str
                 process.terminate()
 
 
-def _log_settings() -> dict[str, Any]:
-    """What a new interpreter needs to log as this one does."""
-    root = logging.getLogger()
-    formats = [handler.formatter._fmt for handler in root.handlers if handler.formatter]
-    levels = {name: logging.getLogger(name).getEffectiveLevel() for name in ("root", "pipelines")}
-    return {"format": formats[0] if formats else None, "levels": levels}
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What a new interpreter needs to log as this one does.
+
+    Attributes
+    ----------
+    layout
+        Of a line.
+    level
+        Of all loggers that have none of their own.
+    levels
+        Of those that have one, by name.
+    """
+
+    layout: str
+    level: int
+    levels: Mapping[str, int]
+
+    @classmethod
+    def of_this_process(cls) -> LogSettings:
+        """The settings as they are."""
+        root = logging.getLogger()
+        layouts = [handler.formatter._fmt or "" for handler in root.handlers if handler.formatter]
+        known = {name: logging.getLogger(name).level for name in list(root.manager.loggerDict)}
+        levels = {name: level for name, level in known.items() if level != logging.NOTSET}
+        return cls(layouts[0] if layouts else logging.BASIC_FORMAT, root.level, levels)
+
+    def apply(self) -> None:
+        """Log like that from now on."""
+        logging.basicConfig(stream=sys.stderr, format=self.layout, level=self.level)
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _rank(
@@ -198,14 +224,13 @@ def _rank(
     function: Callable[..., object],
     arguments: Mapping[str, Any],
     environment: Mapping[str, str],
-    log_settings: Mapping[str, Any],
+    log_settings: LogSettings,
     told: Any,
 ) -> None:
     """What each process does."""
     os.setsid()  # Ctrl-C is for the process that started this one; it passes it on, once
     os.environ.update(environment, LOCAL_RANK=str(rank))
-    logging.basicConfig(stream=sys.stderr, format=log_settings["format"], level=log_settings["levels"]["root"])
-    logging.getLogger("pipelines").setLevel(log_settings["levels"]["pipelines"])
+    log_settings.apply()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(environment["WORLD_SIZE"])))
     try:

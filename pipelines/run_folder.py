@@ -17,18 +17,17 @@ from typing import Any, TypeGuard
 
 from imaging.config import Config, load_config
 from imaging.config.section import FOR_DIGEST
+from imaging.config.task import OF_THE_MACHINE
 from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
 from imaging.files import write_whole
 from imaging.manifest import Split
 
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
 
-
-# Keys that belong to the machine: where the data lies and what is kept of it.
-OF_THE_MACHINE = ("data.root.", "data.cache.", "data.cache_gib.", "data.memory_gib.", "data.workers.")
-# Keys that change no step of a training: these, what is said of a checkpoint, whose weights it gets, and what a search
-# may vary.
-_NO_STEP = (*OF_THE_MACHINE, "card.", "train.keep.", "train.loggers.", "tune.")
+# Keys that decide nothing of a training: those of the machine, what is said of a checkpoint, where figures are told.
+NO_TRAINING = (*(f"data.{key}." for key in OF_THE_MACHINE), "card.", "train.loggers.")
+# Keys that change no step of it: these, whose weights are published, and what a search may vary.
+_NO_STEP = (*NO_TRAINING, "train.keep.", "tune.")
 
 
 def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
@@ -53,8 +52,17 @@ def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> Non
     write_whole(folder / "environment.json", json.dumps(environment(config), indent=1) + "\n")
 
 
-def check_same(folder: Path, config: Config, split: Split) -> None:
+def check_same(folder: Path, config: Config, split: Split, *, but: tuple[str, ...] = _NO_STEP) -> None:
     """Refuse to go on with a run that was started with another config or on other cases.
+
+    Parameters
+    ----------
+    folder
+        That of the run.
+    config, split
+        What it is to be continued with.
+    but
+        Keys that may differ, each with a dot at its end.
 
     Raises
     ------
@@ -62,7 +70,7 @@ def check_same(folder: Path, config: Config, split: Split) -> None:
         With the keys that differ.
     """
     started = load_config(folder / "config.yaml")
-    differing = differing_keys(started.model_dump(), config.model_dump(), but=_NO_STEP)
+    differing = _differing_keys(started.model_dump(), config.model_dump(), but=but)
     if differing:
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
     if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
@@ -84,7 +92,7 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str, ...], prefix: str = "") -> set[str]:
+def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str, ...], prefix: str = "") -> set[str]:
     """Keys with dots for sections and numbers for those in lists, as overrides name them.
 
     Those are left out that begin as `but` says, where each ends in a dot.
@@ -95,7 +103,7 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str
         if _are_sections(left) and _are_sections(right) and len(left) == len(right):
             left, right = ({str(number): part for number, part in enumerate(parts)} for parts in (left, right))
         if isinstance(left, dict) and isinstance(right, dict):
-            differing |= differing_keys(left, right, but=but, prefix=f"{prefix}{key}.")
+            differing |= _differing_keys(left, right, but=but, prefix=f"{prefix}{key}.")
         elif left != right and not f"{prefix}{key}.".startswith(but):
             differing.add(prefix + key)
     return differing

@@ -21,7 +21,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,15 +30,13 @@ from pathlib import Path
 
 import torch
 
-from imaging import errors
-from imaging.config import ClassifyConfig, Config, SegmentConfig, find_config, load_config, with_values
+from imaging.config import ClassifyConfig, Config, SegmentConfig, with_values
 from imaging.errors import (
     ConfigInvalid,
     ImagingError,
     JobLost,
     NothingToResume,
     NoTrialComplete,
-    ResumeMismatch,
     RunExists,
 )
 from imaging.files import write_whole
@@ -48,11 +45,12 @@ from imaging.networks import check_patches
 from imaging.patches import Patches
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
-from pipelines.devices import check_precision
-from pipelines.run_folder import OF_THE_MACHINE, differing_keys, open_run
+from pipelines.devices import LogSettings, check_precision
+from pipelines.run_folder import NO_TRAINING, check_same, open_run
 from pipelines.sides import Classified, Masked, deal_unseen
 from pipelines.states import STATES
 from pipelines.study import DATABASE, Study, Trial, is_whole, the_optuna, value_at
+from pipelines.train import resolve
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +118,7 @@ def tune(
         If a process was killed; the search can be resumed.
     """
     the_optuna()
-    resolved = load_config(find_config(config), overrides)
+    resolved = resolve(config, overrides, precision=None)
     check_search(resolved)
     cases = deal_unseen(resolved)
     folder = out or Path("runs") / f"{resolved.name}_tune"
@@ -185,13 +183,8 @@ def _open(folder: Path, cases: Masked | Classified, *, resume: bool) -> None:
         return
     if not (folder / DATABASE).is_file():
         raise NothingToResume(folder, seen=f"no {DATABASE}")
-    started = load_config(folder / "config.yaml")
     # Other than a run, a search depends on whose weights are published and on what it may vary.
-    differing = differing_keys(started.model_dump(), cases.config.model_dump(), but=(*OF_THE_MACHINE, "card."))
-    if differing:
-        raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
-    if (folder / "split.json").read_text(encoding="utf-8") != cases.split.to_json():
-        raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+    check_same(folder, cases.config, cases.split, but=NO_TRAINING)
 
 
 @contextmanager
@@ -213,9 +206,10 @@ def _measure(study: Study, folder: Path, cases: Masked | Classified, trials: int
         study.measure_until(trials, _with_cache(cases, folder))
         return
     context = multiprocessing.get_context("spawn")
-    told: SimpleQueue[dict[str, str]] = context.SimpleQueue()
+    told: SimpleQueue[ImagingError] = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    processes = [context.Process(target=_job, args=(folder, cases.config, trials, threads, told)) for _ in range(jobs)]
+    arguments = (folder, cases.config, trials, threads, LogSettings.of_this_process(), told)
+    processes = [context.Process(target=_job, args=arguments) for _ in range(jobs)]
     try:
         for process in processes:
             process.start()
@@ -225,7 +219,7 @@ def _measure(study: Study, folder: Path, cases: Masked | Classified, trials: int
             ended = [process for process in left if process.exitcode is not None]
             left = [process for process in left if process.exitcode is None]
             if not told.empty():
-                raise _as_error(told.get())
+                raise told.get()
             lost = [process.exitcode for process in ended if process.exitcode]
             if lost:
                 raise JobLost(folder, seen=f"a process ended with {lost[0]}")
@@ -236,23 +230,23 @@ def _measure(study: Study, folder: Path, cases: Masked | Classified, trials: int
                 process.join()
 
 
-def _job(folder: Path, config: Config, trials: int, threads: int, told: SimpleQueue[dict[str, str]]) -> None:
+def _job(
+    folder: Path,
+    config: Config,
+    trials: int,
+    threads: int,
+    log_settings: LogSettings,
+    told: SimpleQueue[ImagingError],
+) -> None:
     """One of several processes."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("pipelines").setLevel(logging.INFO)
+    log_settings.apply()
     torch.set_num_threads(threads)
     with (folder / "search.lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         try:
             Study(folder, config).measure_until(trials, _with_cache(deal_unseen(config), folder))
         except ImagingError as error:
-            told.put({"class": type(error).__name__, **error.as_dict()})
-
-
-def _as_error(told: dict[str, str]) -> ImagingError:
-    kind = getattr(errors, told["class"])
-    error: ImagingError = kind(told["subject"], seen=told["seen"], expected=told["expected"], remedy=told["remedy"])
-    return error
+            told.put(error)
 
 
 def _with_cache(cases: Masked | Classified, folder: Path) -> Masked | Classified:

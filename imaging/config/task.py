@@ -16,7 +16,7 @@ from imaging.config.search import Searched
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
-_OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers")
+OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers")
 
 
 class _Task(Section):
@@ -44,7 +44,7 @@ class _Task(Section):
     def without_paths(self) -> Self:
         """The config as it may be published: without paths and limits of the machine, and without what is searched."""
         known = type(self.data).model_fields
-        defaults = {key: known[key].default for key in _OF_THE_MACHINE if key in known}
+        defaults = {key: known[key].default for key in OF_THE_MACHINE if key in known}
         start = self.train.start and self.train.start.without_path()
         return self.model_copy(
             update={

@@ -24,10 +24,18 @@ from pipelines.cli.verb import (
 @click.command(short_help="Propose a config for a data set.")
 @click.argument("dataset", type=PATH)
 @click.option("--out", type=PATH, default=Path("config.yaml"), show_default=True, help="The config; a new file.")
-@click.option("--modality", default="", metavar="MR|CT|...", help="Where the data set does not tell it.")
+@click.option(
+    "--modality", default="", metavar="MR|CT|...", help="What the images are, where the data set does not tell it."
+)
 @click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True,
-              metavar="GIB", help="What a training step may take.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True, help="Steps of the whole run.")
+              metavar="GIB", help="Memory that a training step may take.")  # fmt: skip
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Steps of the training, which become epochs.",
+)
 @as_json
 @verb_of
 def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int, as_json: bool) -> int:
@@ -62,7 +70,7 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @click.command(short_help="Train a network and publish a checkpoint.")
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--fold", type=int, help="Which fold validates; overrides data.fold.")
+@click.option("--fold", type=int, help="Which fold validates, from 0; overrides data.fold.")
 @click.option("--folds", type=click.IntRange(min=2), metavar="N", help="Cross-validate: train N networks, each "
               "measured on the part of the patients that it has not seen; overrides data.folds.")  # fmt: skip
 @click.option("--publish", "form", type=click.Choice(["ensemble", "single"]), help="With --folds: the mean of the N "
@@ -75,7 +83,9 @@ def plan(dataset: Path, out: Path, modality: str, memory_gib: float, steps: int,
 @click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), help="Overrides train.precision.")
 @click.option("--state-minutes", type=click.FloatRange(min=0), default=10, show_default=True,
               help="Minutes between two states within an epoch; 0: after each step.")  # fmt: skip
-@click.option("--out", type=PATH, help="The run folder; by default runs/<name>_fold<fold>.")
+@click.option(
+    "--out", type=PATH, help="The run folder; by default runs/<name>_fold<fold>, with --folds runs/<name>_<N>folds."
+)
 @as_json
 @verb_of
 def train(
@@ -175,10 +185,21 @@ def _tell(side: str, measured: dict[str, Any]) -> None:
 @click.command(short_help="Search the values of some of a config's keys.")
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--trials", type=click.IntRange(min=1), required=True, help="How many trials there are in the end.")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    required=True,
+    help="How many trials there are in the end, earlier ones of a resumed search included.",
+)
 @click.option("--out", type=PATH, help="The search's folder; by default runs/<name>_tune.")
 @click.option("--resume", is_flag=True, help="Go on with the search in --out.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at a time.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trials that are trained at a time, each in a process.",
+)
 @as_json
 @verb_of
 def tune(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from imaging.checkpoint import open_checkpoint
 from imaging.config import load_config
 from imaging.errors import ConfigInvalid, DevicesInvalid, ProcessLost, TooFewCases, TrainingDiverged
 from imaging.tasks.classify import ClassifyTask
-from pipelines.devices import World, check_precision, launch, open_world
+from pipelines.devices import LogSettings, World, check_precision, launch, open_world
 from pipelines.fitting import trainer_for
 from pipelines.sides import deal, list_for
 from pipelines.train import run, train
@@ -243,3 +244,14 @@ def test_a_device_without_a_case_is_refused(nobody: pytest.MonkeyPatch, films: P
     with pytest.raises(TooFewCases, match="18 cases for 32 devices"):
         run(cases, tmp_path / "run", devices=32, resume=False, progress=False, state_minutes=10)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_process_logs_as_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which loggers tell how much is decided once, by the command line, and holds in every process."""
+    chosen, plain = logging.getLogger("imaging.transfer"), logging.getLogger("imaging.data")
+    monkeypatch.setattr(chosen, "level", logging.INFO)
+    settings = LogSettings.of_this_process()
+    assert plain.name not in settings.levels
+    chosen.level = logging.ERROR
+    settings.apply()
+    assert chosen.level == logging.INFO

@@ -130,6 +130,9 @@ def test_killed_segmenter_continues_as_if_it_had_not_been(segmenter: Path, tmp_p
     train_until_killed("step", 6, config=segmenter, out=tmp_path / "run", state_minutes=0)
     assert position(tmp_path / "run", segmenter) == (1, 1)
     assert_same(train(config=segmenter, out=tmp_path / "run", resume=True, progress=False), expected)
+    with (tmp_path / "run" / "log" / "version_1" / "metrics.csv").open(newline="") as stream:
+        shares = [float(row["compute_share"]) for row in csv.DictReader(stream) if row["compute_share"]]
+    assert all(0.01 < share < 1 for share in shares), "of the epoch's time since it was continued"
 
 
 def test_run_folder_may_be_moved_and_its_best_epoch_is_still_known(
