@@ -108,7 +108,16 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         if not torch.isfinite(loss):
             self._diverged(cases, f"the loss is {loss.item()}")
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(cases), sync_dist=True)
-        return loss
+        return loss * self._share(batch_idx)
+
+    def _share(self, batch_idx: int) -> float:
+        """What makes the gradient of a step the mean over its batches: the last one of an epoch may have fewer of them.
+
+        Lightning divides each loss by `accumulate`, however many batches are left.
+        """
+        every, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        left = batches % every
+        return every / left if left and batch_idx >= batches - left else 1.0
 
     def configure_gradient_clipping(
         self,
