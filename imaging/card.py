@@ -102,10 +102,17 @@ def _over_folds(metrics: Mapping[str, Any], key: str, name: str, title: str) -> 
     return ["", f"{title}, mean and standard deviation over the folds: {over['mean']:.3f}{spread}."]
 
 
+def _epoch_is_unchosen(training: Mapping[str, Any]) -> bool:
+    """Whether the validation cases had no part in which epoch was published."""
+    return "last_epoch" in training and "early_stopping" not in training
+
+
 def _epoch(training: Mapping[str, Any]) -> str:
     """Whose weights were published, and why these."""
-    if "last_epoch" in training:
+    if _epoch_is_unchosen(training):
         return f"epoch {training['last_epoch']} of {training['epochs']}, the last: validation chose none"
+    if "last_epoch" in training:
+        return f"epoch {training['last_epoch']} of {training['epochs']}, the last: validation said when to end"
     return f"epoch {training['best_epoch']} of {training['epochs']}, the best on validation"
 
 
@@ -166,7 +173,7 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
 
 def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
     """How well a classifier tells cases apart, how it was calibrated, and where it abstains."""
-    chosen = "" if "last_epoch" in metrics.get("training", {}) else "epoch, the "
+    chosen = "" if _epoch_is_unchosen(metrics.get("training", {})) else "epoch, the "
     lines = [
         "By the code that serves; with the 95 % bootstrap interval over patients. The validation cases chose the",
         f"{chosen}temperature and the threshold, so only the test cases say how well it does.",

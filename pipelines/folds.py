@@ -96,8 +96,8 @@ def cross_validate(
     Parameters
     ----------
     config, overrides, devices, precision, progress, state_minutes
-        As `pipelines.train.train` takes them. `train.keep` becomes ``last``: the held-out cases of a fold must not
-        choose its epoch.
+        As `pipelines.train.train` takes them. `train.keep` becomes ``last`` and `train.early_stopping` none: the
+        held-out cases of a fold must not choose its epoch.
     folds
         How many; overrides ``data.folds``.
     form
@@ -118,14 +118,17 @@ def cross_validate(
     WrongUsage
         As `pipelines.train.train`.
     """
-    settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last"]
+    settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last", "train.early_stopping=null"]
     first = resolve(config, settled, precision=precision)
     _check_devices(devices, first)
     if getattr(first.data, "split", "patient") != "patient":
         raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
                             remedy="Add data.split=patient")  # fmt: skip
-    if load_config(find_config(config), overrides).train.keep != "last":
+    given = load_config(find_config(config), overrides).train
+    if given.keep != "last":
         log.info("train.keep is last: the cases that are held out of a fold must not choose its epoch")
+    if given.early_stopping is not None:
+        log.info("train.early_stopping is off: the cases that are held out of a fold must not say when it ends")
     folder = out or Path("runs") / f"{first.name}_{folds}folds"
     listed = list_for(first)
     cases = [_dealt(first, listed, number) for number in range(folds)]

@@ -194,11 +194,14 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     measured = cases.measure(unmeasured)
     metrics = measured.metrics
     begun = {"start": _start_of(cases, folder)} if (folder / START).is_file() else {}
+    patience = config.train.early_stopping
+    ended = {} if patience is None else {"early_stopping": patience}
     metrics["training"] = {
         "cases": len(cases.split.train),
         "names": list(cases.split.train),
         **cases.facts,
         **begun,
+        **ended,
         f"{config.train.keep}_epoch": epoch,
         "epochs": config.train.epochs,
         "config_sha256": config.digest(),

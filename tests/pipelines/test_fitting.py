@@ -35,8 +35,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fitted(config: Path, tmp_path: Path) -> Callable[..., Run]:
-    def call(*overrides: str, out: str = "run") -> Run:
-        run = train(config=config, overrides=overrides, out=tmp_path / out, progress=False)
+    def call(*overrides: str, out: str = "run", resume: bool = False) -> Run:
+        run = train(config=config, overrides=overrides, out=tmp_path / out, resume=resume, progress=False)
         assert run is not None
         return run
 
@@ -70,6 +70,26 @@ def test_two_batches_make_the_step_of_one_twice_as_large(
     assert "each step takes 8 cases" in caplog.text
     other = fitted(PLAIN, "train.epochs=2", "train.batch_size=4", out="other")
     assert farthest(whole, other) > 1e-3, "twice as many steps end elsewhere"
+
+
+def test_step_is_the_mean_of_its_batches_where_the_epoch_ends_within_it(
+    fitted: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 cases are four batches of four: one step of three batches, and one of the last alone."""
+    steps: list[torch.Tensor] = []
+
+    def seen(self: ClassifyTask, optimizer: torch.optim.Optimizer, **_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        steps.append(torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]))
+
+    monkeypatch.setattr(ClassifyTask, "configure_gradient_clipping", seen)
+    still = (PLAIN, "train.batch_size=4", "train.learning_rate=1.0e-12")
+    fitted(*still, out="each")
+    each, steps = steps, []
+    fitted(*still, "train.accumulate=3", out="three")
+    assert (len(each), len(steps)) == (4, 2)
+    for step, expected in zip(steps, (torch.stack(each[:3]).mean(0), each[3]), strict=True):
+        assert float((step - expected).norm() / expected.norm()) < 1e-3
 
 
 def test_channels_last_changes_rounding_only(fitted: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +148,10 @@ def test_run_without_progress_ends_early(fitted: Callable[..., Run], monkeypatch
     run = fitted("train.epochs=6", "train.early_stopping=2")
     assert logged(run, "val_auc") == pytest.approx([0.5, 0.6, 0.6, 0.55])
     assert run.checkpoint.metrics["training"]["best_epoch"] == 2
+    last = fitted("train.epochs=6", "train.early_stopping=2", "train.keep=last", resume=True)
+    assert last.checkpoint.metrics["training"]["last_epoch"] == 4
+    card = " ".join((last.checkpoint.folder / "README.md").read_text().split())
+    assert "epoch 4 of 6, the last: validation said when to end" in card and "chose the epoch" in card
 
 
 # ---------------------------------------------------------------------------------------------------- busy and waiting

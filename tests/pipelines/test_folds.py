@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,19 @@ def test_validation_chooses_no_epoch(classified: CrossValidation) -> None:
         state = torch.load(folder / "state" / "last.ckpt", weights_only=True)["state_dict"]
         weights = load_file(folder / "checkpoint" / "weights.safetensors")
         assert all(torch.equal(tensor, state[f"network.{name}"]) for name, tensor in weights.items())
+
+
+def test_held_out_cases_do_not_say_when_a_training_ends(
+    classified: CrossValidation, toy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(classified.folder, tmp_path / "cv")
+    with caplog.at_level(logging.INFO, "pipelines"):
+        found = cross_validate(
+            config=toy, folds=N, overrides=["train.early_stopping=1"], resume=True, out=folder, progress=False
+        )
+    assert found.metrics == classified.metrics
+    assert found.checkpoint.config.train.early_stopping is None
+    assert "train.early_stopping is off" in caplog.text
 
 
 def test_probabilities_are_those_of_the_folds_network_by_the_other_folds_temperature(
