@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import likeness, probability_of
 from imaging.checkpoint import Checkpoint
-from imaging.config import ClassifyConfig, Code
+from imaging.config import TOGETHER, ClassifyConfig, Code
 from imaging.explain import Explainer, HeatMap
 from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.networks import build_classifier
@@ -85,7 +85,7 @@ def targets_of(config: ClassifyConfig) -> tuple[Target, ...]:
     if len(abnormal) == 1:
         return (abnormal[0], *(item for item in unjudged if item.name != abnormal[0].name and len(single) > 2))
     classes = tuple(number for item in abnormal for number in item.classes)
-    return (Target("abnormal", "Abnormal", abnormal[0].category, _ABNORMAL, classes, True), *unjudged)
+    return (Target(TOGETHER, "Abnormal", abnormal[0].category, _ABNORMAL, classes, True), *unjudged)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,12 @@ def _content(manifest: Path) -> dict[str, Any]:
 
 
 def _channels(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """nnU-Net 2 calls channel_names what the Decathlon calls modality."""
+    """By their numbers, as their files are; nnU-Net 2 calls channel_names what the Decathlon calls modality."""
     told = content.get("modality") or content.get("channel_names") or {}
-    return tuple(str(name) for name in (told.values() if isinstance(told, dict) else [told]))
+    if not isinstance(told, dict):
+        return (str(told),)
+    numbered = all(number.isdecimal() for number in told)
+    return tuple(str(told[number]) for number in (sorted(told, key=int) if numbered else told))
 
 
 def _structures(told: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,7 @@ class _Number:
     deviation: float
 
     def columns(self, facts: Facts) -> list[NDArray[np.float64]]:
-        told = np.array([_number(case.get(self.name, "")) for case in facts])
+        told = np.array([number_of(case.get(self.name, "")) for case in facts])
         missing = np.isnan(told)
         scaled = np.where(missing, 0.0, (told - self.mean) / self.deviation)
         return [scaled, scaled**2, missing.astype(np.float64)]
@@ -55,12 +55,19 @@ class _Values:
         return [(told == value).astype(np.float64) for value in self.values]
 
 
-def _number(told: str) -> float:
+def number_of(told: str) -> float:
+    """The number that a fact tells; NaN where it tells none."""
     try:
         number = float(told)
     except ValueError:
         return float("nan")
     return number if np.isfinite(number) else float("nan")
+
+
+def mostly_numbers(told: Sequence[str]) -> bool:
+    """Whether a fact is a number: more than half of what is told of it are numbers."""
+    filled = [value for value in told if value]
+    return sum(not np.isnan(number_of(value)) for value in filled) > _MOSTLY * len(filled)
 
 
 class FactsAlone:
@@ -116,11 +123,11 @@ class FactsAlone:
 def _column(name: str, told: Sequence[str]) -> _Number | _Values | None:
     """How a fact enters; None where there is nothing to learn from it."""
     counts = Counter(value for value in told if value)
-    numbers = np.array([_number(value) for value in told])
+    numbers = np.array([number_of(value) for value in told])
     known = numbers[~np.isnan(numbers)]
     if len(counts) <= _FEW_VALUES:
         return _Values(name, tuple(sorted(counts)))
-    if len(known) > _MOSTLY * counts.total():
+    if mostly_numbers(told):
         return _Number(name, float(known.mean()), float(known.std()) or 1.0)
     usual = tuple(sorted(value for value, count in counts.items() if count >= _LEAST_CASES))
     return _Values(name, usual) if usual else None

@@ -47,7 +47,7 @@ class Foreign:
     tensors
         By name, on the CPU.
     trained_on
-        Names of the cases that trained it, where it is a checkpoint.
+        Names of the cases that trained it, and what it began with, where it is a checkpoint.
     """
 
     name: str
@@ -96,8 +96,12 @@ def _checkpoint(source: str) -> Foreign:
         raise StartUnusable(f"start {source}", seen=f"an ensemble of {checkpoint.config.members} networks",
                             expected="one network was expected", remedy="Start from one of its folds")  # fmt: skip
     network, weights = checkpoint.config.network.name, checkpoint.load_weights()
-    names = tuple(checkpoint.metrics.get("training", {}).get("names", ()))
-    return Foreign(checkpoint.name, "checkpoint", checkpoint.weights_sha256, network, weights, names)
+    training = checkpoint.metrics.get("training", {})
+    # What it began with itself was trained on cases, too.
+    names = (*training.get("names", ()), *(training.get("start") or {}).get("trained_on", ()))
+    return Foreign(
+        checkpoint.name, "checkpoint", checkpoint.weights_sha256, network, weights, tuple(dict.fromkeys(names))
+    )
 
 
 def _bundle(folder: Path) -> Foreign:

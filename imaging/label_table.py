@@ -150,13 +150,21 @@ def class_problems(words: Sequence[str], config: ClassifyConfig | None, subject:
 
 
 def age_in_years(told: str) -> str:
-    """An age as DICOM writes it (PS3.5 section 6.2, AS: ``058Y``, ``011M``) as years; anything else as it is."""
-    match = re.fullmatch(r"(\d{3})([DWMY])", told)
+    """An age as DICOM writes it (PS3.5 section 6.2, AS: ``058Y``, ``011M``) as years; anything else as it is.
+
+    Some writers leave the leading zeros out, and some blanks in.
+    """
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", told.strip().upper())
     return f"{int(match[1]) * _YEARS[match[2]]:.4g}" if match else told
 
 
+def is_age(name: str) -> bool:
+    """Whether a fact of this name is an age: age, Age, PatientAge, Patient Age."""
+    return "".join(filter(str.isalpha, name.lower())) in ("age", "patientage")
+
+
 def _fact(name: str, told: str) -> str:
-    return age_in_years(told) if name.lower() == "age" else told
+    return age_in_years(told) if is_age(name) else told
 
 
 def _words(cell: str, columns: Columns) -> tuple[str, ...]:

@@ -110,6 +110,7 @@ def label_studies(
             problems.append(ManifestInvalid(manifest, seen=f"no series of row {row.number} is taken{why}",
                                             expected="one that applies_to takes was expected"))  # fmt: skip
     problems += _nameless(manifest, volumes)
+    problems += _torn(manifest, rows, studies) if key == BY_STUDY else []
     return volumes, problems
 
 
@@ -127,11 +128,34 @@ def _row_problems(
             yield ManifestInvalid(manifest, seen=f"row {row.number} names {named} that is not there",
                                   remedy="Bring the files, or take the row out")  # fmt: skip
     for told, several in numbers.items():
-        if told and len({row.classes for row in several}) > 1:
+        if told and len({(row.classes, row.side, row.patient) for row in several}) > 1:
             yield ManifestInvalid(
                 manifest, seen=f"rows {', '.join(str(row.number) for row in several)} are of one {key} and disagree",
                 expected="one row for each was expected",
             )  # fmt: skip
+
+
+def _torn(manifest: Path, rows: Sequence[Row], studies: Mapping[str, Sequence[Study]]) -> Iterator[ManifestInvalid]:
+    """Where the PatientID of the table and that of the files put studies together in different ways.
+
+    The split goes by the files' where no column ``patient`` tells better; pseudonyms made for each study would put one
+    person on both sides of it.
+    """
+    by_table: defaultdict[str, set[str]] = defaultdict(set)
+    by_files: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        told = "" if row.patient else row.cells.get(BY_PATIENT, "")
+        for study in studies.get(row.cells[BY_STUDY], ()):
+            if told and study.patient_id:
+                by_table[told].add(study.patient_id)
+                by_files[study.patient_id].add(told)
+    torn = [sum(len(group) > 1 for group in groups.values()) for groups in (by_table, by_files)]
+    if any(torn):
+        seen = (
+            f"{torn[0]} PatientIDs of the table are several in the files, {torn[1]} of the files several in the table"
+        )
+        yield ManifestInvalid(manifest, seen=seen, expected="one patient for one was expected",
+                              remedy="Add a column patient, by which the split goes")  # fmt: skip
 
 
 def _once(rows: Sequence[Row], key: str) -> list[Row]:

@@ -34,6 +34,8 @@ _TEST_FRACTION, _FOLDS = 0.15, 5
 _WITH_TEST_PART = 20
 # The share of nnU-Net's patches that is drawn around a structure.
 _FOREGROUND = 0.33
+# What says left or right as a word of its own.
+_SIDES = frozenset(("l", "r", "lt", "rt", "lh", "rh"))
 # How far beyond what was seen a series may go before the checkpoint refuses it.
 _MARGIN = 1.25
 
@@ -426,9 +428,16 @@ def _card(survey: Survey, modality: str, name: str) -> Iterator[Choice]:
 
 
 def _sided(survey: Survey) -> bool:
-    """Whether a structure's name says left or right, so that a mirror image would be labelled wrongly."""
-    side = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt|lh|rh)([^a-z]|$)")
-    return any(side.search(name.lower()) for name in survey.structures)
+    """Whether a structure's name says left or right, so that a mirror image would be labelled wrongly.
+
+    A word that merely holds one of these (cleft) costs an augmentation; one that is missed (LeftKidney) the truth.
+    """
+    words = [
+        word.lower()
+        for name in survey.structures
+        for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)  # left_kidney, LeftKidney, KidneyL, LKidney
+    ]
+    return any("left" in word or "right" in word or word in _SIDES for word in words)
 
 
 def _slug(name: str, otherwise: str) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.cases import ClassifiedCase
+from imaging.facts import mostly_numbers, number_of
+from imaging.label_table import is_age
 
 # Of a fact with more different values than this, groups are made of neighbouring values.
 _FEW_VALUES = 10
@@ -43,15 +45,18 @@ def subgroups(cases: Sequence[ClassifiedCase]) -> dict[str, NDArray[np.int64]]:
 
 
 def _bands(fact: str, told: Sequence[str]) -> dict[str, list[str]]:
-    """For each band of a number with many values the values in it; none where it is no number."""
-    try:
-        numbers = {value: float(value) for value in told if value}
-    except ValueError:
+    """For each band of a number with many values the values in it; none where it is no number.
+
+    A word among mostly numbers (nan, unknown) is in no band.
+    """
+    numbers = {value: number_of(value) for value in told if value}
+    numbers = {value: number for value, number in numbers.items() if not np.isnan(number)}
+    if not mostly_numbers(told):
         return {}
-    if fact.lower() == "age":
+    if is_age(fact):
         edges: Sequence[float] = _AGES
     else:
-        thirds = np.nanquantile([numbers[value] for value in told if value], [1 / 3, 2 / 3]).tolist()
+        thirds = np.quantile([numbers[value] for value in told if value in numbers], [1 / 3, 2 / 3]).tolist()
         edges = (-np.inf, *thirds, np.inf)
     return {
         _named(low, high, last=high == edges[-1]): [value for value, number in numbers.items() if low <= number < high]

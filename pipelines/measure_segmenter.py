@@ -198,7 +198,7 @@ def volume_intervals(
     held_out
         Cases that no weight was fitted on; the factors come from these (`imaging.calibrate.conformal_ratio`).
     tested
-        Other such cases.
+        Other such cases; those that have the structure in neither mask say nothing.
 
     Returns
     -------
@@ -220,8 +220,10 @@ def _volume_interval(name: str, held_out: Sequence[CaseScore], tested: Sequence[
         return None
     low, high = factors
     interval: dict[str, Any] = {"coverage": VOLUME_COVERAGE, "low": round(low, 4), "high": round(high, 4)}
-    if tested:
-        scores = [case.structures[name] for case in tested]
+    # A case without the structure is right by any factors, and no interval is told of it.
+    scores = [case.structures[name] for case in tested]
+    scores = [score for score in scores if score.found_mm3 or score.truth_mm3]
+    if scores:
         held = [low * score.found_mm3 <= score.truth_mm3 <= high * score.found_mm3 for score in scores]
         interval["held_on_test"] = round(sum(held) / len(held), 3)
         interval["test_cases"] = len(held)

@@ -59,11 +59,14 @@ def provenance(checkpoint: Checkpoint, data: str, names: Sequence[str]) -> dict[
     -------
     dict
         ``checkpoint``, ``data``, ``software``, ``software_version``; ``seen_in_training`` (cases with the names of
-        those that its weights were fitted on) and ``seen_in_validation`` (of those that chose its epoch, and its
-        calibration if it has one).
+        those that its weights, or the weights that these began with, were fitted on) and ``seen_in_validation`` (of
+        those that chose its epoch, and its calibration if it has one).
     """
-    trained = set(checkpoint.metrics.get("training", {}).get("names", ()))
-    validated = set(checkpoint.metrics.get("validation", {}).get("each", ()))
+    training = checkpoint.metrics.get("training", {})
+    trained = {*training.get("names", ()), *(training.get("start") or {}).get("trained_on", ())}
+    held_out = (checkpoint.metrics.get(side, {}).get("each", ()) for side in ("validation", "cross_validation"))
+    # Of a cross-validation all cases have calibrated what was published; its members were fitted on some of them.
+    validated = {name for names in held_out for name in names} - set(training.get("names", ()))
     return {
         "checkpoint": {
             "name": checkpoint.name,

@@ -218,7 +218,7 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
 def _start_of(cases: Masked | Classified, folder: Path) -> dict[str, Any]:
     """What the run began with; a held-out case with the name of one that trained that is told: it proves nothing."""
     start: dict[str, Any] = json.loads((folder / START).read_text())
-    known = set(start.pop("trained_on", ()))
+    known = set(start.get("trained_on", ()))
     return {**start, "held_out_seen": [name for name in (*cases.split.validation, *cases.split.test) if name in known]}
 
 

@@ -15,6 +15,8 @@ from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken,
 from imaging.config.search import Searched
 from imaging.config.section import FOR_DIGEST, LATER, Section
 
+# What all abnormal classes of a softmax are called together.
+TOGETHER = "abnormal"
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
 OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers")
 
@@ -154,6 +156,9 @@ class ClassifyConfig(_Task):
             raise ValueError("classes must have the ids 0, 1, 2, ... in this order")
         if len({item.name for item in self.classes}) != len(self.classes):
             raise ValueError("two classes have the same name")
+        together = self.output == "softmax" and sum(item.abnormal for item in self.classes) > 1
+        if together and TOGETHER in {item.name for item in self.classes}:
+            raise ValueError(f"no class is called {TOGETHER!r}: that is all abnormal classes together")
         if self.output == "softmax" and len(self.classes) < 2:
             raise ValueError("softmax needs two classes at least; with sigmoid there may be one")
         if any(axis >= len(self.preprocess.size) for axis in self.predict.flip_axes):

@@ -106,6 +106,13 @@ def test_wrong_value_is_refused_by_name(written: Path, override: str, named: str
     assert named in caught.value.seen
 
 
+def test_no_class_has_the_name_of_all_abnormal_ones_together(written: Path) -> None:
+    """Thresholds and figures go by names: one of the two would have got the other's."""
+    load_config(written, ["classes.1.name=abnormal"])  # of one abnormal class there is no sum
+    with pytest.raises(ConfigInvalid, match="no class is called 'abnormal'"):
+        load_config(written, ["classes.1.name=abnormal", "classes.0.abnormal=true"])
+
+
 @pytest.mark.parametrize("misspelt", ["tsk", "taks", "Task"])
 def test_misspelt_task_is_told(tmp_path: Path, misspelt: str) -> None:
     content = {misspelt if key == "task" else key: value for key, value in CONTENT.items()}

@@ -81,6 +81,13 @@ def test_second_nnunet_is_looked_through(make: Make) -> None:
     assert found.description.channels == ("T1", "FLAIR") and found.description.modality == "MR"
 
 
+def test_channels_are_named_by_their_numbers_in_any_order(make: Make) -> None:
+    """The file _0000 is the channel that is called 0, wherever that stands."""
+    assert read(make(channel_names={"1": "CT", "0": "PET", "10": "T1", "2": "ADC"})).channels == (
+        "PET", "CT", "ADC", "T1"
+    )  # fmt: skip
+
+
 def test_cases_may_be_named_one_by_one(make: Make) -> None:
     images = ["imagesTr/brain2_0000.nii.gz", "imagesTr/brain0_0001.nii.gz"]
     folder = make(dataset={"right": {"images": images, "label": "labelsTr/brain1.nii.gz"}}, numTraining=1)

@@ -121,7 +121,18 @@ def test_unknown_key_of_columns_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("told", "years"),
-    [("058Y", "58"), ("006M", "0.5"), ("010W", "0.1916"), ("000D", "0"), ("58", "58"), ("", ""), ("old", "old")],
+    [
+        ("058Y", "58"),
+        ("006M", "0.5"),
+        ("010W", "0.1916"),
+        ("000D", "0"),
+        ("58", "58"),
+        ("", ""),
+        ("old", "old"),
+        ("34Y", "34"),
+        ("6M ", "0.5"),
+        ("034y", "34"),
+    ],
 )
 def test_age_is_told_in_years(told: str, years: str) -> None:
     assert age_in_years(told) == years

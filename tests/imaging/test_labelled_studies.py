@@ -71,7 +71,7 @@ def refusal(read: Read, *rows: str) -> str:
     [
         ("StudyInstanceUID,label", f"{ONE},odd", f"{TWO},plain"),
         ("PatientID,label", f"{SECRET[0]},odd", f"{SECRET[1]},plain"),
-        ("StudyInstanceUID,PatientID,label", f"{ONE},whoever,odd", f"{TWO},whoever,plain"),
+        ("StudyInstanceUID,PatientID,label", f"{ONE},somebody,odd", f"{TWO},else,plain"),
     ],
 )
 def test_row_finds_the_volumes_that_the_config_takes(read: Read, rows: tuple[str, ...]) -> None:
@@ -118,12 +118,28 @@ def test_study_without_a_row_is_told_and_left_out(read: Read, caplog: pytest.Log
             "rows 2, 3 are of one StudyInstanceUID and disagree",
         ),
         (("PatientID,label", f"{SECRET[0]},odd", f"{SECRET[0]},plain"), "rows 2, 3 are of one PatientID and disagree"),
+        (
+            ("StudyInstanceUID,label,split", f"{ONE},odd,train", f"{ONE},odd,test"),
+            "rows 2, 3 are of one StudyInstanceUID and disagree",
+        ),
+        (
+            ("StudyInstanceUID,PatientID,label", f"{ONE},same,odd", f"{TWO},same,plain"),
+            "1 PatientIDs of the table are several in the files, 0 of the files several in the table",
+        ),
         (("StudyInstanceUID,label", f"{ONE},weird"), "'weird'"),
         (("Study,label", f"{ONE},odd"), "no column 'image'"),
     ],
 )
 def test_row_that_would_bend_what_is_learnt_is_refused(read: Read, rows: tuple[str, ...], told: str) -> None:
     assert told in refusal(read, *rows)
+
+
+def test_one_patient_of_the_files_is_not_two_of_the_table(read: Read, studies: Path) -> None:
+    write_series(studies, study_uid=f"{STUDY_UID}.9", series=4, patient_id=SECRET[0])
+    rows = ("StudyInstanceUID,PatientID,label", f"{ONE},a,odd", f"{STUDY_UID}.9,b,plain")
+    assert "0 PatientIDs of the table are several in the files, 1 of the files several" in refusal(read, *rows)
+    one, two = read("StudyInstanceUID,PatientID,label,patient", f"{ONE},a,odd,x", f"{STUDY_UID}.9,b,plain,x")
+    assert one.patient == two.patient == "x", "a column patient decides"
 
 
 def test_rows_of_one_study_that_agree_are_one(read: Read) -> None:

@@ -35,6 +35,12 @@ def test_ages_are_told_in_bands_and_an_impossible_age_in_none() -> None:
     }  # fmt: skip
 
 
+def test_word_among_ages_is_in_no_band_and_the_ages_are_told() -> None:
+    ages = [str(age) for age in range(20, 40)] + ["unknown", "nan"] * 15
+    assert told("PatientAge", ages) == {}, "mostly words"
+    assert told("PatientAge", [*ages, *map(str, range(20, 40))]) == {"PatientAge=18 to under 40": 40}
+
+
 def test_other_numbers_are_told_in_thirds() -> None:
     assert told("dose", [str(value / 10) for value in range(90)]) == {
         "dose=under 2.967": 30, "dose=2.967 to under 5.933": 30, "dose=5.933 and over": 30

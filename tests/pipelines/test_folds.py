@@ -33,12 +33,14 @@ from imaging.errors import (
     StartUnusable,
     TooFewCases,
 )
+from imaging.foreign import read_foreign
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines import folds as verb
 from pipelines.folds import CrossValidation, cross_validate
 from pipelines.measure_classifier import ask
 from pipelines.out_of_fold import Fold, measure_classes
+from pipelines.result import provenance
 from pipelines.sides import Classified, deal, list_for
 from pipelines.train import train
 
@@ -233,6 +235,11 @@ def test_first_network_alone_is_published_where_one_is_asked_for(
     assert found.checkpoint.weights_sha256 == first.weights_sha256
     assert found.checkpoint.metrics["training"]["names"] == first.metrics["training"]["names"]
     assert found.checkpoint.metrics["cross_validation"] == classified.checkpoint.metrics["cross_validation"]
+    split = splits_of(found)[0]
+    held_out = split["validation"]
+    about = provenance(found.checkpoint, "films", [*held_out, *split["train"], "new"])
+    assert about["seen_in_validation"] == held_out, "they have calibrated it"
+    assert about["seen_in_training"] == split["train"]
     card = (found.checkpoint.folder / "README.md").read_text()
     assert "--publish single" in card and "not chosen by its figures" in " ".join(card.split())
     assert "the mean of these" not in card
@@ -260,6 +267,8 @@ def test_cases_that_trained_the_weights_to_begin_with_are_told(
     run = train(config=toy, overrides=overrides, fold=0, out=tmp_path / "run", progress=False)
     held_out = [case.name for case in done[0].cases.sides["validation"]]
     assert run.checkpoint.metrics["training"]["start"]["held_out_seen"] == held_out
+    assert provenance(run.checkpoint, "films", [*held_out, "new"])["seen_in_training"] == held_out
+    assert set(held_out) <= set(read_foreign(str(run.checkpoint.folder)).trained_on), "and to whoever begins with it"
     card = " ".join((run.checkpoint.folder / "README.md").read_text().split())
     assert f"{len(held_out)} of the held-out cases have the names of cases that trained it" in card
     ensemble = [f"train.start.weights={classified.checkpoint.folder}"]

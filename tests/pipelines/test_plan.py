@@ -114,8 +114,13 @@ def test_far_apart_slices_are_turned_within_themselves_only(tmp_path: Path, plan
     assert torch.allclose(turned(slices), slices, atol=1e-4), "a value that depends on the slice alone is not moved"
 
 
-def test_names_that_tell_a_side_are_not_mirrored(tmp_path: Path, planned: Plan) -> None:
-    folder = make(tmp_path, labels={"0": "b", "1": "Left kidney", "2": "Right kidney"})
+@pytest.mark.parametrize(
+    "names",
+    [("Left kidney", "Right kidney"), ("LeftKidney", "RightKidney"), ("kidneyleft", "kidneyright"),
+     ("KidneyL", "KidneyR"), ("LKidney", "RKidney"), ("kidney_l", "kidney_r")],
+)  # fmt: skip
+def test_names_that_tell_a_side_are_not_mirrored(tmp_path: Path, planned: Plan, names: tuple[str, str]) -> None:
+    folder = make(tmp_path, labels={"0": "b", "1": names[0], "2": names[1]})
     config = load_config(planned(folder)[1])
     assert "RandFlip" not in [item.name for item in config.train.augment]
     assert config.predict.flip_axes == ()
