@@ -170,12 +170,31 @@ def key_of(case: Case | ClassifiedCase, decided_by: Mapping[str, Any], index: Co
     index
         Knows what files hold.
     """
+    return hash_of({"format": FORMAT, "code": code_version(), "case": _held_by(case, index), **decided_by})
+
+
+def contents_of(cases: Sequence[Case] | Sequence[ClassifiedCase], settings: Data) -> dict[str, str]:
+    """What each case holds, by its name: SHA-256 of the content of its files, and of its classes where it has some.
+
+    Parameters
+    ----------
+    cases
+        Their files are read, but for those that the cache knows.
+    settings
+        Where the cache lies, if there is one.
+    """
+    disk = Keeper(settings).disk
+    with ContentIndex(disk.contents if disk else None) as index:
+        return {case.name: hash_of({"files": _held_by(case, index), "classes": getattr(case, "classes", ())})
+                for case in cases}  # fmt: skip
+
+
+def _held_by(case: Case | ClassifiedCase, index: ContentIndex) -> dict[str, Any]:
+    """What decides a case's image before anything is made of it."""
     if isinstance(case, ClassifiedCase) and is_npz(case.image):
-        parts: dict[str, Any] = {"npz": stored_digest(case.image, case.part, case.index)}
-    else:
-        parts = {item.name: _content(getattr(case, item.name), index) for item in fields(case)
-                 if item.name not in _NOT_THE_IMAGE}  # fmt: skip
-    return hash_of({"format": FORMAT, "code": code_version(), "case": parts, **decided_by})
+        return {"npz": stored_digest(case.image, case.part, case.index)}
+    named = {item.name: getattr(case, item.name) for item in fields(case)}
+    return {name: _content(value, index) for name, value in named.items() if name not in _NOT_THE_IMAGE}
 
 
 def hash_of(content: Mapping[str, Any]) -> str:

@@ -204,9 +204,10 @@ def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked |
         raise NothingToResume(
             folder, seen="no fold_<k> with a config.yaml", expected="at least one fold that has begun was expected"
         )
+    contents = cases[0].contents()  # of all folds: each case is trained or validated on in every one
     for place, one in zip(places, cases, strict=True):
         if place in begun:
-            check_same(place, one.config, one.split)
+            check_same(place, one.config, one.split, contents)
 
 
 def _finished(cases: Masked | Classified, folder: Path, train_one: Callable[..., Run | None]) -> Checkpoint:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import sys
@@ -21,8 +22,15 @@ from imaging.config.task import OF_THE_MACHINE
 from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
 from imaging.files import write_whole
 from imaging.manifest import Split
+from imaging.prepared import hash_of
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
+
+_DATA = "data.json"
+# So many of the cases that have changed are told by name.
+_TOLD = 5
 
 # Keys that decide nothing of a training: those of the machine, what is said of a checkpoint, where figures are told.
 NO_TRAINING = (*(f"data.{key}." for key in OF_THE_MACHINE), "card.", "train.loggers.")
@@ -30,12 +38,12 @@ NO_TRAINING = (*(f"data.{key}." for key in OF_THE_MACHINE), "card.", "train.logg
 _NO_STEP = (*NO_TRAINING, "train.keep.", "tune.")
 
 
-def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> None:
-    """Write what explains the run, or check that a run to be resumed is the same one."""
+def open_run(folder: Path, config: Config, split: Split, contents: Mapping[str, str], *, resume: bool) -> None:
+    """Write what explains the run, or check that a run to be resumed is the same one; see `check_same`."""
     if resume:
         if not (folder / "state" / "last.ckpt").is_file():
             raise NothingToResume(folder, seen="no state/last.ckpt")
-        check_same(folder, config, split)
+        check_same(folder, config, split, contents)
         write_whole(folder / "config.yaml", config.to_yaml())
         return
     if folder.exists() and not folder.is_dir():
@@ -48,11 +56,15 @@ def open_run(folder: Path, config: Config, split: Split, *, resume: bool) -> Non
         raise OutputNotWritable(folder, seen=error.strerror or "cannot be made") from error
     write_whole(folder / "config.yaml", config.to_yaml())
     write_whole(folder / "split.json", split.to_json())
+    data = {"sha256": hash_of(contents), "cases": contents}
+    write_whole(folder / _DATA, json.dumps(data, indent=1) + "\n")
     write_whole(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
     write_whole(folder / "environment.json", json.dumps(environment(config), indent=1) + "\n")
 
 
-def check_same(folder: Path, config: Config, split: Split, *, but: tuple[str, ...] = _NO_STEP) -> None:
+def check_same(
+    folder: Path, config: Config, split: Split, contents: Mapping[str, str], *, but: tuple[str, ...] = _NO_STEP
+) -> None:
     """Refuse to go on with a run that was started with another config or on other cases.
 
     Parameters
@@ -61,13 +73,15 @@ def check_same(folder: Path, config: Config, split: Split, *, but: tuple[str, ..
         That of the run.
     config, split
         What it is to be continued with.
+    contents
+        What the cases hold now, by name; more than those of the run may be there.
     but
         Keys that may differ, each with a dot at its end.
 
     Raises
     ------
     ResumeMismatch
-        With the keys that differ.
+        With the keys that differ, or the cases.
     """
     started = load_config(folder / "config.yaml")
     differing = _differing_keys(started.model_dump(), config.model_dump(), but=but)
@@ -75,6 +89,28 @@ def check_same(folder: Path, config: Config, split: Split, *, but: tuple[str, ..
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
     if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
         raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+    data = _data_of(folder)
+    if data is None:
+        log.warning("%s is of an earlier version: whether the files of its cases have changed is not known", folder)
+        return
+    changed = [name for name, content in data["cases"].items() if contents.get(name) != content]
+    if changed:
+        told = ", ".join(changed[:_TOLD]) + (", ..." if len(changed) > _TOLD else "")
+        raise ResumeMismatch(folder, seen=f"files or classes of {len(changed)} case(s) have changed: {told}")
+
+
+def _data_of(folder: Path) -> dict[str, Any] | None:
+    """What the run's cases held when it began; None where an earlier version began it."""
+    if not (folder / _DATA).is_file():
+        return None
+    data: dict[str, Any] = json.loads((folder / _DATA).read_text(encoding="utf-8"))
+    return data
+
+
+def data_digest(folder: Path) -> dict[str, str]:
+    """``data_sha256``, over all cases that were trained or validated on; nothing where an earlier version began."""
+    data = _data_of(folder)
+    return {} if data is None else {"data_sha256": data["sha256"]}
 
 
 def identity(config: Config) -> str:

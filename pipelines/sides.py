@@ -23,6 +23,7 @@ from imaging.errors import ConfigInvalid
 from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
 from imaging.networks import check_patches
 from imaging.predict import Predictor
+from imaging.prepared import contents_of
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines.measure_classifier import measure_classifier
@@ -60,6 +61,10 @@ class Masked:
         """The same without the test cases."""
         return replace(self, sides=_seen(self.sides))
 
+    def contents(self) -> dict[str, str]:
+        """What each case holds that is trained or validated on; see `imaging.prepared.contents_of`."""
+        return contents_of([*self.sides["train"], *self.sides["validation"]], self.config.data)
+
     def loaded(self) -> tuple[SegmentTask, SegmentationData]:
         """What Lightning fits, and on which batches."""
         lightning.seed_everything(self.config.train.seed, workers=True, verbose=False)
@@ -88,6 +93,10 @@ class Classified:
     def without_test(self) -> Classified:
         """The same without the test cases."""
         return replace(self, sides=_seen(self.sides))
+
+    def contents(self) -> dict[str, str]:
+        """What each case holds that is trained or validated on; see `imaging.prepared.contents_of`."""
+        return contents_of([*self.sides["train"], *self.sides["validation"]], self.config.data)
 
     def loaded(self) -> tuple[ClassifyTask, ClassificationData]:
         """What Lightning fits, and on which batches."""

@@ -5,7 +5,8 @@ from it. What is published was measured by the code that serves it, on cases tha
 
 The run folder::
 
-    config.yaml  split.json  versions.json  environment.json   written before the first step
+    config.yaml  split.json  data.json  versions.json  environment.json
+                                             written before the first step
     start.json                               what it began with, where it did not begin with random weights
     log/version_<n>/metrics.csv              one row an epoch; a resumed run begins the next n
     state/last.ckpt  state/best.ckpt         Lightning's state and ours; best by the validation Dice or AUC
@@ -36,7 +37,7 @@ from imaging.transfer import Begun, begin, merge
 from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import fit
 from pipelines.loggers import check_loggers
-from pipelines.run_folder import identity, open_run, versions
+from pipelines.run_folder import data_digest, identity, open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
 from pipelines.states import STATES, read_state
 
@@ -162,7 +163,7 @@ def run(
     log.info("samples: %d made, %d found in the cache, in %.1f s", data.made.anew, data.made.reused, data.made.seconds)
     begun = _begun(task, resume=resume)
     if world.rank == 0:
-        open_run(folder, cases.config, cases.split, resume=resume)
+        open_run(folder, cases.config, cases.split, cases.contents(), resume=resume)
     if world.rank == 0 and begun is not None:
         write_whole(folder / START, json.dumps(begun.as_dict(), indent=1) + "\n")
     fit(task, data, folder, world, resume=resume, progress=progress, state_minutes=state_minutes)
@@ -205,6 +206,7 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
         f"{config.train.keep}_epoch": epoch,
         "epochs": config.train.epochs,
         "config_sha256": config.digest(),
+        **data_digest(folder),
         "versions": versions(),
     }
     checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics)

@@ -5,7 +5,8 @@ before anything is trained; and what comes out is a config that `imgpipe train` 
 
 The folder::
 
-    config.yaml  split.json  versions.json   written before the first trial
+    config.yaml  split.json  data.json  versions.json  environment.json
+                                             written before the first trial
     study.db                                 Optuna's study, as SQLite: what `--resume` goes on from
     trials/<number>/log/                     each trial's log, a row an epoch
     trials.csv  best.yaml                    every trial, and the config of the best one
@@ -178,13 +179,13 @@ def _make(config: Config, key: str) -> None:
 def _open(folder: Path, cases: Masked | Classified, *, resume: bool) -> None:
     """Write what explains the search, or check that one to be resumed is the same one."""
     if not resume:
-        open_run(folder, cases.config, cases.split, resume=False)
+        open_run(folder, cases.config, cases.split, cases.contents(), resume=False)
         (folder / STATES).rmdir()
         return
     if not (folder / DATABASE).is_file():
         raise NothingToResume(folder, seen=f"no {DATABASE}")
     # Other than a run, a search depends on whose weights are published and on what it may vary.
-    check_same(folder, cases.config, cases.split, but=NO_TRAINING)
+    check_same(folder, cases.config, cases.split, cases.contents(), but=NO_TRAINING)
 
 
 @contextmanager

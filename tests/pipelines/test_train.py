@@ -105,9 +105,9 @@ def logged(folder: Path, column: str) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(
     "file",
     [
-        "config.yaml", "split.json", "versions.json", "metrics.json", "log/version_0/metrics.csv", "state/best.ckpt",
-        "state/last.ckpt", "checkpoint/config.yaml", "checkpoint/weights.safetensors", "checkpoint/metrics.json",
-        "checkpoint/README.md", "checkpoint/SHA256SUMS",
+        "config.yaml", "split.json", "data.json", "versions.json", "metrics.json", "log/version_0/metrics.csv",
+        "state/best.ckpt", "state/last.ckpt", "checkpoint/config.yaml", "checkpoint/weights.safetensors",
+        "checkpoint/metrics.json", "checkpoint/README.md", "checkpoint/SHA256SUMS",
     ],
 )  # fmt: skip
 def test_run_folder_holds(trained: Run, file: str) -> None:
@@ -301,6 +301,17 @@ def test_resume_with_another_config_names_the_differing_keys(
 def test_resume_with_another_data_set_is_refused(trained: Run, tiny: Path, four_cases: Path) -> None:
     with pytest.raises(ResumeMismatch, match="split"):
         train(config=tiny, overrides=[f"data.root={four_cases}"], out=trained.folder, resume=True, progress=False)
+
+
+def test_resume_after_a_mask_was_corrected_is_refused(trained: Run, tiny: Path, data: Path, tmp_path: Path) -> None:
+    name = json.loads((trained.folder / "split.json").read_text())["train"][0]
+    copied = Path(shutil.copytree(data / "hippocampus", tmp_path / "hippocampus"))
+    mask = nib.load(copied / "labelsTr" / f"{name}.nii.gz")
+    array = np.asarray(mask.dataobj).copy()
+    array[0, 0, 0] = 1
+    nib.save(nib.Nifti1Image(array, mask.affine), copied / "labelsTr" / f"{name}.nii.gz")
+    with pytest.raises(ResumeMismatch, match=name):
+        train(config=tiny, overrides=[f"data.root={copied}"], out=trained.folder, resume=True, progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
