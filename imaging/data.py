@@ -1,7 +1,7 @@
 """The batches that training sees.
 
-Invariant: what a random transform does to a case depends only on (seed, epoch, case), never on how many workers there
-are or whether the run was interrupted.
+Invariant: what a random transform does to a case depends only on (seed, epoch, case) and, where a case gives several
+patches an epoch, on the patch's number; never on how many workers there are or whether the run was interrupted.
 """
 
 from __future__ import annotations
@@ -119,8 +119,10 @@ _NOT_THE_SAMPLE: dict[str, Any] = dict.fromkeys(
 class _Cached(Dataset[Sample]):
     """Prepared samples, augmented on the way out.
 
-    An item is asked for by ``(epoch, index)``, and its random transforms are seeded by (seed, epoch, index); without an
-    augmentation the epoch makes no difference.
+    An item is asked for by ``(epoch, index)``. The first items are the cases, one after another; where each gives
+    several draws, the cases follow again for the second, the third. Random transforms are seeded by (seed, epoch,
+    case), and from the second draw on by its number, too; without an augmentation neither makes a difference. The
+    ``index`` of a sample is its case's.
 
     Parameters
     ----------
@@ -130,11 +132,13 @@ class _Cached(Dataset[Sample]):
         How.
     keeper
         Where the prepared samples are kept; shared by all sides of a run.
+    draws
+        How many items of each case there are.
     """
 
-    def __init__(self, cases: Sequence[Any], config: Config, keeper: Keeper | None) -> None:
+    def __init__(self, cases: Sequence[Any], config: Config, keeper: Keeper | None, *, draws: int = 1) -> None:
         self.names = [case.name for case in cases]
-        self._cases, self._seed = cases, config.train.seed
+        self._cases, self._seed, self._draws = cases, config.train.seed, draws
         self._stamps = [_stamps(case) for case in cases]
         keeper = keeper or Keeper(config.data)
         keys: list[str] = []
@@ -162,11 +166,12 @@ class _Cached(Dataset[Sample]):
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.names) * self._draws
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        seed = np.random.SeedSequence([self._seed, epoch, index])
+        epoch, item = key
+        number, index = divmod(item, len(self.names))
+        seed = np.random.SeedSequence([self._seed, epoch, index, *([number] if number else [])])
         return {**self._finished(self._augmented(self._sample(index), index, seed)), "index": index}
 
     def _sample(self, index: int) -> Sample:
@@ -233,7 +238,7 @@ class CachedCases(_Cached):
         self._values, self._channels = config.mask_values, len(config.scales)
         self._patches = patches
         self._places: dict[int, Places] = {}
-        super().__init__(cases, config, keeper)
+        super().__init__(cases, config, keeper, draws=1 if patches is None else config.train.patches_per_case)
 
     def _augmented(self, sample: Sample, index: int, seed: np.random.SeedSequence) -> Sample:
         if self._patches is None:
@@ -297,18 +302,18 @@ class Position:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Each case once an epoch, as ``(epoch, index)``, in an order that is a function of (seed, epoch) alone.
+    """Each item of a data set once an epoch, as ``(epoch, index)``; their order is a function of (seed, epoch) alone.
 
     Lightning calls `set_epoch` before each epoch, after a resume too. Its loader may ask for the first epoch before
     that, so a resumed run's sampler begins in the epoch where the run was stopped.
 
     Several ranks deal each batch out among them, so that together they see what one rank sees. With `shuffle` a last
-    batch that is not full is left out, unless it is the only one. A rank without a case takes the first one.
+    batch that is not full is left out, unless it is the only one. A rank without an item takes the first one.
 
     Parameters
     ----------
     length
-        Number of cases.
+        Number of items: of cases, or of the patches that all of them give.
     seed
         Of the run.
     shuffle
@@ -318,7 +323,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     rank, ranks
         Whose share this is, and among how many.
     epoch, skip
-        Where it begins: in this epoch (and in no other) the first `skip` cases of the share are left out. `len` counts
+        Where it begins: in this epoch (and in no other) the first `skip` items of the share are left out. `len` counts
         them still, since it is the epoch's length that Lightning counts batches against.
     """
 

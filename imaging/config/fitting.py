@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from imaging.config.section import LATER, Probability, Section, Size
+from imaging.config.section import LATER, Count, Probability, Section, Size
 from imaging.config.transfer import Lora, Start
 
 
@@ -73,11 +73,12 @@ class Train(Fit):
     """How a segmenter's weights are found.
 
     `patch` is in voxels of the network's grid; with two numbers the network sees slices, which lie across the last axis
-    of `preprocess.orientation`. The share `foreground` of the patches is centred on a voxel of a
-    structure, each structure alike; the others lie anywhere.
+    of `preprocess.orientation`. Each case gives `patches_per_case` patches an epoch. The share `foreground` of the
+    patches is centred on a voxel of a structure, each structure alike; the others lie anywhere.
     """
 
     patch: Size
+    patches_per_case: Annotated[Count, LATER] = 1
     foreground: Annotated[Probability, LATER] = 0.0
 
 

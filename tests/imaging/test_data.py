@@ -376,17 +376,53 @@ def test_continued_epoch_is_the_rest_of_the_whole_one(length: int, epoch: int, s
     assert list(rest) == list(whole)
 
 
-def test_continued_run_begins_with_the_batch_after_the_last(folder: Path, config: Config) -> None:
+def test_first_draw_of_a_case_is_that_of_a_single_one(folder: Path, config: Config) -> None:
+    """And it is what (seed, epoch, case) alone give."""
+    cases = [replace(case_in(folder), name=name) for name in ("one", "two")]
+    single = CachedCases(cases, config, Patches(config.train))
+    several = CachedCases(cases, several_patches(config, 3), Patches(config.train))
+    assert (len(single), len(several)) == (2, 6)
+    expected = Patches(config.train)(single._prepared[1], {}, np.random.SeedSequence([0, 4, 1]), subject="case two")
+    assert same(single[4, 1], {key: expected[key].as_tensor() for key in (IMAGE, LABEL)})
+    assert all(same(several[4, index], single[4, index]) for index in range(2))
+
+
+def test_draws_of_a_case_differ_and_depend_on_their_number_alone(folder: Path, config: Config) -> None:
+    cases = [replace(case_in(folder), name=name) for name in ("one", "two")]
+    first, second = (CachedCases(cases, several_patches(config, draws), Patches(config.train)) for draws in (3, 5))
+    drawn = [first[4, item] for item in range(6)]
+    assert [sample["index"] for sample in drawn] == [0, 1, 0, 1, 0, 1]
+    assert not any(same(drawn[one], drawn[other]) for one in range(6) for other in range(one))
+    assert all(same(second[4, item], drawn[item]) for item in reversed(range(6)))
+    assert not any(same(second[5, item], drawn[item]) for item in range(6))
+
+
+def test_whole_volumes_are_validated_once_however_many_patches_there_are(folder: Path, config: Config) -> None:
+    case = case_in(folder)
+    module = SegmentationData(several_patches(config, 3), [case, replace(case, name="two")], [case])
+    assert [batch["index"].tolist() for batch in module.val_dataloader()] == [[0]]
+    trained = [index for batch in module.train_dataloader() for index in batch["index"].tolist()]
+    assert sorted(trained) == [0, 0, 0, 1, 1, 1]
+
+
+def several_patches(config: Config, number: int) -> Config:
+    train = config.train.model_copy(update={"patches_per_case": number})
+    return config.model_copy(update={"train": train})
+
+
+@pytest.mark.parametrize("patches", [1, 2])
+def test_continued_run_begins_with_the_batch_after_the_last(folder: Path, config: Config, patches: int) -> None:
     case = case_in(folder)
     cases = [replace(case, name=f"{number}") for number in range(5)]
+    config = several_patches(config, patches)
 
-    def batches(begin: Position) -> list[list[int]]:
+    def batches(begin: Position) -> list[tuple[list[int], float]]:
         module = SegmentationData(config, cases, [case])
         module.begin_at(begin)
         loader = module.train_dataloader()
         loader.sampler.set_epoch(2)
-        assert len(loader) == 2
-        return [batch["index"].tolist() for batch in loader]
+        assert len(loader) == {1: 2, 2: 5}[patches]
+        return [(batch["index"].tolist(), float(batch[IMAGE].sum())) for batch in loader]
 
     assert batches(Position(2, 1)) == batches(Position(0, 0))[1:]
 

@@ -46,7 +46,8 @@ CLASSIFIER = (
     "network.options.dropout_prob=0.3",
     "train.ema_decay=0.8",
 )
-SEGMENTER = ("train.batch_size=1", "network.options.dropout=0.2", "train.ema_decay=0.8", "train.patch=[16, 16, 16]")
+SEGMENTER = ("train.batch_size=1", "network.options.dropout=0.2", "train.ema_decay=0.8", "train.patch=[16, 16, 16]",
+             "train.patches_per_case=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,8 @@ def test_killed_run_continues_as_if_it_had_not_been(
 
 def test_killed_segmenter_continues_as_if_it_had_not_been(segmenter: Path, tmp_path: Path) -> None:
     expected = train(config=segmenter, out=tmp_path / "whole", progress=False)
-    train_until_killed("step", 6, config=segmenter, out=tmp_path / "run", state_minutes=0)
-    assert position(tmp_path / "run", segmenter) == (1, 1)
+    train_until_killed("step", 11, config=segmenter, out=tmp_path / "run", state_minutes=0)
+    assert position(tmp_path / "run", segmenter) == (1, 2)
     assert_same(train(config=segmenter, out=tmp_path / "run", resume=True, progress=False), expected)
     with (tmp_path / "run" / "log" / "version_1" / "metrics.csv").open(newline="") as stream:
         shares = [float(row["compute_share"]) for row in csv.DictReader(stream) if row["compute_share"]]
