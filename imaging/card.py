@@ -201,10 +201,40 @@ def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[
         for side in parts:
             share = metrics[side].get("indeterminate", {}).get(name)
             if share is not None:
-                lines += ["", f"Called indeterminate for {name}: {share:.1%} of the {_SIDES[side]} cases."]
+                lines += ["", f"Share of the {_SIDES[side]} cases called indeterminate for {name}: {_share(share)}."]
         lines += _over_folds(metrics, name, "auc", f"AUC of {name}")
     lines += ["", f"Temperature on the logits: {calibration['temperature']}."] if calibration else []
-    return [*lines, *_likeliest(config, metrics), *_by_group(metrics)]
+    return [*lines, *_likeliest(config, metrics), *_beside_facts(metrics), *_by_group(metrics)]
+
+
+def _share(told: Mapping[str, Any] | float) -> Interval:
+    """A share with its interval; checkpoints from before there was one have the share alone."""
+    return Interval(told, None, None) if isinstance(told, float | int) else Interval(**told)
+
+
+def _beside_facts(metrics: Mapping[str, Any]) -> list[str]:
+    """What age, sex and other facts of the cases say without the picture, and what the network adds to that."""
+    parts = [side for side in _measured(metrics) if "facts_alone" in metrics[side]]
+    if not parts:
+        return []
+    names = ", ".join(dict.fromkeys(name for side in parts for name in metrics[side]["facts_alone"]["facts"]))
+    lines = [
+        "",
+        f"## Beside the facts alone: {names}",
+        "",
+        "AUC of the network, and on the same cases of a logistic regression on these facts, fitted on the cases that",
+        "trained the network; the gain is the difference, its interval from the same resamples of patients for both.",
+        "",
+        "| cases | of | network | facts alone | gain |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for side in parts:
+        for name, found in metrics[side]["facts_alone"]["scores"].items():
+            network, facts, gain = (
+                Interval(**value) for value in (metrics[side]["scores"][name]["auc"], found["auc"], found["gain"])
+            )
+            lines.append(f"| {_SIDES[side]} | {name} | {network} | {facts} | {gain} |")
+    return lines
 
 
 def _likeliest(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from imaging.checkpoint import Checkpoint, joined, save_checkpoint
 from imaging.classifier import Classifier
 from imaging.config import Config, SegmentConfig
 from imaging.mask_scores import summary
 from imaging.predict import Predictor
+from pipelines.facts_alone import by_facts
 from pipelines.measure_classifier import apply_calibration, ask, figures
 from pipelines.measure_segmenter import default_tolerance, score_case, volume_intervals
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured
@@ -24,6 +25,7 @@ from pipelines.run_folder import versions
 from pipelines.sides import Classified, Masked
 
 Form = Literal["ensemble", "single"]
+F = TypeVar("F", bound=Fold[Any])
 
 _PROTOCOL = (
     "Each case was measured once, by the one network that was trained without its patient. The weights are those at the"
@@ -69,9 +71,18 @@ def publish_classes(folder: Path, folds: Sequence[Fold[Classified]], found: Clas
 
     def tested(unmeasured: Checkpoint) -> dict[str, Any]:
         answers = ask(Classifier(unmeasured), folds[0].cases.sides["test"])
-        return {"test": figures(config, answers, apply_calibration(config, answers, found.metrics["calibration"]))}
+        applied = apply_calibration(config, answers, found.metrics["calibration"])
+        # What the facts teach is learnt from whoever trained one of the published networks.
+        trained = {case.name: case for fold in _chosen(folds, form) for case in fold.cases.sides["train"]}
+        said = by_facts(config, [trained[name] for name in sorted(trained)], answers.cases)
+        return {"test": figures(config, answers, applied, said)}
 
     return _published(folder, folds, found.metrics, form, tested)
+
+
+def _chosen(folds: Sequence[F], form: Form) -> Sequence[F]:
+    """Whose networks are published; no fold by its figures, for the best would be the one with the easiest cases."""
+    return folds if form == "ensemble" else folds[:1]
 
 
 def _published(
@@ -82,9 +93,8 @@ def _published(
     tested: Callable[[Checkpoint], dict[str, Any]],
 ) -> Checkpoint:
     """Join the networks, or take the first, ask it about the test cases, and publish it with all that was measured."""
-    chosen = folds if form == "ensemble" else folds[:1]
+    chosen = _chosen(folds, form)
     config: Config = folds[0].cases.config.model_copy(update={"members": len(chosen)})
-    # No fold is chosen by its figures: the best of them would be the one with the easiest cases.
     weights = joined([fold.checkpoint.load_weights() for fold in chosen])
     metrics = {**measured, "cross_validation": {"protocol": protocol(config), **measured["cross_validation"]}}
     if folds[0].cases.sides["test"]:

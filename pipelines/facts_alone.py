@@ -1,12 +1,14 @@
 """What the facts of the cases alone (age, sex, view) would have said, beside what a classifier said.
 
-Invariant: the regression on facts learns from the training cases and is measured on the very cases of the classifier;
-both are ranked by their probabilities as they are, for rounded ones tie where a network is sure.
+Invariant: the regression on facts learns from the cases that trained the classifier and is measured on the very cases
+of the classifier; in a cross-validation it knows no more of a fold than the network that is measured there. Both are
+ranked by their probabilities as they are, for rounded ones tie where a network is sure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,53 @@ from imaging.facts import FactsAlone
 from imaging.scores import Probability, Truth, auc, bootstrap_scores
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ByFacts:
+    """What their facts say of N cases.
+
+    Attributes
+    ----------
+    names
+        The facts that count; none where nothing is known of the cases.
+    left_out
+        Those that no regression can take.
+    probability
+        By the target's name, (N,).
+    """
+
+    names: tuple[str, ...]
+    left_out: tuple[str, ...]
+    probability: Mapping[str, Probability]
+
+    @classmethod
+    def joined(cls, parts: Sequence[ByFacts]) -> ByFacts:
+        """What was said of several parts, one after the other."""
+        return cls(
+            tuple(sorted({name for part in parts for name in part.names})),
+            tuple(sorted({name for part in parts for name in part.left_out})),
+            {name: np.concatenate([part.probability[name] for part in parts]) for name in parts[0].probability},
+        )
+
+
+def by_facts(config: ClassifyConfig, train: Sequence[ClassifiedCase], cases: Sequence[ClassifiedCase]) -> ByFacts:
+    """Fit a regression for each target on the facts of some cases, and ask it about others."""
+    alone = FactsAlone([case.facts for case in train])
+    classes = [item.name for item in config.classes]
+    truth_NK = np.array([[name in case.classes for name in classes] for case in train])
+    facts = [case.facts for case in cases]
+    return ByFacts(
+        alone.names,
+        alone.left_out,
+        {target.name: alone.probability(target.truth(truth_NK), facts) for target in targets_of(config)},
+    )
+
+
 def facts_alone(
     config: ClassifyConfig,
-    trained: Sequence[ClassifiedCase],
-    said: Mapping[str, tuple[Sequence[ClassifiedCase], NDArray[np.float64]]],
+    cases: Sequence[ClassifiedCase],
+    truth_NK: NDArray[np.bool_],
+    probability_NK: NDArray[np.float64],
+    said: ByFacts,
 ) -> dict[str, Any] | None:
     """The AUC of each target by its cases' facts alone, and how much greater the classifier's is.
 
@@ -30,44 +75,36 @@ def facts_alone(
     ----------
     config
         Of the classifier.
-    trained
-        The training cases.
+    cases, truth_NK, probability_NK
+        What was measured: who has which class, and what the classifier said, (N, K).
     said
-        For each side that was measured its cases, and what the classifier said of them, (N, K).
+        What the facts say of the same cases.
 
     Returns
     -------
     dict or None
-        ``facts``, their names, and ``left_out``, those of facts that no regression can take, if there are any; and for
-        each side and each target ``auc`` and ``gain``, with 95 % intervals over patients, those of the gain from the
-        same resamples for both. None where there are no facts.
+        ``facts``, their names, and ``left_out``, those of facts that no regression can take, if there are any; and
+        under ``scores`` for each target ``auc`` and ``gain``, with 95 % intervals over patients, those of the gain from
+        the same resamples for both. None where there are no facts.
     """
-    alone = FactsAlone([case.facts for case in trained])
-    if not alone.names:
+    if not said.names:
         return None
-    found: dict[str, Any] = {"facts": list(alone.names)}
-    found |= {"left_out": list(alone.left_out)} if alone.left_out else {}
-    learnt_NK = _truth(config, trained)
-    for side, (cases, probability_NK) in said.items():
-        truth_NK, found[side] = _truth(config, cases), {}
-        for target in targets_of(config):
-            by_facts_N = alone.probability(target.truth(learnt_NK), [case.facts for case in cases])
-            figures = _compared(target.truth(truth_NK), by_facts_N, target.probability(probability_NK), cases)
-            found[side][target.name] = figures
-    return found
-
-
-def _truth(config: ClassifyConfig, cases: Sequence[ClassifiedCase]) -> NDArray[np.bool_]:
-    return np.array([[item.name in case.classes for item in config.classes] for case in cases], dtype=np.bool_)
+    patients = [case.patient for case in cases]
+    scores = {
+        target.name: _compared(
+            target.truth(truth_NK), said.probability[target.name], target.probability(probability_NK), patients
+        )
+        for target in targets_of(config)
+    }
+    left_out = {"left_out": list(said.left_out)} if said.left_out else {}
+    return {"facts": list(said.names), **left_out, "scores": scores}
 
 
 def _compared(
-    truth_N: Truth, by_facts_N: Probability, by_network_N: Probability, cases: Sequence[ClassifiedCase]
+    truth_N: Truth, by_facts_N: Probability, by_network_N: Probability, patients: Sequence[str]
 ) -> dict[str, Any]:
     def measure(drawn: NDArray[np.int64]) -> dict[str, float]:
         facts = auc(truth_N[drawn], by_facts_N[drawn])
         return {"auc": facts, "gain": auc(truth_N[drawn], by_network_N[drawn]) - facts}
 
-    return {
-        name: value.as_dict() for name, value in bootstrap_scores(measure, [case.patient for case in cases]).items()
-    }
+    return {name: value.as_dict() for name, value in bootstrap_scores(measure, patients).items()}

@@ -23,7 +23,7 @@ from imaging.report.class_page import CaseResult, TargetResult, render_classes, 
 from imaging.report.pictures import overview
 from imaging.scores import confusion, reliability, scores_with_intervals, share_with_interval
 from imaging.subgroups import subgroups
-from pipelines.facts_alone import facts_alone
+from pipelines.facts_alone import ByFacts, by_facts, facts_alone
 from pipelines.predictions import class_rows
 from pipelines.result import Measured, Result, of_side, provenance
 
@@ -82,7 +82,7 @@ def measure_classifier(
     sides: dict[str, list[ClassifiedCase]],
     *,
     data: str,
-    trained: Sequence[ClassifiedCase] = (),
+    trained: Sequence[ClassifiedCase],
 ) -> Measured:
     """Calibrate on the validation cases, and measure each side with that calibration.
 
@@ -91,17 +91,16 @@ def measure_classifier(
     classifier
         A checkpoint without metrics.
     sides
-        The held-out cases.
+        The cases for ``validation`` and, where there are any, ``test``.
     data
         What the pages call the data set.
     trained
-        The training cases, whose facts (age, sex, view) are learnt from for comparison.
+        The training cases: what their facts alone (age, sex, view) teach is measured beside it.
 
     Returns
     -------
     Measured
-        ``calibration`` (see `calibrated`), what `figures` gives for each side, and where the manifest has facts
-        ``facts_alone`` (`pipelines.facts_alone`); a page a side.
+        ``calibration`` (see `calibrated`), and what `figures` gives for each side; a page a side.
 
     Raises
     ------
@@ -112,15 +111,13 @@ def measure_classifier(
     asked = {side: ask(classifier, cases) for side, cases in sides.items()}
     calibration = calibrated(config, asked["validation"])
     metrics: dict[str, Any] = {"calibration": calibration}
-    pages, said = {}, {}
+    pages = {}
     for side, answers in asked.items():
         applied = apply_calibration(config, answers, calibration)
-        said[side] = (answers.cases, applied.probability_NK)
-        metrics[side] = figures(config, answers, applied)
+        metrics[side] = figures(config, answers, applied, by_facts(config, trained, answers.cases))
         about = of_side(classifier.checkpoint, data, side, [case.name for case in answers.cases])
         pages[side] = class_page({**about, "calibration": calibration, **metrics[side]}, config, answers, applied)
-    alone = facts_alone(config, trained, said)
-    return Measured({**metrics, "facts_alone": alone} if alone else metrics, pages)
+    return Measured(metrics, pages)
 
 
 def evaluate_classifier(
@@ -250,29 +247,47 @@ def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mappi
     return Applied(probability_NK, thresholds, undecided)
 
 
-def figures(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[str, Any]:
+def figures(
+    config: ClassifyConfig, answers: Asked, applied: Applied, said_by_facts: ByFacts | None = None
+) -> dict[str, Any]:
     """Every figure of some cases.
+
+    Parameters
+    ----------
+    config
+        The classifier's.
+    answers, applied
+        What its network said of the cases, and what its calibration makes of that.
+    said_by_facts
+        What their facts alone say of the same cases; not known for a checkpoint that is measured on others' cases.
 
     Returns
     -------
     dict
         ``cases``, ``patients``, ``scores`` (for each target its figures with 95 % bootstrap intervals over patients),
-        ``indeterminate`` (the share that is called neither normal nor abnormal; the figures count them by the threshold
-        alone), with softmax ``likeliest_accuracy`` (how often the likeliest class is the true one) and ``likeliest``
-        (how often which class was taken for which: a row a true class, a column a likeliest one), ``confusion`` and
-        ``reliability`` of each target, ``subgroups`` and ``each`` (truth and probability of every class in every case).
+        ``indeterminate`` (the share that is called neither normal nor abnormal, with its interval; the figures count
+        them by the threshold alone), with softmax ``likeliest_accuracy`` (how often the likeliest class is the true
+        one) and ``likeliest`` (how often which class was taken for which: a row a true class, a column a likeliest
+        one), ``confusion`` and ``reliability`` of each target, where the cases have facts ``facts_alone``,
+        ``subgroups`` and ``each`` (truth and probability of every class in every case).
     """
     everyone = np.arange(len(answers.cases))
+    patients = [case.patient for case in answers.cases]
+    truth_NK, probability_NK = answers.truth_NK, applied.probability_NK
+    alone = facts_alone(config, answers.cases, truth_NK, probability_NK, said_by_facts) if said_by_facts else None
     return {
         **_measured(config, answers, applied, everyone),
-        "indeterminate": {name: round(float(there_N.mean()), 5) for name, there_N in applied.undecided.items()},
+        "indeterminate": {
+            name: share_with_interval(there_N, patients).as_dict() for name, there_N in applied.undecided.items()
+        },
         **_counted(config, answers, applied),
+        **({"facts_alone": alone} if alone else {}),
         "subgroups": {
             name: _measured(config, answers, applied, chosen) for name, chosen in subgroups(answers.cases).items()
         },
         "each": {
             case.name: {"classes": list(case.classes), "probability": [round(float(p), 5) for p in row]}
-            for case, row in zip(answers.cases, applied.probability_NK, strict=True)
+            for case, row in zip(answers.cases, probability_NK, strict=True)
         },
     }
 

@@ -24,6 +24,7 @@ from imaging.mask_scores import TITLES, CaseScore, rounded, summary
 from imaging.predict import Predictor
 from imaging.report.mask_page import WorstCase
 from imaging.scores import scores_of
+from pipelines.facts_alone import ByFacts, by_facts
 from pipelines.measure_classifier import Applied, Asked, apply_calibration, ask, calibrated, figures
 from pipelines.measure_segmenter import default_tolerance, score_each, volume_intervals, worst_of
 from pipelines.sides import Classified, Masked
@@ -137,7 +138,8 @@ def measure_classes(folds: Sequence[Fold[Classified]]) -> ClassesMeasured:
     fold_of = _fold_of(folds)
     asked = [ask(Classifier(fold.checkpoint), fold.cases.sides["validation"]) for fold in folds]
     applied, told = [], []
-    for number, (fold, answers) in enumerate(zip(folds, asked, strict=True)):
+    parts = list(zip(folds, asked, strict=True))
+    for number, (fold, answers) in enumerate(parts):
         others = Asked.joined([part for other, part in enumerate(asked) if other != number])
         calibration = calibrated(config, others)
         applied.append(apply_calibration(config, answers, calibration))
@@ -149,7 +151,8 @@ def measure_classes(folds: Sequence[Fold[Classified]]) -> ClassesMeasured:
         name: {key: _spread([fold["scores"][name][key] for fold in told]) for key in found}
         for name, found in told[0]["scores"].items()
     }
-    whole = {**figures(config, everyone, everything), "folds": told, "over_folds": over}
+    said = ByFacts.joined([by_facts(config, fold.cases.sides["train"], part.cases) for fold, part in parts])
+    whole = {**figures(config, everyone, everything, said), "folds": told, "over_folds": over}
     metrics = {"calibration": calibrated(config, everyone), "cross_validation": whole}
     return ClassesMeasured(config, metrics, everyone, everything, fold_of)
 

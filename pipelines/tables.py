@@ -60,7 +60,8 @@ def evaluation_lines(metrics: dict[str, Any]) -> list[str]:
     for name, figures in metrics.get("scores", {}).items():
         lines.append(f"{name}, in {figures['true_cases']} of {metrics['cases']} case(s):")
         lines += [f"  {title} {Interval(**figures[score])}" for score, title in scores.TITLES.items()]
-    lines += [f"{name}: {share:.1%} indeterminate" for name, share in metrics.get("indeterminate", {}).items()]
+    undecided = metrics.get("indeterminate", {})
+    lines += [f"{name}: share indeterminate {Interval(**share)} {over}" for name, share in undecided.items()]
     if "likeliest_accuracy" in metrics:
         lines.append(f"likeliest class is the true one: {Interval(**metrics['likeliest_accuracy'])} {over}")
     lines += metrics.get("notes", [])

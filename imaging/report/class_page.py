@@ -83,7 +83,7 @@ class _Part:
 
     target: Target
     figures: Mapping[str, Any]
-    undecided: float | None
+    undecided: str | None
     said: str
     plots: Sequence[Plot]
     confusion: Sequence[_Row]
@@ -155,7 +155,7 @@ def _part(
     return _Part(
         target=target,
         figures=figures,
-        undecided=metrics["indeterminate"].get(target.name),
+        undecided=str(Interval(**share)) if (share := metrics["indeterminate"].get(target.name)) else None,
         said=_said(target, metrics),
         plots=class_plots(target.title, truth, probability, figures, metrics["reliability"][target.name]),
         confusion=_confusion(target, metrics["confusion"][target.name]),

@@ -34,9 +34,12 @@ from imaging.errors import (
     TooFewCases,
 )
 from imaging.foreign import read_foreign
+from imaging.interval import Interval
+from imaging.scores import auc
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines import folds as verb
+from pipelines.facts_alone import by_facts
 from pipelines.folds import CrossValidation, cross_validate
 from pipelines.measure_classifier import ask
 from pipelines.out_of_fold import Fold, measure_classes
@@ -188,6 +191,29 @@ def test_means_over_folds_and_over_all_cases_are_both_told(classified: CrossVali
     assert measured["scores"]["odd"]["auc"]["low"] is not None
     assert "age=20 to under 40" in measured["subgroups"] or "age=40 to under 60" in measured["subgroups"]
     assert classified.metrics["calibration"]["cases"] == measured["cases"]
+
+
+def test_facts_alone_are_asked_as_the_networks_are(classified: CrossValidation, done: list[Fold[Classified]]) -> None:
+    """Of each fold by a regression on the facts of the other folds' cases; of the test cases by one on all of these."""
+    measured = classified.metrics["cross_validation"]
+    found = measured["facts_alone"]
+    parts = [by_facts(fold.cases.config, fold.cases.sides["train"], fold.cases.sides["validation"]) for fold in done]
+    cases = [case for fold in done for case in fold.cases.sides["validation"]]
+    odd_N = np.array(["odd" in case.classes for case in cases])
+    assert found["facts"] == ["age", "sex"]
+    alone = auc(odd_N, np.concatenate([part.probability["odd"] for part in parts]))
+    assert found["scores"]["odd"]["auc"]["mean"] == pytest.approx(alone, abs=1e-5)
+    network = measured["scores"]["odd"]["auc"]["mean"]
+    assert found["scores"]["odd"]["gain"]["mean"] == pytest.approx(network - alone, abs=2e-5)
+    tested = classified.checkpoint.metrics["test"]["facts_alone"]["scores"]["odd"]
+    said = by_facts(done[0].cases.config, sorted(cases, key=lambda case: case.name), done[0].cases.sides["test"])
+    truth_N = np.array(["odd" in case.classes for case in done[0].cases.sides["test"]])
+    assert tested["auc"]["mean"] == pytest.approx(auc(truth_N, said.probability["odd"]), abs=1e-5)
+    card = (classified.checkpoint.folder / "README.md").read_text()
+    page = (classified.folder / "cross_validation.html").read_text()
+    gain = Interval(**found["scores"]["odd"]["gain"])
+    assert "facts alone: age, sex" in card and f"| {gain} |" in card
+    assert "AUC of age, sex alone" in page and f">{gain}<" in page
 
 
 def test_network_that_has_seen_a_case_is_not_measured_on_it(done: list[Fold[Classified]]) -> None:
