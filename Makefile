@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-long lint fuzz clean
+.PHONY: help demo test test-long lint docs fuzz clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: lint  ## Linters, the type checker and all tests
 
 test-long: $(VENV)/installed-test  ## Tests that take minutes: runs killed at random moments, and continued
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
+
+docs: $(VENV)/installed  ## Write docs/config.md anew, after a key of a config has changed
+	$(BIN)/python -m imaging.config.reference > docs/config.md
 
 fuzz: $(VENV)/installed-test  ## 20,000 broken files through the reader; what fails is kept in fuzz_failures
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --mutants 20000 --jobs 2

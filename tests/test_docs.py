@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imaging import errors
+from imaging.config.reference import explanations, models_in, page, sections
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
@@ -51,3 +52,24 @@ def test_readme_names_every_dependency() -> None:
     names = set(re.findall(r'"([a-z0-9]+)>=', block))
     table = (ROOT / "README.md").read_text().split("## What each dependency is for")[1]
     assert names == set(re.findall(r"^\| ([a-z0-9]+) \|", table, flags=re.MULTILINE)) - {"package"}
+
+
+def test_page_of_the_config_keys_is_that_of_the_models() -> None:
+    assert (ROOT / "docs/config.md").read_text() == page(), "`make docs` writes it anew"
+
+
+def test_every_key_of_a_config_is_explained() -> None:
+    models = {model for by_task in sections().values() for model in by_task.values()}
+    keys = {(model, key) for model in models for key, field in model.model_fields.items()
+            if not models_in(field.annotation)}  # fmt: skip
+    assert len(keys) > 80
+    unexplained = [f"{model.__name__}.{key}" for model, key in keys if f"`{key}`" not in "".join(explanations(model))]
+    assert unexplained == []
+
+
+def test_page_shows_bounds_choices_and_defaults() -> None:
+    rows = (ROOT / "docs/config.md").read_text().splitlines()
+    assert "| `ema_decay` | number, at least 0, below 1 | `0.995` |  |" in rows
+    assert '| `schedule` | `cosine`, `poly` | `"cosine"` |  |' in rows
+    assert "| `epochs` | whole number, at least 1 |  |  |" in rows
+    assert "| `foreground` | number, at least 0, at most 1 | `0.0` | segment |" in rows

@@ -10,9 +10,10 @@ from imaging.config.section import LATER, Count, Finite, Positive, Section, Spac
 
 
 class Data(Section):
-    """Where the cases lie and how they are split, always by patient.
+    """Where the cases lie (`root`: a manifest, or the folder of one) and how they are split, always by patient.
 
-    `test_fraction` of the patients is set apart first, the same whichever `fold` validates; `seed` decides who.
+    `test_fraction` of the patients is set apart first; the others are dealt into `folds` parts, of which the one with
+    the number `fold`, from 0, validates. `seed` decides who, so that the test patients are the same for each fold.
 
     What the random transforms begin with is made once and held in memory, up to `memory_gib` of it a process; or, with
     a folder as `cache`, kept on disk, up to `cache_gib`, for this run and for later ones. `workers` processes make the
@@ -38,7 +39,7 @@ class Data(Section):
 
 
 class Columns(Section):
-    """What the columns of a CSV with classes are called.
+    """What the columns of a CSV with classes are called: `image`, `label`, `case`, `patient` and `split`.
 
     `none` lists the words in the label column that mean none of the classes. `facts` names the columns to measure
     subgroups by, each with what it is to be called here; None takes every column that is nothing else.
@@ -138,7 +139,7 @@ class Preprocess(Scale):
 
 
 class Channel(Scale):
-    """One of several images of a case that lie on one grid, such as T1 and T2: its name, and how it is scaled."""
+    """One of several images of a case that lie on one grid, such as T1 and T2: its `name`, and how it is scaled."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 

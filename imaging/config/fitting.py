@@ -11,28 +11,29 @@ from imaging.config.transfer import Lora, Start
 
 
 class Network(Section):
-    """A network's registered name and its options."""
+    """A network's registered `name` and its `options`, as MONAI's class takes them."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Augmentation(Section):
-    """A random transform's registered name and its options."""
+    """A random transform's registered `name` and its `options`, as MONAI's class takes them."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Fit(Section):
-    """How the weights of any network are found.
+    """How the weights of any network are found: by AdamW with `weight_decay`, in `epochs` passes over the cases.
 
-    The learning rate rises over `warmup_steps` and falls to zero by `schedule`: a ``cosine``, or ``poly``, the power
-    0.9 of what is left. Gradients are added up over `accumulate` batches of `batch_size` before a step, and clipped to
-    the norm `gradient_clip`. `ema_decay` is that of the moving average of the weights, which is validated every
-    `validate_every` epochs and published; 0 switches it off. With `early_stopping` the run ends after as many
-    validations without a better score. `keep` says whose weights are published: those of the epoch that was ``best`` on
-    validation, or the ``last`` ones, which nothing chose.
+    `seed` decides all chance, `precision` the numbers that are computed with (Lightning's names), `augment` the random
+    transforms of each sample, in this order. The learning rate rises to `learning_rate` over `warmup_steps` and falls
+    to zero by `schedule`: a ``cosine``, or ``poly``, the power 0.9 of what is left. Gradients are added up over
+    `accumulate` batches of `batch_size` before a step, and clipped to the norm `gradient_clip`. `ema_decay` is that of
+    the moving average of the weights, which is validated every `validate_every` epochs and published; 0 switches it
+    off. With `early_stopping` the run ends after as many validations without a better score. `keep` says whose weights
+    are published: those of the epoch that was ``best`` on validation, or the ``last`` ones, which nothing chose.
 
     `channels_last` lays images out with their channels together, and `compile` lets PyTorch compile the network; both
     change the speed, and the numbers by rounding only. `loggers` are where the figures of the training are told.
@@ -122,7 +123,10 @@ class Explain(Section):
 
 
 class ClassifyPredict(Section):
-    """How a classifier's weights are used: logits are averaged over flips of `flip_axes` of the network's grid."""
+    """How a classifier's weights are used: logits are averaged over flips of `flip_axes` of the network's grid.
+
+    So many cases as `batch_size` are asked at a time, computed in `precision`.
+    """
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = "32"
@@ -133,8 +137,8 @@ class Predict(Section):
     """How a segmenter's weights are used.
 
     Tiles of `patch` voxels (of two axes, slice by slice, where `train.patch` has two) overlap by the share `overlap`;
-    probabilities are averaged over flips of `flip_axes` (0 is
-    the first axis of `preprocess.orientation`).
+    probabilities are averaged over flips of `flip_axes` (0 is the first axis of `preprocess.orientation`). So many
+    tiles as `batch_size` are asked at a time, computed in `precision`.
     """
 
     patch: Size

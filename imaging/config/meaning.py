@@ -10,7 +10,7 @@ from imaging.config.section import LATER, Pattern, Positive, Section, Vector3
 
 
 class Code(Section):
-    """A coded concept: scheme designator, value and meaning (DICOM PS3.16 section 8; SCT is SNOMED CT)."""
+    """A coded concept: its `scheme`'s designator, `value` and `meaning` (DICOM PS3.16 section 8; SCT is SNOMED CT)."""
 
     scheme: Literal["SCT", "DCM", "RADLEX"] = "SCT"
     value: str = Field(min_length=1, max_length=16)
@@ -18,7 +18,10 @@ class Code(Section):
 
 
 class Label(Section):
-    """One structure: its value in the mask, its name in files, its codes in reports.
+    """One structure: its `id` is its value in the mask, `name` is for files, `title` for people.
+
+    A DICOM SEG has its `category` (such as anatomical structure), its `code`, a `modifier` of it such as a side, and
+    its `colour` (#rrggbb).
 
     `values` are those of a manual mask that make it up, where structures overlap: a whole tumour may be 1, 2 and 3, its
     core 2 and 3. Without them it is its id alone.
@@ -35,8 +38,9 @@ class Label(Section):
 
 
 class Class(Section):
-    """One thing that a case can be: its number, its name in manifests and files, its codes in reports.
+    """One thing that a case can be: its number `id`, its `name` in manifests and files, its `title` for people.
 
+    `category` and `code` say it in reports, coded.
     `abnormal` is what reports call it; the probabilities of all abnormal classes together are that of an abnormal case.
     `told_as` lists what manifests call it beside its name and its title; a word that several classes list names all of
     them.
@@ -52,13 +56,13 @@ class Class(Section):
 
 
 class AppliesTo(Section):
-    """Which series a checkpoint takes.
+    """Which series a checkpoint takes: of one of the modalities in `modality` and the body parts in `body_part`.
 
-    All but `description` are limits of what the network has learnt: a series beyond them is refused even when the
-    checkpoint is named explicitly (a modality or body part that the file does not tell is then not held against it).
-    `description`, a regular expression for SeriesDescription, only chooses: it is asked when no checkpoint is named.
-    `extent_min_mm` and `extent_max_mm` bound the size along R-L, A-P and S-I, `spacing_max_mm` every voxel axis; None
-    where there is no such limit.
+    Modalities and body parts are DICOM's terms; without body parts any is taken. All but `description` are limits of
+    what the network has learnt: a series beyond them is refused even when the checkpoint is named explicitly (a
+    modality or body part that the file does not tell is then not held against it). `description`, a regular expression
+    for SeriesDescription, only chooses: it is asked when no checkpoint is named. `extent_min_mm` and `extent_max_mm`
+    bound the size along R-L, A-P and S-I, `spacing_max_mm` every voxel axis; None where there is no such limit.
     """
 
     modality: tuple[str, ...]
@@ -89,7 +93,11 @@ class PicturesTaken(AppliesTo):
 
 
 class Card(Section):
-    """What the model card says that no number says."""
+    """What the model card says that no number says.
+
+    `data`: what it was trained on; `licence`: that of the weights; `intended_use` and `limits`: for what, and for what
+    not; `command`: what trained it.
+    """
 
     data: str
     licence: str

@@ -22,7 +22,9 @@ OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers
 
 
 class _Task(Section):
-    """What every config says, whatever its task.
+    """What every config says, whatever its `task`.
+
+    `name` is the checkpoint's in commands and file names, `title` its name for people, `version` what its reports say.
 
     `members` is the number of networks of a checkpoint, whose answers are averaged; a training fits one at a time, so
     a config to train with has 1.
