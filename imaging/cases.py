@@ -17,11 +17,12 @@ from pathlib import Path
 from imaging.channels import read_image
 from imaging.config import ClassifyConfig, ClassifyData
 from imaging.dicom import load_series
+from imaging.dicom.owner import owner_of
 from imaging.errors import ManifestInvalid, TooFewCases
 from imaging.label_table import LabelTable, class_problems, read_label_table
 from imaging.labelled_studies import KEYS, label_studies
 from imaging.manifest import Split, check_once
-from imaging.nifti import case_name
+from imaging.nifti import case_name, is_nifti
 from imaging.npz import PARTS, is_npz, read_npz, read_npz_image
 from imaging.png import is_png
 from imaging.volume import Volume
@@ -45,7 +46,7 @@ class ClassifiedCase:
     classes
         Names of its classes, in the config's order; none where no class is there.
     patient
-        Whose it is; the case's own name where the manifest does not say.
+        Whose it is; where the manifest does not say, by the PatientID of a DICOM file, else the case's own name.
     side
         Where the data set itself puts it: ``train``, ``validation`` or ``test``; empty where it does not say.
     facts
@@ -152,7 +153,8 @@ def _from_csv(manifest: Path, config: ClassifyConfig | None, folder: Path | None
         problems += row.problems
         image = folder / row.cells[heading]
         name = row.case or case_name(image.with_suffix("") if is_png(image) else image)
-        cases.append(ClassifiedCase(name, image, row.classes, row.patient or name, row.side, row.facts))
+        patient = row.patient or ("" if is_png(image) or is_nifti(image) else owner_of(image)) or name
+        cases.append(ClassifiedCase(name, image, row.classes, patient, row.side, row.facts))
     return Listing(tuple(cases), tuple(problems))
 
 

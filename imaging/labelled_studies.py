@@ -7,7 +7,6 @@ told. Nothing told here names a patient: studies and series are named by UID, ro
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import pydicom
 
 from imaging.config import ClassifyConfig
 from imaging.dicom.geometry import stacks
+from imaging.dicom.owner import digest_of
 from imaging.dicom.scan import Series, Study, scan
 from imaging.dicom.stack import Stack
 from imaging.errors import ImagingError, ManifestInvalid, NotApplicable, NotDicom, NothingFound
@@ -184,7 +184,7 @@ def _taken(
                     continue
                 name = f"{series.uid} {stack.name}".strip()
                 files = tuple(sorted({item.instance.path for item in stack.slices}))
-                patient = row.patient or _digest(study.patient_id)
+                patient = row.patient or digest_of(study.patient_id)
                 facts = {**_facts_of(files[0]), **row.facts}
                 taken.append(LabelledVolume(name, files, stack.name, row, patient, facts))
     return taken, declined
@@ -197,10 +197,6 @@ def _check(series: Series, stack: Stack, config: ClassifyConfig) -> None:
     check_choice(config.applies_to, series.facts, named=False)
     check_grey(series.facts, stack.channels)
     check_fit(config, series.facts, stack.shape, stack.affine)
-
-
-def _digest(patient_id: str) -> str:
-    return hashlib.sha256(patient_id.encode()).hexdigest()[:16] if patient_id else ""
 
 
 def _facts_of(path: Path) -> dict[str, str]:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from imaging.dataset_json import list_files
+from imaging.dicom.owner import owner_of
 from imaging.errors import ManifestInvalid, PatientLeak, TooFewCases
-from imaging.nifti import case_name
+from imaging.nifti import case_name, is_nifti
+from imaging.png import is_png
 
 # Between the images or the classes of one case in one cell.
 SEPARATOR = "|"
@@ -54,7 +56,7 @@ class Case:
     label
         The mask.
     patient
-        Who it is of; the case's own name where the manifest does not say.
+        Who it is of; where the manifest does not say, by the PatientID of a DICOM image, else the case's own name.
     """
 
     name: str
@@ -200,7 +202,9 @@ def _read_csv(manifest: Path) -> list[Case]:
         if not images:
             raise ManifestInvalid(manifest, seen=f"row {number} names no image")
         name = (row.get("case") or "").strip() or case_name(images[0])
-        cases.append(Case(name, images, manifest.parent / row["label"], (row.get("patient") or "").strip() or name))
+        told = (row.get("patient") or "").strip()
+        patient = told or ("" if is_png(images[0]) or is_nifti(images[0]) else owner_of(images[0])) or name
+        cases.append(Case(name, images, manifest.parent / row["label"], patient))
     return cases
 
 
