@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from monai.networks import nets
+from monai.networks.blocks.transformerblock import TransformerBlock
 
 from imaging.config import Network, SegmentConfig
 from imaging.errors import ConfigInvalid, UnknownName
@@ -190,9 +191,14 @@ def _registered(config: Network, registry: Mapping[str, _Entry]) -> _Entry:
 
 def _made(config: Network, make: Callable[..., torch.nn.Module], given: Mapping[str, Any]) -> torch.nn.Module:
     try:
-        return make(**given, **config.options)
+        network = make(**given, **config.options)
     except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise ConfigInvalid("network.options", seen=f"{config.name} does not take them: {error}") from error
+    for module in network.modules():
+        # MONAI makes this layer in any case. Several devices would wait for a gradient that never comes.
+        if isinstance(module, TransformerBlock) and not module.with_cross_attention:
+            module.norm_cross_attn.requires_grad_(False)
+    return network
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
