@@ -32,6 +32,11 @@ CREATE TABLE IF NOT EXISTS pixels (key TEXT PRIMARY KEY, sha256 TEXT);"""
 Stamp = tuple[int, int, int, int]
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder as the DICOM reader finds them: at any depth, links to folders not followed; sorted."""
+    return sorted(Path(place) / name for place, _, names in os.walk(folder) for name in names)
+
+
 class ContentIndex:
     """Digests of files, remembered from run to run; a context manager that writes down what is new at its end.
 
@@ -109,11 +114,8 @@ class ContentIndex:
         """
         if not path.is_dir():
             return self._digest_of_file(path)
-        found = []
-        for folder, _, names in os.walk(path):
-            found += [Path(folder) / name for name in names]
         whole = hashlib.sha256()
-        for file in sorted(found):
+        for file in files_in(path):
             name = str(file.relative_to(path))
             whole.update(f"{len(name)}:{name}:{self._digest_of_file(file)}\n".encode(errors="surrogateescape"))
         return whole.hexdigest()

@@ -23,7 +23,7 @@ from imaging.cache import Tensors
 from imaging.cases import ClassifiedCase, load_picture
 from imaging.channels import check_channels, read_channels, read_mask
 from imaging.config import ClassifyConfig, Config, Data, SegmentConfig
-from imaging.content import ContentIndex
+from imaging.content import ContentIndex, files_in
 from imaging.dataset_check import mismatches
 from imaging.errors import CaseChanged, DuplicateCases, ImagingError
 from imaging.gridding import classify_augmentation, classify_preprocessing
@@ -156,9 +156,10 @@ class _Cached(Dataset[Sample]):
         CaseChanged
             If a file of the case is another one since the run began.
         """
-        for path, stamp in _stamps(self._cases[index]).items():
-            if stamp != self._stamps[index][path]:
-                raise CaseChanged(path, seen=f"{'changed' if stamp else 'is gone'} (case {self.names[index]})")
+        before, now = self._stamps[index], _stamps(self._cases[index])
+        for path in {**before, **now}:
+            if now.get(path) != before.get(path):
+                raise CaseChanged(path, seen=f"{'changed' if now.get(path) else 'is gone'} (case {self.names[index]})")
         return {name: _plain(value).contiguous() for name, value in self._prepare(self._cases[index]).items()}
 
     def _prepare(self, case: Any) -> Sample:
@@ -188,19 +189,23 @@ class _Cached(Dataset[Sample]):
         return {key: _plain(value) for key, value in sample.items()}
 
 
-def _stamps(case: Any) -> dict[Path, tuple[int, int] | None]:
-    """Size and time of modification (ns) of each file of a case; None where there is none."""
+def _stamps(case: Any) -> dict[Path, tuple[int, int, int] | None]:
+    """Size and times of modification and of change (ns) of each file of a case, those of its folders too.
+
+    None where there is none. Nobody can set the time of change back.
+    """
     values = [getattr(case, item.name) for item in fields(case)]
     paths = [path for value in values for path in (value if isinstance(value, tuple) else (value,))]
-    found: dict[Path, tuple[int, int] | None] = {}
-    for path in paths:
-        if isinstance(path, Path):
-            try:
-                status = path.stat()
-                found[path] = status.st_size, status.st_mtime_ns
-            except OSError:
-                found[path] = None
-    return found
+    named = [path for path in paths if isinstance(path, Path)]
+    return {path: _stamp(path) for path in (*named, *(file for path in named for file in files_in(path)))}
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Telling(Dataset[Any]):

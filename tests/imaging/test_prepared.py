@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import shutil
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from imaging import data as data_module
 from imaging.cases import ClassifiedCase, read_cases
 from imaging.config import ClassifyConfig, SegmentConfig, load_config
 from imaging.data import CachedCases, CachedPictures, EpochSampler, SegmentationData, without_copies
-from imaging.errors import ConstantImage, DuplicateCases
+from imaging.errors import CaseChanged, ConstantImage, DuplicateCases
 from imaging.files import shipped
 from imaging.manifest import Case
 from imaging.patches import Patches
@@ -346,6 +347,23 @@ def test_a_folder_of_dicom_counts_by_all_its_files(data: Path, tmp_path: Path) -
     content[-2] ^= 1
     last.write_bytes(content)
     assert counted(pictured(cases, tmp_path, "preprocess.size=[8, 8, 8]")[1]) == (0, 1, 0)
+
+
+def test_a_sample_of_files_that_changed_meanwhile_is_not_kept_under_their_key(data: Path, tmp_path: Path) -> None:
+    """An entry that another process removed is made again; the time of modification is set back, the size is kept."""
+    folder = Path(shutil.copytree(data / "hippocrop_study1", tmp_path / "study"))
+    cases = [ClassifiedCase("one", folder, ("odd",), "p")]
+    found, _ = pictured(cases, tmp_path, "preprocess.size=[8, 8, 8]")
+    entry = next((tmp_path / "cache").glob("samples-*/*/*"))
+    entry.unlink()
+    last = sorted(folder.iterdir())[-1]
+    content, status = bytearray(last.read_bytes()), last.stat()
+    content[-2] ^= 1
+    last.write_bytes(content)
+    os.utime(last, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(CaseChanged, match="changed"):
+        found[0, 0]
+    assert not entry.exists()
 
 
 def test_pictures_with_and_without_a_cache_after_one_was_replaced(tmp_path: Path) -> None:
