@@ -132,7 +132,8 @@ class Study:
 
     def _interrupt(self, trial: optuna.trial.FrozenTrial) -> None:
         number, params = trial.number, dict(trial.params)
-        self._study.set_user_attr(_INTERRUPTED, [*self._lost(), number])
+        # Once, though a resume may have been killed here: the seed of each later trial counts them.
+        self._study.set_user_attr(_INTERRUPTED, sorted({*self._lost(), number}))
         self._study.tell(number, state=the_optuna().trial.TrialState.FAIL)
         shutil.rmtree(self._place(number), ignore_errors=True)
         if params.keys() == self._config.tune.keys():

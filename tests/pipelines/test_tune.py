@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -227,6 +228,20 @@ def test_a_killed_search_that_is_resumed_is_the_one_that_was_not(
     resumed = search(trials=3, resume=True)
     assert [trial.state for trial in resumed.trials] == ["complete", "interrupted", "complete", "complete"]
     assert (tried(resumed), scores(resumed)) == (tried(whole), scores(whole))
+
+
+def test_a_search_killed_while_it_was_resumed_is_the_one_that_was_not(
+    search: Search, whole: Tuned, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(trials=1)
+    begun = Study(tmp_path / "search", load_config(toy))
+    begun._study.ask()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(begun._study, "tell", MagicMock(side_effect=SystemExit))
+        begun.begin_again()
+    resumed = search(trials=2, resume=True)
+    assert [trial.state for trial in resumed.trials] == ["complete", "interrupted", "complete"]
+    assert tried(resumed) == tried(whole)[:2]
 
 
 def test_a_finished_search_is_not_searched_again(search: Search) -> None:
