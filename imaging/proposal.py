@@ -113,20 +113,7 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
     """
     budget = budget or Budget()
     modality = modality or survey.description.modality
-    if not modality:
-        raise ManifestInvalid(
-            survey.manifest,
-            seen="it does not tell the modality",
-            expected="what DICOM calls it was expected (MR, CT, PT, ...)",
-            remedy="Give it with --modality",
-        )
-    if survey.description.ignore is not None:
-        raise ManifestInvalid(
-            survey.manifest,
-            seen="a value to ignore",
-            expected="masks that say something of every voxel were expected",
-            remedy="Leave the ignored voxels out: nothing here learns around them",
-        )
+    _check(survey, modality)
     split = _split(survey)
     grid = target_grid(survey.cases)
     trained = len(split.side.train)
@@ -150,6 +137,24 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
         *_card(survey, modality, name),
     ]
     return Proposal(_heading(survey), tuple(choices))
+
+
+def _check(survey: Survey, modality: str) -> None:
+    """Refuse a data set that a config could not say all of."""
+    if not modality:
+        raise ManifestInvalid(
+            survey.manifest,
+            seen="it does not tell the modality",
+            expected="what DICOM calls it was expected (MR, CT, PT, ...)",
+            remedy="Give it with --modality",
+        )
+    if survey.description.ignore is not None:
+        raise ManifestInvalid(
+            survey.manifest,
+            seen="a value to ignore",
+            expected="masks that say something of every voxel were expected",
+            remedy="Leave the ignored voxels out: nothing here learns around them",
+        )
 
 
 def _heading(survey: Survey) -> str:

@@ -118,17 +118,8 @@ def cross_validate(
     WrongUsage
         As `pipelines.train.train`.
     """
-    settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last", "train.early_stopping=null"]
-    first = resolve(config, settled, precision=precision)
+    first = _first(config, overrides, folds, precision)
     _check_devices(devices, first)
-    if getattr(first.data, "split", "patient") != "patient":
-        raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
-                            remedy="Add data.split=patient")  # fmt: skip
-    given = load_config(find_config(config), overrides).train
-    if given.keep != "last":
-        log.info("train.keep is last: the cases that are held out of a fold must not choose its epoch")
-    if given.early_stopping is not None:
-        log.info("train.early_stopping is off: the cases that are held out of a fold must not say when it ends")
     folder = out or Path("runs") / f"{first.name}_{folds}folds"
     listed = list_for(first)
     cases = [_dealt(first, listed, number) for number in range(folds)]
@@ -141,6 +132,21 @@ def cross_validate(
         log.info("fold %d of %d: %s", number, folds, place)
         done.append(Fold(_finished(one, place, train_one), one))
     return _collected(folder, done, form, on_case)
+
+
+def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | None) -> Config:
+    """The config of the first fold; the others differ by their number alone."""
+    settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last", "train.early_stopping=null"]
+    first = resolve(config, settled, precision=precision)
+    if getattr(first.data, "split", "patient") != "patient":
+        raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
+                            remedy="Add data.split=patient")  # fmt: skip
+    given = load_config(find_config(config), overrides).train
+    if given.keep != "last":
+        log.info("train.keep is last: the cases that are held out of a fold must not choose its epoch")
+    if given.early_stopping is not None:
+        log.info("train.early_stopping is off: the cases that are held out of a fold must not say when it ends")
+    return first
 
 
 def _check_devices(devices: int, config: Config) -> None:

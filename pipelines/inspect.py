@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imaging.checkpoint import open_checkpoints
+from imaging.checkpoint import Checkpoint, open_checkpoints
 from imaging.config import ClassifyConfig, Config, find_config, load_config
 from imaging.dataset_check import OnCase, survey, survey_classes
+from imaging.dicom.scan import Study
 from imaging.dicom.stack import Policy
 from imaging.errors import ManifestInvalid
 from imaging.inputs import gather, view_nifti, view_picture, view_series
@@ -68,15 +69,7 @@ def inspect(
     named = bool(models)
     return {
         "studies": [
-            {
-                "uid": study.uid,
-                "description": study.description,
-                "series": [
-                    view.as_dict()
-                    for item in study.series
-                    for view, _ in view_series(item, checkpoints, named=named, policy=policy)
-                ],
-            }
+            {"uid": study.uid, "description": study.description, "series": _series(study, checkpoints, named, policy)}
             for study in inputs.scan.studies
         ],
         "nifti": [
@@ -89,6 +82,11 @@ def inspect(
         "refused": [error.as_dict() for error in (*unusable, *inputs.scan.refused)],
         "strays": [str(path) for path in inputs.scan.strays],
     }
+
+
+def _series(study: Study, checkpoints: Sequence[Checkpoint], named: bool, policy: Policy) -> list[dict[str, Any]]:
+    views = [view_series(item, checkpoints, named=named, policy=policy) for item in study.series]
+    return [view.as_dict() for several in views for view, _ in several]
 
 
 def is_manifest(path: Path) -> bool:
