@@ -13,13 +13,12 @@ from typing import Any
 
 from imaging.checkpoint import Checkpoint, open_checkpoints
 from imaging.config import ClassifyConfig, Config, find_config, load_config
-from imaging.dataset_check import OnCase, survey, survey_classes
+from imaging.dataset_check import OnCase, is_mask, survey, survey_classes
 from imaging.dicom.scan import Study
 from imaging.dicom.stack import Policy
 from imaging.errors import ManifestInvalid
 from imaging.inputs import gather, view_nifti, view_picture, view_series
 from imaging.manifest import rows_of
-from imaging.nifti import is_nifti
 from imaging.npz import is_npz
 
 
@@ -37,7 +36,8 @@ def inspect(
     ----------
     paths
         Folders or files; a CSV, a MedMNIST ``.npz``, or a file called ``dataset.json``, is taken as the manifest of a
-        data set: of masks where its labels are files, else of classes.
+        data set: of masks where its labels are files, else of classes. With a config that has `data.labels` a folder is
+        the data set whose classes these are.
     models
         Checkpoints to ask; by default all that ship.
     policy
@@ -61,8 +61,9 @@ def inspect(
         If the config cannot be read.
     """
     checkpoints, unusable = open_checkpoints(models)
-    manifests = [path for path in paths if is_manifest(path)]
     against = load_config(find_config(config)) if config else None
+    labelled = isinstance(against, ClassifyConfig) and against.data.labels is not None
+    manifests = [path for path in paths if is_manifest(path) or (labelled and path.is_dir())]
     datasets = [_dataset(path, against, on_case) for path in manifests]
     others = [path for path in paths if path not in manifests]
     inputs = gather(others)
@@ -106,6 +107,6 @@ def _has_masks(path: Path) -> bool:
     if path.suffix.lower() != ".csv":
         return not is_npz(path)
     try:
-        return any(is_nifti(Path(row.get("label") or "")) for row in rows_of(path))
+        return any(is_mask(Path(row.get("label") or "")) for row in rows_of(path))
     except (OSError, ValueError, csv.Error) as error:
         raise ManifestInvalid(path, seen=f"cannot be read ({type(error).__name__})") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imaging.config import load_config
 from imaging.dataset_check import OnCase, Survey, survey
-from imaging.errors import OutputNotWritable
+from imaging.errors import ManifestInvalid, OutputNotWritable
 from imaging.files import write_whole
 from imaging.plan import Budget
 from imaging.proposal import Proposal, propose
@@ -65,7 +65,7 @@ def plan(
     OutputNotWritable
         If the file exists, or cannot be written.
     ManifestInvalid
-        If the cases cannot be listed, or nobody tells the modality.
+        If the cases cannot be listed, or nobody tells the modality or the size of the voxels.
     TooFewCases, ConfigInvalid
         If there are fewer than two patients, or the smallest patch needs more memory.
     """
@@ -74,6 +74,10 @@ def plan(
     found = survey(dataset, on_case=on_case)
     if found.problems:
         return Planned(found, None)
+    if not all(case.known_spacing for case in found.cases):
+        raise ManifestInvalid(dataset, seen="pictures, which do not tell the size of their pixels",
+                              expected="volumes with voxels of a known size were expected",
+                              remedy="Write the config by hand: docs/training.md, Slices or volumes")  # fmt: skip
     budget = Budget(memory_gib, steps)
     proposal = propose(found, root=dataset, name=out.name, modality=modality, budget=budget)
     text = proposal.to_yaml()

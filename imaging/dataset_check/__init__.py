@@ -5,7 +5,7 @@ No text here names a patient. Imports no torch.
 """
 
 from imaging.dataset_check.classes import ClassSurvey, survey_classes
-from imaging.dataset_check.masks import CaseFacts, Survey, mismatches, survey, with_label
+from imaging.dataset_check.masks import CaseFacts, Survey, is_mask, mismatches, survey, with_label
 from imaging.dataset_check.telling import Note, OnCase
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Note",
     "OnCase",
     "Survey",
+    "is_mask",
     "mismatches",
     "survey",
     "survey_classes",

@@ -35,6 +35,7 @@ from imaging.errors import (
 )
 from imaging.manifest import Case, list_cases, manifest_file
 from imaging.nifti import is_nifti
+from imaging.png import is_png
 from imaging.volume import Volume
 
 # So many voxels of a case's structures stand for all of them in the intensity figures, as in nnU-Net.
@@ -62,6 +63,8 @@ class CaseFacts:
         Number of voxels of each label id that is there, without the background.
     voxel_volume
         mm3.
+    known_spacing
+        Whether the image tells the size of its voxels; a picture does not, and counts as 1 mm a pixel.
     """
 
     name: str
@@ -74,6 +77,7 @@ class CaseFacts:
     foreground_CN: NDArray[np.float32]
     voxels: Mapping[int, int]
     voxel_volume: float
+    known_spacing: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +117,8 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        spaced = [case for case in self.cases if case.known_spacing]
+        pictures = [case.size for case in self.cases if not case.known_spacing]
         return {
             "path": str(self.manifest),
             "name": self.description.name,
@@ -122,8 +128,9 @@ class Survey:
             "patients": len({case.patient for case in self.cases}),
             "labels": dict(enumerate(self.labels, start=1)),
             "cases_with": {name: with_label(self.cases, id_) for id_, name in enumerate(self.labels, start=1)},
-            "size": range_of([case.size for case in self.cases]),
-            "spacing_mm": range_of([case.spacing_mm for case in self.cases]),
+            "size": range_of([case.size for case in spaced]),
+            "spacing_mm": range_of([case.spacing_mm for case in spaced]),
+            "pixels": range_of(pictures),
             "problems": [problem.as_dict() for problem in self.problems],
             "notes": [asdict(note) for note in self.notes],
         }
@@ -153,11 +160,11 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
     listed, description = list_cases(root), describe(root)
     if not listed:
         raise ManifestInvalid(manifest, seen="no case")
-    if not any(is_nifti(case.label) for case in listed):
+    if not any(is_mask(case.label) for case in listed):
         raise ManifestInvalid(
             manifest,
             seen=f"no label is a mask, the first is {listed[0].label.name!r}",
-            expected="NIfTI masks were expected",
+            expected="NIfTI or PNG masks were expected",
         )
     problems: list[ImagingError] = list(_listed_twice(manifest, listed))
     facts, hashes = [], defaultdict(list)
@@ -176,6 +183,11 @@ def survey(root: Path, *, on_case: OnCase | None = None) -> Survey:
     problems += [*of_labels, *_other_channels(listed, facts), *_duplicates(hashes.values())]
     return Survey(manifest, description, labels, len(listed), tuple(facts), tuple(problems),
                   tuple(_notes(listed, facts, hashes.values())))  # fmt: skip
+
+
+def is_mask(path: Path) -> bool:
+    """Whether the name is one that files of masks have."""
+    return is_nifti(path) or is_png(path)
 
 
 def mismatches(image: Volume, mask: Volume, path: Path, ids: Sequence[int] | None) -> list[LabelMismatch]:
@@ -272,6 +284,7 @@ def _facts_of(case: Case, image: Volume, mask: Volume, *, seed: int) -> CaseFact
         foreground_CN=image.array.reshape(len(image.array), -1)[:, places],
         voxels={int(id_): int(counts[id_]) for id_ in np.flatnonzero(counts) if id_ > 0},
         voxel_volume=image.voxel_volume,
+        known_spacing=all(defect.code != "unknown_spacing" for defect in image.defects),
     )
 
 

@@ -121,7 +121,8 @@ def inspect(
     """Show what lies under PATHS: studies, series, geometry, defects, and which checkpoint would take each series.
 
     A CSV, a MedMNIST file or a dataset.json among PATHS is taken as the manifest of a data set to train on: every case
-    is read, and all that is wrong with it is told at once.
+    is read, and all that is wrong with it is told at once. So is a folder of DICOM studies, with a config that has
+    data.labels.
     """
     with progress("Reading") as tell:
         from pipelines import inspect as verb

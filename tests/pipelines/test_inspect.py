@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from classified import write_config
 from click.testing import Result
-from phantom import change, write_series
+from phantom import STUDY_UID, change, write_series
+from PIL import Image
 from pydicom.dataset import Dataset
+from segmented import write_pictures as write_masked_pictures
 
 from imaging.errors import UnknownCheckpoint
 from pipelines.inspect import inspect
@@ -207,6 +211,94 @@ def test_config_is_what_classes_are_held_against(invoke: Invoke, data: Path, tmp
     (found,) = json.loads(result.stdout)["datasets"]
     assert {problem["code"] for problem in found["problems"]} == {"manifest_invalid", "empty_class"}
     assert found["cases_with"] == {"normal": 0, "pneumonia": 0}
+
+
+def renamed(folder: Path, data: Path, *, label: str) -> Path:
+    """Eight cases whose columns have other names, and a config that knows these."""
+    images = data / "pneumoniamnist" / "images"
+    rows = ["Image Index,Finding Labels,Patient ID"]
+    rows += [f"{images}/normal_{n}.png,{label},p{n}" for n in range(1, 5)]
+    rows += [f"{images}/pneumonia_{n}.png,odd,q{n}" for n in range(1, 5)]
+    (folder / "films.csv").write_text("\n".join(rows))
+    columns = "{image: Image Index, label: Finding Labels, patient: Patient ID}"
+    return write_config(folder / "toy.yaml", f"data.columns={columns}")
+
+
+def test_columns_by_other_names_are_those_of_the_config(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    config = renamed(tmp_path, data, label="plain")
+    result = invoke("inspect", tmp_path / "films.csv", "--config", config, "--json")
+    (found,) = json.loads(result.stdout)["datasets"]
+    assert (result.exit_code, found["problems"], found["cases_with"]) == (0, [], {"plain": 4, "odd": 4})
+    assert (found["patients"], found["facts"]) == (8, {})
+    without = invoke("inspect", tmp_path / "films.csv", "--json")
+    assert without.exit_code == 2 and "no column" in without.stdout
+
+
+def test_word_that_is_no_class_is_told_under_another_heading_too(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    config = renamed(tmp_path, data, label="healthy")
+    result = invoke("inspect", tmp_path / "films.csv", "--config", config, "--json")
+    (found,) = json.loads(result.stdout)["datasets"]
+    assert result.exit_code == 3
+    assert sum("'healthy'" in problem["seen"] for problem in found["problems"]) == 4
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Four patients with an MR study each, of which the first has a CT as well."""
+    for n in range(4):
+        study = {"study_uid": f"{STUDY_UID}.{n}", "patient_id": f"SECRET{n}", "origin": (9.0 * n, 0.0, 0.0)}
+        write_series(tmp_path / "archive", series=n, **study)
+    write_series(tmp_path / "archive", study_uid=f"{STUDY_UID}.0", series=9, patient_id="SECRET0", modality="CT")
+    return tmp_path / "archive"
+
+
+@pytest.mark.parametrize("key", ["StudyInstanceUID", "PatientID"])
+def test_folder_of_studies_is_looked_through_by_its_table(
+    invoke: Invoke, archive: Path, tmp_path: Path, key: str
+) -> None:
+    names = [f"{STUDY_UID}.{n}" if key == "StudyInstanceUID" else f"SECRET{n}" for n in range(4)]
+    rows = [f"{name},{('plain', 'odd')[n % 2]}" for n, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join([f"{key},label", *rows]))
+    settings = ("applies_to.modality=[MR]", "preprocess.size=[4, 4, 4]", "data.test_fraction=0")
+    config = write_config(tmp_path / "toy.yaml", f"data.labels={tmp_path / 'labels.csv'}", *settings)
+    result = invoke("inspect", archive, "--config", config, "--json")
+    content = json.loads(result.stdout)
+    (found,) = content["datasets"]
+    assert (result.exit_code, found["problems"], found["cases_with"]) == (0, [], {"plain": 2, "odd": 2})
+    assert (found["cases"], found["kinds"], found["patients"], content["studies"]) == (4, {"DICOM": 4}, 4, [])
+    (tmp_path / "labels.csv").write_text("\n".join([f"{key},label", *rows[:3], "7.7,odd"]))
+    broken = invoke("inspect", archive, "--config", config, "--json")
+    (found,) = json.loads(broken.stdout)["datasets"]
+    assert broken.exit_code == 3
+    assert any("row 5 names" in problem["seen"] for problem in found["problems"])
+    assert "SECRET" not in broken.output
+
+
+# ------------------------------------------------------------------------------------------------ pictures with masks
+
+
+def test_pictures_with_masks_are_looked_through(invoke: Invoke, tmp_path: Path) -> None:
+    manifest = write_masked_pictures(tmp_path)
+    result = invoke("inspect", manifest, "--json")
+    (found,) = json.loads(result.stdout)["datasets"]
+    assert (result.exit_code, found["problems"], found["cases"]) == (0, [], 8)
+    assert found["cases_with"] == {"label 1": 8, "label 2": 8}
+    assert found["pixels"]["median"] == [26, 24, 1]
+    assert (found["size"], found["spacing_mm"]) == (None, None), "a picture does not tell the size of its pixels"
+    assert "26 x 24 x 1 pixels" in invoke("inspect", manifest).stdout
+
+
+def test_what_is_wrong_with_masks_of_pictures_is_told(invoke: Invoke, tmp_path: Path) -> None:
+    manifest = write_masked_pictures(tmp_path)
+    Image.fromarray(np.full((5, 5), 1, np.uint8)).save(tmp_path / "a_mask.png")
+    (tmp_path / "b_mask.png").unlink()
+    shutil.copy(tmp_path / "c.png", tmp_path / "d.png")
+    Image.fromarray(np.full((24, 26), 7, np.uint8)).save(tmp_path / "e.png")
+    result = invoke("inspect", manifest, "--json")
+    (found,) = json.loads(result.stdout)["datasets"]
+    told = Counter(problem["code"] for problem in found["problems"])
+    assert result.exit_code == 3
+    assert told == {"label_mismatch": 1, "missing_file": 1, "duplicate_image": 1, "constant_image": 1}
 
 
 def test_medmnist_file_is_a_manifest(invoke: Invoke, tmp_path: Path) -> None:

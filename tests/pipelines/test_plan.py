@@ -14,6 +14,7 @@ import torch
 import yaml
 from click.testing import Result
 from monai.transforms import RandAffine
+from segmented import write_pictures
 
 from imaging.config import load_config
 from imaging.errors import ManifestInvalid, OutputNotWritable, TooFewCases
@@ -54,6 +55,12 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Planned, Path]]:
 
 
 Plan = Callable[..., tuple[Planned, Path]]
+
+
+def test_pictures_are_refused_by_name(planned: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ManifestInvalid, match="size of their pixels"):
+        planned(write_pictures(tmp_path), modality="DX")
+    assert not (tmp_path / "planned.yaml").exists()
 
 
 def test_train_takes_what_plan_wrote(data: Path, planned: Plan, tmp_path: Path) -> None:
