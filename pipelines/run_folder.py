@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _PACKAGES = ("imgpipe", "torch", "monai", "lightning", "numpy", "nibabel", "simpleitk", "pydicom", "highdicom")
 
-_DATA = "data.json"
+_DATA, _VERSIONS = "data.json", "versions.json"
 # So many of the cases that have changed are told by name.
 _TOLD = 5
 
@@ -58,7 +58,7 @@ def open_run(folder: Path, config: Config, split: Split, contents: Mapping[str, 
     write_whole(folder / "split.json", split.to_json())
     data = {"sha256": hash_of(contents), "cases": contents}
     write_whole(folder / _DATA, json.dumps(data, indent=1) + "\n")
-    write_whole(folder / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    write_whole(folder / _VERSIONS, json.dumps(versions(), indent=1) + "\n")
     write_whole(folder / "environment.json", json.dumps(environment(config), indent=1) + "\n")
 
 
@@ -89,6 +89,7 @@ def check_same(
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
     if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
         raise ResumeMismatch(folder, seen="the data set's cases have changed, so the split is another")
+    _tell_versions(folder)
     data = _data_of(folder)
     if data is None:
         log.warning("%s is of an earlier version: whether the files of its cases have changed is not known", folder)
@@ -97,6 +98,21 @@ def check_same(
     if changed:
         told = ", ".join(changed[:_TOLD]) + (", ..." if len(changed) > _TOLD else "")
         raise ResumeMismatch(folder, seen=f"files or classes of {len(changed)} case(s) have changed: {told}")
+
+
+def _tell_versions(folder: Path) -> None:
+    """Warn where the run began with other versions: these decide the last bits of the weights, or more."""
+    file, now = folder / _VERSIONS, versions()
+    before: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    differing = [
+        f"{name} {before.get(name, 'not told')}, now {now[name]}" for name in now if before.get(name) != now[name]
+    ]
+    if differing:
+        log.warning(
+            "%s began with other versions (%s): it does not end as if it had not been stopped",
+            folder,
+            "; ".join(differing),
+        )
 
 
 def _data_of(folder: Path) -> dict[str, Any] | None:

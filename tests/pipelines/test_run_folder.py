@@ -54,6 +54,15 @@ def brighten(path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def test_other_versions_are_told(begun: Path, films: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check(begun, dealt(films))
+    assert caplog.text == ""
+    versions = json.loads((begun / "versions.json").read_text())
+    (begun / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
+    check(begun, dealt(films))
+    assert f"began with other versions (torch 1.0, now {versions['torch']})" in caplog.text
+
+
 def test_same_files_elsewhere_are_the_same_data(begun: Path, films: Path, tmp_path: Path) -> None:
     moved = Path(shutil.move(films, tmp_path / "moved"))
     check(begun, dealt(moved))
