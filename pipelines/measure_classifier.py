@@ -27,6 +27,9 @@ from pipelines.facts_alone import ByFacts, by_facts, facts_alone
 from pipelines.predictions import class_rows
 from pipelines.result import Measured, Result, of_side, provenance
 
+# Of log-odds, between machines.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
@@ -223,9 +226,19 @@ def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:
         "temperature": temperature,
         "sensitivity": settings.sensitivity,
         "margin": settings.margin,
-        # Rounded down: a case that lies on the threshold stays on its side of it.
-        "thresholds": {name: None if t is None else np.floor(t * 1e6) / 1e6 for name, t in thresholds.items()},
+        "thresholds": {name: None if t is None else _just_below(t) for name, t in thresholds.items()},
     }
+
+
+def _just_below(threshold: float) -> float:
+    """So far below that the case which lies on the threshold stays on its side of it on another machine.
+
+    In the log-odds, where rounding happens: a step in the probability would swallow whole classes that are rare, or of
+    which the network is sure.
+    """
+    if not 0 < threshold < 1:
+        return threshold
+    return float(1 / (1 + np.exp(np.log1p(-threshold) - np.log(threshold) + _ROUNDING)))
 
 
 def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mapping[str, Any]) -> Applied:

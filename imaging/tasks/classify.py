@@ -63,7 +63,8 @@ class ClassifyTask(FittingTask[tuple[torch.Tensor, torch.Tensor]]):
         """The AUC of each class against all others, and their mean as ``val_auc``."""
         logits_NK, label_NK = (torch.stack(tensors) for tensors in zip(*kept, strict=True))
         softmax = self.config.output == "softmax"
-        probability_NK = (logits_NK.softmax(1) if softmax else logits_NK.sigmoid()).double().numpy()
+        # In double precision: in single precision all cases tie of which the network is sure.
+        probability_NK = (logits_NK.double().softmax(1) if softmax else logits_NK.double().sigmoid()).numpy()
         aucs = [auc(label_NK[:, k].numpy() > 0, probability_NK[:, k]) for k in range(len(self.config.classes))]
         each = {f"val_auc_{item.name}": score for item, score in zip(self.config.classes, aucs, strict=True)}
         return {**each, self.monitor: float(np.nanmean(aucs))}

@@ -1,0 +1,44 @@
+"""A threshold divides the cases where it was put, however rare a class is and however sure the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from classified import toy_config
+
+from imaging.cases import ClassifiedCase
+from imaging.config import ClassifyConfig
+from pipelines.measure_classifier import Asked, apply_calibration, calibrated, figures
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ClassifyConfig:
+    return toy_config(tmp_path, "calibrate.temperature=one")
+
+
+def asked(odds: np.ndarray) -> Asked:
+    """Cases whose log-odds of being odd are these; the second half of them is."""
+    odd = np.arange(len(odds)) >= len(odds) // 2
+    names = [f"c{number}" for number in range(len(odds))]
+    cases = [ClassifiedCase(n, Path(n), ("odd",) if o else ("plain",), n) for n, o in zip(names, odd, strict=True)]
+    thumbnails = np.zeros((len(odds), 2, 2))
+    return Asked(cases, np.stack([~odd, odd], axis=1), np.stack([np.zeros(len(odds)), odds], axis=1), thumbnails)
+
+
+@pytest.mark.parametrize("usual", [-22.0, -15.0, 0.0, 15.0, 22.0])
+def test_threshold_tells_apart_what_it_was_chosen_to_tell_apart(config: ClassifyConfig, usual: float) -> None:
+    answers = asked(usual + np.linspace(-2, 2, 40))
+    calibration = calibrated(config, answers)
+    scores = figures(config, answers, apply_calibration(config, answers, calibration))["scores"]["odd"]
+    assert (scores["sensitivity"]["mean"], scores["specificity"]["mean"]) == (1, 1)
+
+
+def test_case_on_the_threshold_stays_on_its_side_when_its_logit_is_rounded(config: ClassifyConfig) -> None:
+    answers = asked(np.linspace(-2, 2, 40))
+    calibration = calibrated(config, answers)
+    rounded = Asked(answers.cases, answers.truth_NK, answers.logits_NK - 5e-6, answers.thumbnails)
+    rounded.logits_NK[:, 0] = 0
+    scores = figures(config, rounded, apply_calibration(config, rounded, calibration))["scores"]["odd"]
+    assert scores["sensitivity"]["mean"] == 1
