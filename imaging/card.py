@@ -224,6 +224,7 @@ def _beside_facts(metrics: Mapping[str, Any]) -> list[str]:
         "",
         "AUC of the network, and on the same cases of a logistic regression on these facts, fitted on the cases that",
         "trained the network; the gain is the difference, its interval from the same resamples of patients for both.",
+        "In cross-validation all three are within folds: what several networks said is not compared with each other.",
         "",
         "| cases | of | network | facts alone | gain |",
         "| --- | --- | --- | --- | --- |",
@@ -231,7 +232,8 @@ def _beside_facts(metrics: Mapping[str, Any]) -> list[str]:
     for side in parts:
         for name, found in metrics[side]["facts_alone"]["scores"].items():
             network, facts, gain = (
-                Interval(**value) for value in (metrics[side]["scores"][name]["auc"], found["auc"], found["gain"])
+                Interval(**value)
+                for value in (found.get("network", metrics[side]["scores"][name]["auc"]), found["auc"], found["gain"])
             )
             lines.append(f"| {_SIDES[side]} | {name} | {network} | {facts} | {gain} |")
     return lines

@@ -49,6 +49,30 @@ def auc(truth: Truth, probability: Probability) -> float:
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def auc_within(truth: Truth, probability: Probability, part: NDArray[np.int64]) -> float:
+    """The AUC within each part, weighted by its pairs of a true and another case: parts are not compared.
+
+    For probabilities of several models, each asked about the cases that it has not seen. A model that was fitted
+    without many of the true cases gives less to all others, so that compared over all parts even a model that knows
+    nothing seems to know the contrary: Airola et al., *An experimental comparison of cross-validation techniques for
+    estimating the area under the ROC curve*, Computational Statistics and Data Analysis 55 (2011) 1828-1844.
+
+    Parameters
+    ----------
+    truth, probability
+        Of all cases.
+    part
+        Which part each is in, (N,).
+    """
+    pairs = area = 0.0
+    for number in np.unique(part):
+        own = truth[part == number]
+        count = float(own.sum() * (~own).sum())
+        if count:
+            pairs, area = pairs + count, area + count * auc(own, probability[part == number])
+    return area / pairs if pairs else float("nan")
+
+
 def average_precision(truth: Truth, probability: Probability) -> float:
     """Area under the precision-recall curve as a sum of steps, without interpolation.
 

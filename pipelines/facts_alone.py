@@ -18,7 +18,7 @@ from imaging.cases import ClassifiedCase
 from imaging.classifier import targets_of
 from imaging.config import ClassifyConfig
 from imaging.facts import FactsAlone
-from imaging.scores import Probability, Truth, auc, bootstrap_scores
+from imaging.scores import Probability, Truth, auc_within, bootstrap_scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +33,14 @@ class ByFacts:
         Those that no regression can take.
     probability
         By the target's name, (N,).
+    part_N
+        Which regression was asked about each case: of several, each has its own training cases.
     """
 
     names: tuple[str, ...]
     left_out: tuple[str, ...]
     probability: Mapping[str, Probability]
+    part_N: NDArray[np.int64]
 
     @classmethod
     def joined(cls, parts: Sequence[ByFacts]) -> ByFacts:
@@ -46,6 +49,7 @@ class ByFacts:
             tuple(sorted({name for part in parts for name in part.names})),
             tuple(sorted({name for part in parts for name in part.left_out})),
             {name: np.concatenate([part.probability[name] for part in parts]) for name in parts[0].probability},
+            np.repeat(np.arange(len(parts)), [len(part.part_N) for part in parts]),
         )
 
 
@@ -59,6 +63,7 @@ def by_facts(config: ClassifyConfig, train: Sequence[ClassifiedCase], cases: Seq
         alone.names,
         alone.left_out,
         {target.name: alone.probability(target.truth(truth_NK), facts) for target in targets_of(config)},
+        np.zeros(len(cases), dtype=np.int64),
     )
 
 
@@ -84,15 +89,20 @@ def facts_alone(
     -------
     dict or None
         ``facts``, their names, and ``left_out``, those of facts that no regression can take, if there are any; and
-        under ``scores`` for each target ``auc`` and ``gain``, with 95 % intervals over patients, those of the gain from
-        the same resamples for both. None where there are no facts.
+        under ``scores`` for each target ``network``, ``auc`` (that of the facts) and ``gain``, their difference, with
+        95 % intervals over patients from the same resamples. What several models said is compared within the cases of
+        each (`imaging.scores.auc_within`). None where there are no facts.
     """
     if not said.names:
         return None
     patients = [case.patient for case in cases]
     scores = {
         target.name: _compared(
-            target.truth(truth_NK), said.probability[target.name], target.probability(probability_NK), patients
+            target.truth(truth_NK),
+            said.probability[target.name],
+            target.probability(probability_NK),
+            said.part_N,
+            patients,
         )
         for target in targets_of(config)
     }
@@ -101,10 +111,18 @@ def facts_alone(
 
 
 def _compared(
-    truth_N: Truth, by_facts_N: Probability, by_network_N: Probability, patients: Sequence[str]
+    truth_N: Truth,
+    by_facts_N: Probability,
+    by_network_N: Probability,
+    part_N: NDArray[np.int64],
+    patients: Sequence[str],
 ) -> dict[str, Any]:
     def measure(drawn: NDArray[np.int64]) -> dict[str, float]:
-        facts = auc(truth_N[drawn], by_facts_N[drawn])
-        return {"auc": facts, "gain": auc(truth_N[drawn], by_network_N[drawn]) - facts}
+        truth, part = truth_N[drawn], part_N[drawn]
+        network, facts = (auc_within(truth, said_N[drawn], part) for said_N in (by_network_N, by_facts_N))
+        return {"network": network, "auc": facts, "gain": network - facts}
 
-    return {name: value.as_dict() for name, value in bootstrap_scores(measure, patients).items()}
+    owners = np.array(patients)
+    rarer = min(len(set(owners[side_N].tolist())) for side_N in (truth_N, ~truth_N))
+    found = bootstrap_scores(measure, patients, trials={"network": rarer, "auc": rarer})
+    return {name: value.as_dict() for name, value in found.items()}

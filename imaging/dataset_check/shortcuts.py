@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from imaging.cases import ClassifiedCase
 from imaging.dataset_check.telling import Note, some
-from imaging.scores import auc, bootstrap_scores
+from imaging.scores import auc, auc_within, bootstrap_scores
 
 SUSPICIOUS = 0.7
 # Of a trait with more different words than this hardly two cases have one in common.
@@ -61,27 +61,16 @@ def _alone(told: Sequence[str], truth: NDArray[np.bool_], patients: NDArray[np.s
     if found is None:
         return ""
     values, part = found
-    if _auc(truth, values, part) < SUSPICIOUS:
+    if auc_within(truth, values, part) < SUSPICIOUS:
         return ""
     figure = bootstrap_scores(
-        lambda drawn: {"auc": _auc(truth[drawn], values[drawn], part[drawn])},
+        lambda drawn: {"auc": auc_within(truth[drawn], values[drawn], part[drawn])},
         patients.tolist(),
         trials={"auc": min(len(set(patients[side].tolist())) for side in (truth, ~truth))},
         resamples=_RESAMPLES,
     )["auc"]
     # A resample may turn round what is there by chance.
     return str(figure) if figure.low is None or figure.low > 0.5 else ""
-
-
-def _auc(truth: NDArray[np.bool_], values: NDArray[np.float64], part: NDArray[np.int64]) -> float:
-    """The AUC within each part, weighted by its pairs of a true and another case: parts are not compared."""
-    pairs = area = 0.0
-    for number in np.unique(part):
-        own = truth[part == number]
-        count = float(own.sum() * (~own).sum())
-        if count:
-            pairs, area = pairs + count, area + count * auc(own, values[part == number])
-    return area / pairs if pairs else float("nan")
 
 
 def _as_numbers(

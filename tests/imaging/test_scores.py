@@ -10,6 +10,7 @@ from torchmetrics.functional import classification as peers
 from imaging.scores import (
     Confusion,
     auc,
+    auc_within,
     average_precision,
     bootstrap_scores,
     confusion,
@@ -72,6 +73,14 @@ def test_equal_probabilities_tell_nothing() -> None:
     truth = np.array([True, False, False, True])
     assert auc(truth, np.full(4, 0.7)) == 0.5
     assert average_precision(truth, np.full(4, 0.7)) == 0.5
+
+
+def test_parts_are_not_compared_with_each_other() -> None:
+    truth = np.array([True, False, False, True, False, True])
+    probability, part = np.array([0.9, 0.8, 0.7, 0.3, 0.1, 0.6]), np.array([0, 0, 0, 1, 1, 2])
+    assert auc_within(truth, probability, part) == 1, "a part of one side has no pairs"
+    assert auc_within(truth, probability, np.zeros(6, dtype=int)) == auc(truth, probability) == 5 / 9
+    assert np.isnan(auc_within(truth, probability, np.arange(6)))
 
 
 def test_what_a_sample_cannot_show_is_nan() -> None:

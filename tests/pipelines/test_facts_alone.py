@@ -11,6 +11,7 @@ import pytest
 from classified import toy_config
 
 from imaging.cases import ClassifiedCase
+from imaging.scores import auc
 from pipelines.facts_alone import ByFacts, by_facts, facts_alone
 
 
@@ -59,7 +60,9 @@ def test_classifier_that_knows_nothing_has_no_gain(tmp_path: Path) -> None:
 
 def test_gain_that_is_the_same_in_every_resample_is_told_as_it_is(tmp_path: Path) -> None:
     """Facts that tell everything beside a classifier that tells nothing: it loses one half, not none."""
-    gain = compared(tmp_path, SAME, ByFacts(("sex",), (), {"odd": RIGHT}))["scores"]["odd"]["gain"]
+    gain = compared(tmp_path, SAME, ByFacts(("sex",), (), {"odd": RIGHT}, np.zeros(40, dtype=int)))["scores"]["odd"][
+        "gain"
+    ]
     assert gain == {"mean": -0.5, "low": -0.5, "high": -0.5}
 
 
@@ -87,6 +90,22 @@ def test_each_part_is_said_by_its_own_regression(tmp_path: Path) -> None:
     assert odd_N.shape == (40,) and joined.names == ("sex",)
     assert odd_N[:20][women[:20]].min() > 0.5 > odd_N[:20][~women[:20]].max()
     assert odd_N[20:][women[20:]].max() < 0.5 < odd_N[20:][~women[20:]].min()
+
+
+def test_facts_that_say_nothing_are_worth_a_half_over_several_folds(tmp_path: Path) -> None:
+    """Of the fold that holds many odd cases few were learnt from: by that alone all folds together are turned round."""
+    config = toy_config(tmp_path)
+    cases = [replace(case, facts={"sex": "F"}) for case in (*TRAIN, *HELD_OUT)]
+    cases.sort(key=lambda case: "odd" in case.classes)  # the folds have other shares of odd cases
+    folds = [cases[10:40:2] + cases[80:90], cases[11:40:2] + cases[90:120]]
+    said = ByFacts.joined([by_facts(config, folds[1 - number], fold) for number, fold in enumerate(folds)])
+    together = [case for fold in folds for case in fold]
+    odd_N = np.array(["odd" in case.classes for case in together])
+    network_NK = np.stack([~odd_N, odd_N], axis=1).astype(float)
+    found = facts_alone(config, together, np.stack([~odd_N, odd_N], axis=1), network_NK, said)
+    assert found is not None and auc(odd_N, said.probability["odd"]) < 0.4
+    scores = found["scores"]["odd"]
+    assert [scores[name]["mean"] for name in ("network", "auc", "gain")] == [1, 0.5, 0.5]
 
 
 def test_without_facts_there_is_nothing_to_compare(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from imaging.errors import (
 )
 from imaging.foreign import read_foreign
 from imaging.interval import Interval
-from imaging.scores import auc
+from imaging.scores import auc, auc_within
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from pipelines import folds as verb
@@ -201,9 +201,12 @@ def test_facts_alone_are_asked_as_the_networks_are(classified: CrossValidation, 
     cases = [case for fold in done for case in fold.cases.sides["validation"]]
     odd_N = np.array(["odd" in case.classes for case in cases])
     assert found["facts"] == ["age", "sex"]
-    alone = auc(odd_N, np.concatenate([part.probability["odd"] for part in parts]))
+    fold_N = np.repeat(range(len(parts)), [len(fold.cases.sides["validation"]) for fold in done])
+    alone = auc_within(odd_N, np.concatenate([part.probability["odd"] for part in parts]), fold_N)
     assert found["scores"]["odd"]["auc"]["mean"] == pytest.approx(alone, abs=1e-5)
-    network = measured["scores"]["odd"]["auc"]["mean"]
+    network_N = np.array([measured["each"][case.name]["probability"][1] for case in cases])
+    network = auc_within(odd_N, network_N, fold_N)
+    assert found["scores"]["odd"]["network"]["mean"] == pytest.approx(network, abs=1e-5)
     assert found["scores"]["odd"]["gain"]["mean"] == pytest.approx(network - alone, abs=2e-5)
     tested = classified.checkpoint.metrics["test"]["facts_alone"]["scores"]["odd"]
     said = by_facts(done[0].cases.config, sorted(cases, key=lambda case: case.name), done[0].cases.sides["test"])
