@@ -137,6 +137,7 @@ def test_reliability_counts_every_case_once(sample: tuple[np.ndarray, np.ndarray
     counts = [int(text.text or 0) for text in parsed(plot).iter("text") if text.get("class") == "count"]
     assert sum(counts) == 300
     assert sum(map(int, re.findall(r"(\d+) cases,", str(plot.svg)))) == 300
+    assert "as if no patient had two cases" in plot.told, "these intervals alone are not over patients"
 
 
 def test_without_a_threshold_there_is_no_working_point(sample: tuple[np.ndarray, np.ndarray]) -> None:
