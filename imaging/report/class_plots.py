@@ -93,8 +93,8 @@ def reliability_plot(title: str, bins: Sequence[Mapping[str, Any]], figures: Map
         f"{part['low']:.1f} to {part['high']:.1f}: {part['cases']} cases, {part['share']:.3f} true" for part in filled
     )
     told = f"ECE {_figure(figures, 'ece')}, Brier score {_figure(figures, 'brier')}. On the dashed line what is said is"
-    told += " what is true; a line is the 95 % interval of a share as if no patient had two cases; bars and the numbers above"
-    told += " them count cases."
+    told += " what is true; a line is the 95 % interval of a share as if no patient had two cases; bars and the numbers"
+    told += " above them count cases."
     return drawing.finished("Reliability", told, more=f"By probability: {counts}.")
 
 
