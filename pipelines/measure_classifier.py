@@ -195,7 +195,8 @@ def _familiar(share: float | None, thumbnails: NDArray[np.float64]) -> dict[str,
         return None
     template = np.round(thumbnails.mean(axis=0), 3)
     least = float(np.quantile(likeness(thumbnails, template), 1 - share))
-    return {"share": share, "least": round(least, 5), "template": template.tolist()}
+    # Rounded down: a case that is as unlike as may be stays within.
+    return {"share": share, "least": float(np.floor(least * 1e5) / 1e5), "template": template.tolist()}
 
 
 def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:

@@ -80,4 +80,6 @@ def test_a_state_that_is_not_finite_is_never_written(
     monkeypatch.setattr(ClassifyTask, "on_train_batch_end", overflow)
     with pytest.raises(TrainingDiverged, match="weights of"):
         run("train.batch_size=64")
-    assert not list((tmp_path / "run" / "state").iterdir())
+    state = state_of(tmp_path / "run", "last")
+    assert state["global_step"] == 0, "the one from before the first step"
+    assert all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())

@@ -281,7 +281,7 @@ def test_card_tells_figures_threshold_and_abstention(trained: Run) -> None:
     figure = trained.checkpoint.metrics["test"]["scores"]["odd"]["auc"]
     assert f"{figure['mean']:.3f}" in card
     assert "Threshold for odd" in card
-    assert "Called indeterminate" in card
+    assert "cases called indeterminate for odd" in card
 
 
 def test_command_line_tells_the_judgement(film: Path, model: str, tmp_path: Path, invoke: Any) -> None:
