@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,7 @@ from imaging.dicom import load_series
 from imaging.errors import ChannelMismatch
 from imaging.nifti import is_nifti, read_nifti, read_nifti_channels
 from imaging.png import is_png, read_png
-from imaging.volume import Volume
+from imaging.volume import Affine, Volume, spacing_of
 
 # How far from its image, in shares of the smallest spacing, rounding may put a channel or a mask.
 _APART = 0.1
@@ -59,14 +60,32 @@ def read_channels(images: Sequence[Path]) -> Volume:
     InputRefused, SeveralSeries
         As the reader of its kind does.
     """
-    first, *others = (read_nifti_channels(path) if is_nifti(path) else read_image(path) for path in images)
-    others = [turned_to(other, first) for other in others]
-    for path, other in zip(images[1:], others, strict=True):
+    volumes = [read_nifti_channels(path) if is_nifti(path) else read_image(path) for path in images]
+    return joined(volumes, [(path, path.name) for path in images])
+
+
+def joined(volumes: Sequence[Volume], called: Sequence[tuple[object, str]]) -> Volume:
+    """Volumes on one grid as one with all their channels; see `read_channels`.
+
+    Parameters
+    ----------
+    volumes
+        In the order of the channels.
+    called
+        Of each, the subject of a refusal, and what others call it.
+
+    Raises
+    ------
+    ChannelMismatch
+        If one has another shape or lies elsewhere than the first.
+    """
+    first, others = volumes[0], [turned_to(other, volumes[0]) for other in volumes[1:]]
+    for (subject, _), other in zip(called[1:], others, strict=True):
         if other.shape != first.shape:
-            raise ChannelMismatch(path, seen=f"shape {other.shape}, {images[0].name} has {first.shape}")
+            raise ChannelMismatch(subject, seen=f"shape {other.shape}, {called[0][1]} has {first.shape}")
         apart = corners_apart(first, other)
         if apart > allowed_apart(first):
-            raise ChannelMismatch(path, seen=f"it lies up to {apart:.2f} mm from {images[0].name}")
+            raise ChannelMismatch(subject, seen=f"it lies up to {apart:.2f} mm from {called[0][1]}")
     if not others:
         return first
     array = np.concatenate([first.array, *(other.array for other in others)])
@@ -110,12 +129,24 @@ def check_channels(image: Volume, wanted: int, subject: object) -> None:
         raise ChannelMismatch(subject, seen=f"{found} channels", expected=f"{wanted} were expected")
 
 
-def corners_apart(a: Volume, b: Volume) -> float:
+class Grid(Protocol):
+    """What has voxels in places: a volume, or the slices that will be one."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y and Z."""
+
+    @property
+    def affine(self) -> Affine:
+        """Voxel index to RAS+ mm."""
+
+
+def corners_apart(a: Grid, b: Grid) -> float:
     """How far, in mm, the corners of two grids of the same shape lie apart at most."""
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*a.shape, 1]
     return float(np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max())
 
 
-def allowed_apart(image: Volume) -> float:
+def allowed_apart(image: Grid) -> float:
     """How far, in mm, rounding may put a channel or a mask from its image."""
-    return _APART * min(image.spacing)
+    return _APART * min(spacing_of(image.affine))

@@ -113,7 +113,10 @@ def _pixels_of(case: ClassifiedCase) -> str:
 _NOT_THE_SAMPLE: dict[str, Any] = dict.fromkeys(
     ("name", "version", "title", "applies_to", "classes", "output", "data", "network", "members", "train", "calibrate",
      "predict", "explain", "card", "tune"), True
-) | {"labels": {"__all__": {"name", "title", "category", "code", "modifier", "colour"}}}  # fmt: skip
+) | {
+    "channels": {"__all__": {"series"}},
+    "labels": {"__all__": {"name", "title", "category", "code", "modifier", "colour"}},
+}  # fmt: skip
 
 
 class _Cached(Dataset[Sample]):

@@ -70,6 +70,8 @@ class SeriesView:
         Names of the checkpoints that would take it.
     declined_by
         For each other checkpoint the reason.
+    channel_of
+        Checkpoints that take it as one of several channels of a case, each with the channel's name.
     """
 
     facts: SeriesFacts
@@ -82,6 +84,7 @@ class SeriesView:
     images: int = 1
     taken_by: tuple[str, ...] = ()
     declined_by: tuple[tuple[str, NotApplicable], ...] = ()
+    channel_of: tuple[tuple[str, str], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -103,6 +106,7 @@ class SeriesView:
             "set_aside": isinstance(self.refusal, SetAside),
             "taken_by": list(self.taken_by),
             "declined_by": {name: reason.as_dict() for name, reason in self.declined_by},
+            "channel_of": dict(self.channel_of),
         }
 
 

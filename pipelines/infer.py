@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from imaging.channels import read_channels
+from imaging.channels import joined, read_channels
 from imaging.checkpoint import Checkpoint, open_checkpoints
 from imaging.classifier import Classification, Classifier, Explained, open_predictor
 from imaging.dicom import read_stack
@@ -31,6 +31,7 @@ from imaging.errors import (
     FormatNotApplicable,
     ImagingError,
     InputRefused,
+    NotApplicable,
     OutputMismatch,
     OutputNotWritable,
     StaleResult,
@@ -38,7 +39,7 @@ from imaging.errors import (
     UnknownName,
 )
 from imaging.files import sha256_of, staged_folder, write_whole
-from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture, view_series
+from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.nifti import read_nifti, write_mask, write_volume
 from imaging.png import is_png, read_png
 from imaging.predict import Prediction, Predictor
@@ -54,6 +55,7 @@ from imaging.report.findings import (
 )
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
+from imaging.study_channels import view_study
 from imaging.volume import SeriesFacts, Volume, orientation_of, spacing_of
 
 FORMATS = ("json", "html", "seg", "nifti")
@@ -238,9 +240,8 @@ def _dicom_source(
         accession=study.accession,
     )
     series = tuple(
-        (view, partial(read_stack, item, stack) if stack is not None else _nothing)
-        for item in study.series
-        for view, stack in view_series(item, checkpoints, named=named, policy=policy)
+        (item.view, partial(read_stack, item.series, item.stack) if item.stack is not None else _nothing)
+        for item in view_study(study, checkpoints, named=named, policy=policy)
     )
     return Source(entry, series, _refused_near(study, inputs.scan))
 
@@ -308,6 +309,7 @@ def _predict(
     """Read each series that a checkpoint takes and ask the checkpoint; what is refused goes to `problems`."""
     entries: list[SeriesEntry] = []
     predictions: list[Prediction | Classification] = []
+    cases: dict[str, dict[str, tuple[int, Volume | None]]] = {}
     for view, read in source.series:
         reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
         if view.refusal is None and not view.taken_by:
@@ -315,12 +317,42 @@ def _predict(
         volume = _attempt(read, reasons) if view.taken_by else None
         found: list[Prediction | Classification] = []
         if volume is not None:
-            said = [_attempt(partial(_ask, predictor, model, volume, explain), reasons) for model in view.taken_by]
+            alone = [model for model in view.taken_by if model not in dict(view.channel_of)]
+            said = [_attempt(partial(_ask, predictor, model, volume, explain), reasons) for model in alone]
             found = [prediction for prediction in said if prediction is not None]
+        for model, channel in view.channel_of:
+            cases.setdefault(model, {})[channel] = (len(entries), volume)
         entries.append(_entry(view, volume, found, reasons))
         predictions += found
+        # A study's own reason is that of each of its series.
+        problems += [reason for reason in reasons if not any(reason is problem for problem in problems)]
+    for model, members in cases.items():
+        reasons = []
+        together = _attempt(partial(_ask_together, predictor, model, members), reasons)
+        models, refusals = ((model,) if together is not None else ()), refusals_of(reasons)
+        for place, _ in members.values():
+            entry = entries[place]
+            told = {"models": (*entry.models, *models), "refusals": (*entry.refusals, *refusals)}
+            entries[place] = entry.model_copy(update=told)
+        predictions += [together] if together is not None else []
         problems += reasons
     return entries, predictions
+
+
+def _ask_together(
+    predictor: Callable[[str], Predictor | Classifier], model: str, members: Mapping[str, tuple[int, Volume | None]]
+) -> Prediction:
+    """What a checkpoint says of several series, each a channel; the case is that of the first channel's series."""
+    asked = predictor(model)
+    assert isinstance(asked, Predictor)
+    volumes = []
+    for channel in asked.checkpoint.segmenter().channels:
+        volume = members[channel.name][1]
+        if volume is None:
+            raise NotApplicable(model, seen=f"the series of channel {channel.name!r} could not be read",
+                                expected="every channel was expected")  # fmt: skip
+        volumes.append(volume)
+    return asked(joined(volumes, [(volume.facts.subject, volume.facts.subject) for volume in volumes]))
 
 
 def _ask(
@@ -354,6 +386,7 @@ def _entry(
         volume=view.facts.volume,
         instances=view.instances,
         models=tuple(prediction.checkpoint.name for prediction in found),
+        channel_of=dict(view.channel_of),
         shape=view.shape,
         spacing_mm=spacing_of(view.affine) if view.affine is not None else None,
         orientation=orientation_of(view.affine) if view.affine is not None else None,

@@ -17,9 +17,10 @@ from imaging.dataset_check import OnCase, is_mask, survey, survey_classes
 from imaging.dicom.scan import Study
 from imaging.dicom.stack import Policy
 from imaging.errors import ManifestInvalid
-from imaging.inputs import gather, view_nifti, view_picture, view_series
+from imaging.inputs import gather, view_nifti, view_picture
 from imaging.manifest import rows_of
 from imaging.npz import is_npz
+from imaging.study_channels import view_study
 
 
 def inspect(
@@ -86,8 +87,7 @@ def inspect(
 
 
 def _series(study: Study, checkpoints: Sequence[Checkpoint], named: bool, policy: Policy) -> list[dict[str, Any]]:
-    views = [view_series(item, checkpoints, named=named, policy=policy) for item in study.series]
-    return [view.as_dict() for several in views for view, _ in several]
+    return [item.view.as_dict() for item in view_study(study, checkpoints, named=named, policy=policy)]
 
 
 def is_manifest(path: Path) -> bool:

@@ -10,7 +10,17 @@ picture, or in a volume, as a whole).
 
 from __future__ import annotations
 
-from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Columns, Data, Preprocess, Scale, Window
+from imaging.config.data import (
+    Channel,
+    ClassifyData,
+    ClassifyPreprocess,
+    Columns,
+    Data,
+    Preprocess,
+    Scale,
+    SeriesRule,
+    Window,
+)
 from imaging.config.fitting import (
     Augmentation,
     Calibrate,
@@ -57,6 +67,7 @@ __all__ = [
     "Scale",
     "Searched",
     "SegmentConfig",
+    "SeriesRule",
     "Size",
     "Size3",
     "Spacing3",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from imaging.config.section import LATER, Count, Finite, Positive, Section, Spacing3
+from imaging.config.section import LATER, Count, Finite, Pattern, Positive, Section, Spacing3
 
 
 class Data(Section):
@@ -138,10 +138,31 @@ class Preprocess(Scale):
     spacing_mm: Spacing3
 
 
+class SeriesRule(Section):
+    """Which series of a DICOM study is a channel.
+
+    `description` is a regular expression for its SeriesDescription, `modality` a list of what it may be; one of the two
+    must be given. Exactly one series of the study must match.
+    """
+
+    description: Pattern | None = None
+    modality: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> SeriesRule:
+        if self.description is None and not self.modality:
+            raise ValueError("a rule names a description, a modality or both")
+        return self
+
+
 class Channel(Scale):
-    """One of several images of a case that lie on one grid, such as T1 and T2: its `name`, and how it is scaled."""
+    """One of several images of a case that lie on one grid, such as T1 and T2: its `name`, and how it is scaled.
+
+    `series` says which series of a DICOM study it is, where a checkpoint is to put a case together from several.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    series: Annotated[SeriesRule | None, LATER] = None
 
 
 class ClassifyPreprocess(Section):

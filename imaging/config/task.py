@@ -101,6 +101,8 @@ class SegmentConfig(_Task):
     def _channels_are_told_apart(self) -> SegmentConfig:
         if len({channel.name for channel in self.channels}) != len(self.channels):
             raise ValueError("two channels have the same name")
+        if 0 < sum(channel.series is not None for channel in self.channels) < len(self.channels):
+            raise ValueError("either every channel has a rule for its series, or none has")
         if self.channels and self.preprocess.window is not None:
             raise ValueError("preprocess.window is for configs without channels: each channel has its own")
         return self
@@ -127,6 +129,11 @@ class SegmentConfig(_Task):
     def mask_values(self) -> tuple[int, ...]:
         """What a manual mask may hold beside 0."""
         return tuple(sorted({value for label in self.labels for value in label.values or (label.id,)}))
+
+    @property
+    def channels_from_series(self) -> bool:
+        """Whether the channels of a case are told from the series of a DICOM study."""
+        return any(channel.series is not None for channel in self.channels)
 
     @property
     def scales(self) -> tuple[Scale, ...]:

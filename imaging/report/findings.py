@@ -158,7 +158,9 @@ class SeriesEntry(_Part):
     `volume` tells it from the other volumes of its series; empty where it is the only one. `shape` is voxels along X,
     Y, Z; `spacing_mm` likewise; `orientation` the patient direction each axis runs towards.
     They are None where the geometry could not be read. Where it was `resampled`, slices lead back to the nearest
-    acquired ones. `models` measured the series; `refusals` say why the reader, or a checkpoint, did not.
+    acquired ones. `models` measured the series; `refusals` say why the reader, or a checkpoint, did not. Where one took
+    it as one of several channels of a case, `channel_of` has its name and the channel's; findings and masks of the case
+    are in the series of its first channel.
     """
 
     uid: str
@@ -167,6 +169,7 @@ class SeriesEntry(_Part):
     volume: str = ""
     instances: int
     models: tuple[str, ...] = ()
+    channel_of: dict[str, str] = {}
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     orientation: str | None = None

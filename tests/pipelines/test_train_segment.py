@@ -9,19 +9,26 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from phantom import change, write_series
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 from segmented import AFFINE, REGIONS, segment_config, write_cases, write_pictures, written
 
 from imaging.channels import read_channels
 from imaging.checkpoint import open_checkpoint
+from imaging.config import SeriesRule
 from imaging.errors import ConfigInvalid
+from imaging.inputs import gather
 from imaging.metrics import dice
 from imaging.nifti import read_nifti
 from imaging.png import read_png
 from imaging.predict import Predictor
 from imaging.report.findings import findings_of
 from imaging.report.pictures import key_pictures
+from imaging.study_channels import view_study
 from imaging.volume import Volume
 from pipelines.infer import infer
+from pipelines.inspect import inspect
 from pipelines.train import Run, train
 
 
@@ -106,7 +113,9 @@ def test_regions_that_overlap_are_learnt_each_on_its_own(tmp_path: Path) -> None
     assert max(len(picture.outlines) for picture in key_pictures(prediction)) == 2
 
 
-TWO = "channels=[{name: first}, {name: second}]"
+# Rules for the series of a DICOM study; files are told by their order.
+TWO = """channels=[{name: first, series: {description: "(?i)^t1"}},
+                   {name: second, series: {description: "(?i)^t2", modality: [MR]}}]"""
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +190,101 @@ def test_channels_on_different_grids_are_refused_by_name(paired: Run, inbox: Pat
     done = infer(paths=[inbox], models=[str(paired.checkpoint.folder)], out=tmp_path / "out")
     problems = {study.name: [problem.code for problem in study.problems] for study in done.studies}
     assert problems == {"a": ["channel_mismatch"], "b": []}
+
+
+def write_study(paired: Run, folder: Path, *descriptions: str, **options: Any) -> Path:
+    """Case a as a DICOM study: a series for each description, with the second image where it begins with T2."""
+    for number, description in enumerate(descriptions, start=1):
+        shown = read_nifti(paired.folder.parent / "cases" / f"a_000{int(description.startswith('T2'))}.nii.gz").array[0]
+
+        def edit(dataset: Dataset, k: int, shown: Any = shown, description: str = description) -> None:
+            del dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType
+            dataset.SeriesDescription = description
+            dataset.PixelData = np.rint(shown[:, :, k].T).astype("<i2").tobytes()
+
+        own = {key: value for key, value in options.items() if number == len(descriptions)}
+        own = {"origin": (0.0, 0.0, 0.0), **own}
+        write_series(folder, orientation=((-1, 0, 0), (0, -1, 0)), pixel_spacing=(1, 1), slice_spacing=5, rows=24,
+                     columns=26, slices=8, series=number, edit=edit, **own)  # fmt: skip
+    return folder
+
+
+def test_series_of_a_study_are_the_channels_of_one_case(paired: Run, tmp_path: Path) -> None:
+    """Whatever their order in the study; the SEG is over the first channel's instances."""
+    write_study(paired, tmp_path / "study", "T2 tse", "scout of something", "T1 mprage")
+    model = str(paired.checkpoint.folder)
+    (study,) = infer(paths=[tmp_path / "study"], models=[model], out=tmp_path / "out").studies
+    assert study.report is not None and study.folder is not None
+    assert [problem.code for problem in study.problems] == ["not_applicable"], "the third series is no channel"
+    second, other, first = sorted(study.report.series, key=lambda entry: entry.uid)
+    assert [entry.models for entry in (first, second, other)] == [("boxes",), ("boxes",), ()]
+    assert (first.channel_of, second.channel_of, other.channel_of) == ({"boxes": "first"}, {"boxes": "second"}, {})
+    assert "it is no channel of the case" in other.refusals[0].seen
+    assert {finding.series_uid for finding in study.report.findings} == {first.uid}
+    (output,) = [item for item in study.report.outputs if item.file.startswith("seg_")]
+    assert output.series_uid == first.uid
+    seg = dcmread(study.folder / output.file)
+    referenced = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert [item.SeriesInstanceUID for item in seg.ReferencedSeriesSequence] == [first.uid]
+    assert referenced <= set(first.source_sop_instance_uids)
+    assert "channel second of boxes" in (study.folder / "report.html").read_text()
+    both = read_channels([paired.folder.parent / "cases" / f"a_000{channel}.nii.gz" for channel in (0, 1)])
+    expected = Predictor(paired.checkpoint, device="cpu")(replace(both, array=np.rint(both.array))).mask_XYZ
+    found = {finding.name: finding.structure.voxels for finding in study.report.findings if finding.structure}
+    assert list(found.values()) == [int((expected == 1).sum()), int((expected == 2).sum())]
+    assert min(found.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "options", "told"),
+    [
+        (("T1 a", "scout"), {}, "no series is channel 'second'"),
+        (("T1 a", "T2 a", "T2 b"), {}, "several volumes may be channel 'second'"),
+        (("T1 a", "T2 a"), {"modality": "CT"}, "no series is channel 'second'"),
+        (("T1 a", "T2 a"), {"origin": (0.0, 3.0, 0.0)}, "channel 'second' lies up to 3.00 mm from 'first'"),
+        (("T1 a", "T2 a"), {"keep": range(7)}, "channel 'second' has the shape (26, 24, 7)"),
+        (("T1 a", "T2 a"), {"keep": [0]}, "the series of channel 'second' was refused (too_few_slices)"),
+    ],
+    ids=["none", "several", "another_modality", "elsewhere", "shorter", "refused"],
+)
+def test_a_study_whose_channels_are_not_clear_is_refused_with_the_reason(
+    paired: Run, tmp_path: Path, descriptions: tuple[str, ...], options: dict[str, Any], told: str
+) -> None:
+    write_study(paired, tmp_path / "study", *descriptions, **options)
+    model = str(paired.checkpoint.folder)
+    (study,) = infer(paths=[tmp_path / "study"], models=[model], out=tmp_path / "out").studies
+    assert study.report is not None and not study.report.findings
+    reasons = [str(problem) for problem in study.problems if problem.code == "not_applicable"]
+    assert [told in reason for reason in reasons] == [True], "once, not for each series"
+    (viewed,) = inspect(paths=[tmp_path / "study"], models=[model])["studies"]
+    assert not any(series["taken_by"] or series["channel_of"] for series in viewed["series"])
+
+
+def test_channels_in_other_frames_of_reference_are_refused(paired: Run, tmp_path: Path) -> None:
+    write_study(paired, tmp_path / "study", "T1 a", "T2 a")
+    for path in (tmp_path / "study").glob("2_*.dcm"):
+        change(path, FrameOfReferenceUID="1.2.3.4")
+    done = infer(paths=[tmp_path / "study"], models=[str(paired.checkpoint.folder)], out=tmp_path / "out")
+    (problem,) = done.studies[0].problems
+    assert "another frame of reference" in problem.seen
+
+
+def test_one_series_is_not_two_channels(paired: Run, tmp_path: Path) -> None:
+    write_study(paired, tmp_path / "study", "T1 a")
+    twice = SeriesRule(modality=("MR",))
+    channels = tuple(channel.model_copy(update={"series": twice}) for channel in paired.checkpoint.segmenter().channels)
+    config = paired.checkpoint.segmenter().model_copy(update={"channels": channels})
+    (study,) = gather([tmp_path / "study"]).scan.studies
+    ((_, reason),) = view_study(study, [replace(paired.checkpoint, config=config)], named=True, policy="repair")[
+        0
+    ].view.declined_by
+    assert "it matches channels 'first' and 'second'" in reason.seen
+
+
+@pytest.mark.parametrize("rules", ["{name: a, series: {modality: [MR]}}, {name: b}", "{name: a, series: {}}"])
+def test_rules_for_some_channels_or_of_nothing_are_refused(rules: str) -> None:
+    with pytest.raises(ConfigInvalid):
+        segment_config(Path("cases.csv"), f"channels=[{rules}]")
 
 
 def test_a_network_of_one_image_takes_each_file_by_itself(flat: Run, inbox: Path, tmp_path: Path) -> None:
