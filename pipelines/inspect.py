@@ -66,8 +66,7 @@ def inspect(
     labelled = isinstance(against, ClassifyConfig) and against.data.labels is not None
     manifests = [path for path in paths if is_manifest(path) or (labelled and path.is_dir())]
     datasets = [_dataset(path, against, on_case) for path in manifests]
-    others = [path for path in paths if path not in manifests]
-    inputs = gather(others)
+    inputs = gather([path for path in paths if path not in manifests])
     named = bool(models)
     return {
         "studies": [
