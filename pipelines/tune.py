@@ -50,8 +50,8 @@ from pipelines.devices import LogSettings, check_precision
 from pipelines.run_folder import NO_TRAINING, check_same, open_run
 from pipelines.sides import Classified, Masked, deal_unseen
 from pipelines.states import STATES
-from pipelines.study import DATABASE, Study, Trial, is_whole, the_optuna, value_at
 from pipelines.train import resolve
+from pipelines.trials import DATABASE, Trial, Trials, is_whole, the_optuna, value_at
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +125,14 @@ def tune(
     folder = out or Path("runs") / f"{resolved.name}_tune"
     _open(folder, cases, resume=resume)
     with _nobody_else(folder):
-        study = Study(folder, resolved)
-        study.begin_again()
+        search = Trials(folder, resolved)
+        search.begin_again()
         try:
-            _measure(study, folder, cases, trials, jobs)
+            _measure(search, folder, cases, trials, jobs)
         finally:
-            _write_trials(folder, study.trials(), resolved)
+            _write_trials(folder, search.all(), resolved)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        return _result(folder, study.trials(), resolved)
+        return _result(folder, search.all(), resolved)
 
 
 def check_search(config: Config) -> None:
@@ -201,10 +201,10 @@ def _nobody_else(folder: Path) -> Iterator[None]:
         yield
 
 
-def _measure(study: Study, folder: Path, cases: Masked | Classified, trials: int, jobs: int) -> None:
+def _measure(search: Trials, folder: Path, cases: Masked | Classified, trials: int, jobs: int) -> None:
     """Measure trials in this process, or in some others."""
     if jobs == 1:
-        study.measure_until(trials, _with_cache(cases, folder))
+        search.measure_until(trials, _with_cache(cases, folder))
         return
     context = multiprocessing.get_context("spawn")
     told: SimpleQueue[ImagingError] = context.SimpleQueue()
@@ -245,7 +245,7 @@ def _job(
     with (folder / "search.lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         try:
-            Study(folder, config).measure_until(trials, _with_cache(deal_unseen(config), folder))
+            Trials(folder, config).measure_until(trials, _with_cache(deal_unseen(config), folder))
         except ImagingError as error:
             told.put(error)
 

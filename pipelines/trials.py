@@ -1,4 +1,4 @@
-"""An Optuna study in a folder: what it proposes is trained, and what came of it is remembered.
+"""The trials of a search, in a folder: what Optuna proposes is trained, and what came of it is remembered.
 
 Invariant: what a trial is measured on are the validation cases; no file of a test case is handed to it. Each trial that
 began is counted once, whoever measures it and however often a search is stopped: one that was interrupted is told as
@@ -79,7 +79,7 @@ class Trial:
     why: str = ""
 
 
-class Study:
+class Trials:
     """The trials of a search, in a folder.
 
     Parameters
@@ -111,7 +111,7 @@ class Study:
             pruner=pruner,
         )
 
-    def trials(self) -> list[Trial]:
+    def all(self) -> list[Trial]:
         """All that began, in this order."""
         lost = self._lost()
         return [_told(trial, self._config.tune, lost=trial.number in lost)
@@ -157,7 +157,7 @@ class Study:
     def _claimed(self, count: int) -> optuna.Trial | None:
         """A new trial, or None where there are enough."""
         with _alone(self._folder / "claim.lock"):
-            begun = [trial for trial in self.trials() if trial.state != "interrupted"]
+            begun = [trial for trial in self.all() if trial.state != "interrupted"]
             return self._study.ask() if len(begun) < count else None
 
     def _values(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Study:
             raise
         finally:
             shutil.rmtree(place / STATES, ignore_errors=True)
-        told = next(told for told in self.trials() if told.number == trial.number)
+        told = next(told for told in self.all() if told.number == trial.number)
         log.info("trial %d %s after %d epochs: %s", told.number, told.state, told.epochs, told.score)
 
 
