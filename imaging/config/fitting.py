@@ -113,7 +113,8 @@ class Explain(Section):
     """How it is shown where on a picture a probability comes from.
 
     `method`: ``grad_cam_pp`` weighs the feature maps of `layer`, ``integrated_gradients`` counts each pixel in `steps`
-    steps from an empty picture; None takes the first where the network has stages, and the second where it has none.
+    steps from an empty picture, or in more until they add up; None takes the first where the network has stages, and
+    the second where it has none.
     `layer` is a module's name; None takes the last stage, or the one before it where the last has too few cells.
     """
 

@@ -104,7 +104,8 @@ class Explanation(_Part):
     cells that has along each axis of the network's grid: no detail of the map is finer. `seen` is the share of the
     image that the network was given; the rest was cut off. `greatest_at` is the voxel of the greatest value, by its
     indices from 0 along X, Y, Z, and `sop_instance_uid` the instance of its slice; None where nothing raised it.
-    `completeness_gap` is how far integrated gradients are from adding up to what they explain, as a share of it.
+    `completeness_gap` is how far integrated gradients, taken in so many `steps`, are from adding up to what they
+    explain, as a share of it.
     """
 
     method: Literal["grad_cam_pp", "integrated_gradients"]
@@ -114,6 +115,7 @@ class Explanation(_Part):
     greatest_at: tuple[int, int, int] | None
     sop_instance_uid: str
     completeness_gap: float | None
+    steps: int | None
 
 
 class Finding(_Part):
@@ -324,6 +326,7 @@ def _explanation(prediction: Classification, judgement: Judgement) -> Explanatio
         greatest_at=(x, y, z) if raised else None,
         sop_instance_uid=sources[z].sop_instance_uid if raised and sources else "",
         completeness_gap=None if made.gap is None else float(f"{made.gap:.3g}"),
+        steps=made.steps,
     )
 
 

@@ -150,10 +150,39 @@ def test_integrated_gradients_add_up_to_what_they_explain(tmp_path: Path) -> Non
     found = explained(Explainer(config, [network_of(config)]), picture_of(config))
     assert found.gap is not None
     assert found.gap < 0.02
-    few = config_of(tmp_path, method="integrated_gradients", steps=8)
-    rough = explained(Explainer(few, [network_of(few)]), picture_of(few))
-    assert rough.gap is not None
-    assert rough.gap > found.gap
+    assert found.steps == 128
+
+
+class Steep(torch.nn.Module):
+    """Two logits, the second of which jumps where the picture is a little brighter than `place` of its own."""
+
+    def __init__(self, picture: torch.Tensor, *, sharp: float, place: float = 0.63) -> None:
+        super().__init__()
+        least = picture.amin()
+        self.middle = float(least + place * (picture.mean() - least))
+        self.sharp = torch.nn.Parameter(torch.tensor(sharp))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        jump = torch.sigmoid(self.sharp * (image.flatten(1).mean(1) - self.middle))
+        return torch.stack([torch.zeros_like(jump), 3 * jump], dim=1)
+
+
+@pytest.mark.parametrize("sharp", [30.0, 120.0])
+def test_steps_are_doubled_until_the_gradients_add_up(tmp_path: Path, sharp: float) -> None:
+    config = config_of(tmp_path, method="integrated_gradients", steps=8)
+    image = picture_of(config)
+    explainer = Explainer(config, [Steep(image, sharp=sharp)])
+    found = explained(explainer, image)
+    assert found.gap is not None and found.steps in (16, 32, 64, 128, 256)
+    assert found.gap <= 0.05 < explainer._in_steps(image, (1,), found.steps // 2)[1], "half as many were too few"
+
+
+def test_steps_end_where_they_do_not_help(tmp_path: Path) -> None:
+    """A jump of no width is on no step: the gap is told as it is."""
+    config = config_of(tmp_path, method="integrated_gradients", steps=100)
+    image = picture_of(config)
+    found = explained(Explainer(config, [Steep(image, sharp=1e6)]), image)
+    assert found.steps == 512 and found.gap is not None and found.gap > 0.9
 
 
 def test_integrated_gradients_of_a_linear_network_are_its_weights_times_the_image(tmp_path: Path) -> None:

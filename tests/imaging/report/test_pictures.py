@@ -215,7 +215,7 @@ def test_heat_lies_on_the_pixels_that_it_is_of(letters: str) -> None:
     volume = Volume(array[None], affine_towards(letters))
     code = Code(value="17621005", meaning="Normal")
     judgement = Judgement(Target("odd", "Odd", code, code, (1,), True), 0.9, 0.5, "abnormal", "")
-    made = Attribution(np.zeros((2, 2, 2), dtype=np.float32), "grad_cam_pp", "layer4", (2, 2, 2), None)
+    made = Attribution(np.zeros((2, 2, 2), dtype=np.float32), "grad_cam_pp", "layer4", (2, 2, 2), None, None)
     said = Classification(
         Checkpoint(Path("checkpoint"), CONFIG, {}, ""), volume, {}, (judgement,), (HeatMap("odd", heat_XYZ, made),)
     )
