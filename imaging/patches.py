@@ -18,7 +18,7 @@ from monai.transforms import Compose, Transform
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from imaging.config import Augmentation, Train
+from imaging.config import IGNORED, Augmentation, Train
 from imaging.transforms import IMAGE, LABEL, apply, random_transform
 
 # So many voxels of a structure stand for all of them, as in nnU-Net.
@@ -61,7 +61,8 @@ class Patches:
     The share `foreground` of the patches is centred on a voxel of a structure, as far as the volume reaches: first one
     of the case's structures is drawn, each alike, then one of its voxels. The others lie anywhere in the volume, every
     place alike (Isensee et al., Nature Methods 18:203, 2021, where a third of each batch is drawn so). A volume that is
-    smaller than the patch is filled with 0 on both sides, and the loss counts what was filled in as background.
+    smaller than the patch is filled with 0 on both sides; what was filled in is background in the mask, or, with the
+    padding ``ignored``, holds `IGNORED`.
 
     A patch of two axes is of a slice, which lies across the volume's last axis and is drawn in the same way.
 
@@ -81,6 +82,7 @@ class Patches:
 
     def __init__(self, settings: Train) -> None:
         self._patch, self.foreground = settings.patch, settings.foreground
+        self._filling = {IMAGE: 0, LABEL: IGNORED if settings.padding == "ignored" else 0}
         transforms: list[Transform] = []
         needed = np.array(settings.patch)
         for item in reversed(settings.augment):
@@ -107,7 +109,7 @@ class Patches:
         generator = np.random.default_rng(seed.spawn(1)[0])
         size = sample[LABEL].shape[1:]
         first = self._first(size, self._centre(places, generator), generator)
-        around = {key: self._around(sample[key], first) for key in (IMAGE, LABEL)}
+        around = {key: self._around(sample[key], first, self._filling[key]) for key in (IMAGE, LABEL)}
         self._augment.set_random_state(seed=int(seed.generate_state(1)[0]))
         moved = apply(self._augment, around, subject=subject)
         return {key: moved[key][self._middle(moved[key].shape[1:])] for key in (IMAGE, LABEL)}
@@ -128,7 +130,7 @@ class Patches:
             return [int(generator.integers(most + 1)) for most in room]
         return [min(max(0, place - part // 2), most) for place, part, most in zip(centre, parts, room, strict=True)]
 
-    def _around(self, values: torch.Tensor, first: Sequence[int]) -> torch.Tensor:
+    def _around(self, values: torch.Tensor, first: Sequence[int], filling: int) -> torch.Tensor:
         """The patch with its margin; beyond the volume (filled up to the patch's size) its last voxels go on."""
         values = torch.as_tensor(values)
         if len(self._patch) == 2:
@@ -144,7 +146,7 @@ class Patches:
             filled = [missing // 2, missing - missing // 2, *filled]
             held = [max(0, -low), max(0, high - max(edge, part)), *held]
         copied = values[tuple(inside)].float()[None]
-        return functional.pad(functional.pad(copied, filled), held, mode="replicate")[0].clone()
+        return functional.pad(functional.pad(copied, filled, value=filling), held, mode="replicate")[0].clone()
 
     def _middle(self, size: Sequence[int]) -> tuple[slice, ...]:
         starts = [(edge - part) // 2 for edge, part in zip(size, self._patch, strict=True)]

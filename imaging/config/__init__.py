@@ -36,10 +36,11 @@ from imaging.config.load import find_config, load_config, with_values
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
 from imaging.config.search import Searched
 from imaging.config.section import Size, Size3, Spacing3, Vector3
-from imaging.config.task import TOGETHER, ClassifyConfig, Config, SegmentConfig
+from imaging.config.task import IGNORED, TOGETHER, ClassifyConfig, Config, SegmentConfig
 from imaging.config.transfer import Lora, Start
 
 __all__ = [
+    "IGNORED",
     "TOGETHER",
     "AppliesTo",
     "Augmentation",

@@ -75,11 +75,13 @@ class Train(Fit):
 
     `patch` is in voxels of the network's grid; with two numbers the network sees slices, which lie across the last axis
     of `preprocess.orientation`. Each case gives `patches_per_case` patches an epoch. The share `foreground` of the
-    patches is centred on a voxel of a structure, each structure alike; the others lie anywhere.
+    patches is centred on a voxel of a structure, each structure alike; the others lie anywhere. `padding` says whether
+    what a patch has beyond a smaller volume is ``background`` to the loss, or ``ignored`` by it.
     """
 
     patch: Size
     patches_per_case: Annotated[Count, LATER] = 1
+    padding: Annotated[Literal["background", "ignored"], LATER] = "background"
     foreground: Annotated[Probability, LATER] = 0.0
 
 

@@ -21,6 +21,10 @@ TOGETHER = "abnormal"
 OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers")
 
 
+# In a mask that is trained on: no label, and nothing that counts.
+IGNORED = 255
+
+
 class _Task(Section):
     """What every config says, whatever its `task`.
 
@@ -109,6 +113,10 @@ class SegmentConfig(_Task):
 
     @model_validator(mode="after")
     def _patches_have_the_same_axes(self) -> SegmentConfig:
+        if self.train.padding == "ignored" and IGNORED in self.mask_values:
+            raise ValueError(
+                f"with train.padding: ignored no label has the value {IGNORED}, which marks what is ignored"
+            )
         if len(self.train.patch) != len(self.predict.patch):
             raise ValueError("train.patch and predict.patch have the same number of axes")
         if any(axis >= len(self.predict.patch) for axis in self.predict.flip_axes):

@@ -19,7 +19,7 @@ from imaging.tasks.ranks import summed
 _SMOOTH = 1e-5
 
 
-def dice_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def dice_cross_entropy(logits: torch.Tensor, label: torch.Tensor, *, ignored: int | None = None) -> torch.Tensor:
     """1 - Dice, the mean over structures, plus the cross-entropy, the mean over voxels.
 
     With one process this is MONAI's ``DiceCELoss(to_onehot_y=True, softmax=True, batch=True,
@@ -32,19 +32,31 @@ def dice_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tenso
         (B, K, ...), float32.
     label
         (B, 1, ...), class ids; 0 is the background, which the Dice leaves out.
+    ignored
+        In `label`, what counts neither in the Dice nor in the cross-entropy.
     """
     axes = [0, *range(2, logits.ndim)]
+    target, probability = label[:, 0].long(), logits.softmax(1)[:, 1:]
+    if ignored is None:
+        cross = functional.cross_entropy(logits, target, reduction="sum")
+        voxels = torch.full_like(cross, label.numel())
+    else:
+        counted = label != ignored
+        cross = functional.cross_entropy(logits, target, reduction="sum", ignore_index=ignored)
+        voxels = counted.sum().to(cross.dtype)
+        # Where neither has anything there is no hit, nothing false and nothing missed.
+        label, probability = label * counted, probability * counted
     truth = one_hot(label, num_classes=logits.shape[1])[:, 1:]
-    hits, false, missed = compute_tp_fp_fn(logits.softmax(1)[:, 1:], truth, axes, 1, False)
-    cross = functional.cross_entropy(logits, label[:, 0].long(), reduction="sum")
-    voxels = torch.full_like(cross, label.numel())
+    hits, false, missed = compute_tp_fp_fn(probability, truth, axes, 1, False)
     sums = summed(torch.cat([hits, false, missed, cross[None], voxels[None]]))
     hits, false, missed = sums[:-2].chunk(3)
     dice = (2 * hits + _SMOOTH) / (2 * hits + false + missed + _SMOOTH)
     return 1 - dice.mean() + sums[-2] / sums[-1]
 
 
-def regions_dice_cross_entropy(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def regions_dice_cross_entropy(
+    logits: torch.Tensor, truth: torch.Tensor, *, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """1 - Dice, the mean over regions, plus the cross-entropy, the mean over voxels and regions, each on its own.
 
     With one process this is MONAI's ``DiceLoss(sigmoid=True, batch=True)`` plus ``BCEWithLogitsLoss``; nnU-Net trains
@@ -54,11 +66,18 @@ def regions_dice_cross_entropy(logits: torch.Tensor, truth: torch.Tensor) -> tor
     ----------
     logits, truth
         (B, K, ...), float32; `truth` of 0 and 1.
+    counted
+        (B, 1, ...), which voxels count; by default all do.
     """
     axes = [0, *range(2, logits.ndim)]
-    hits, false, missed = compute_tp_fp_fn(logits.sigmoid(), truth, axes, 1, False)
-    cross = functional.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
-    values = torch.full_like(cross, truth.numel())
+    probability, weight = logits.sigmoid(), None
+    values = torch.full((), truth.numel(), dtype=logits.dtype, device=logits.device)
+    if counted is not None:
+        weight = counted.to(logits.dtype)
+        probability, truth = probability * weight, truth * weight
+        values = weight.sum() * truth.shape[1]
+    hits, false, missed = compute_tp_fp_fn(probability, truth, axes, 1, False)
+    cross = functional.binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum")
     sums = summed(torch.cat([hits, false, missed, cross[None], values[None]]))
     hits, false, missed = sums[:-2].chunk(3)
     dice = (2 * hits + _SMOOTH) / (2 * hits + false + missed + _SMOOTH)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from imaging.config import SegmentConfig
+from imaging.config import IGNORED, SegmentConfig
 from imaging.data import Sample
 from imaging.metrics import dice
 from imaging.networks import build_segmenter
@@ -57,10 +57,12 @@ class SegmentTask(FittingTask[list[float]]):
         return torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
     def _of_head(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        ignored = IGNORED if self.config.train.padding == "ignored" else None
         if not self.config.overlapping:
-            return dice_cross_entropy(logits, label)
+            return dice_cross_entropy(logits, label, ignored=ignored)
         regions = [torch.isin(label, label.new_tensor(item.values)) for item in self.config.labels]
-        return regions_dice_cross_entropy(logits, torch.cat(regions, dim=1).float())
+        counted = label != ignored if ignored is not None else None
+        return regions_dice_cross_entropy(logits, torch.cat(regions, dim=1).float(), counted=counted)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Dice of one whole volume on the network's grid."""

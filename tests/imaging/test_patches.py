@@ -179,6 +179,23 @@ def test_smaller_volume_lies_in_the_middle_of_zeros() -> None:
         assert bool((patch[key][:, 4:8, 4:9] == 1).all())
 
 
+@pytest.mark.parametrize("augment", [[], [("RandAffine", TURN), ("RandFlip", {"prob": 1, "spatial_axis": 0})]])
+def test_padding_that_is_ignored_is_marked_in_the_mask_alone(augment: list[tuple[str, dict[str, Any]]]) -> None:
+    sample = {IMAGE: torch.ones(1, 4, 5, 20), LABEL: torch.ones(1, 4, 5, 20)}
+    marked, plain = (drawn(patches_of(*augment, padding=padding), sample) for padding in ("ignored", "background"))
+    assert torch.equal(torch.as_tensor(marked[IMAGE]), torch.as_tensor(plain[IMAGE]))
+    label = torch.as_tensor(marked[LABEL])
+    assert set(label.unique().tolist()) == {1, 255}
+    assert torch.equal(label.masked_fill(label == 255, 0), torch.as_tensor(plain[LABEL]))
+
+
+def test_a_volume_that_fills_the_patch_has_nothing_to_ignore() -> None:
+    sample = with_three_structures()
+    for seed in range(5):
+        one, other = (drawn(patches_of(padding=p), sample, seed)[LABEL] for p in ("ignored", "background"))
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
 @pytest.mark.parametrize("shape", [(60, 60, 60), (20, 60, 15)], ids=str)
 @pytest.mark.parametrize(
     "options",

@@ -292,6 +292,19 @@ def test_a_network_of_one_image_takes_each_file_by_itself(flat: Run, inbox: Path
     assert [study.name for study in done.studies] == ["a_0000", "a_0001", "b_0000", "b_0001"]
 
 
+@pytest.mark.parametrize("regions", [(), REGIONS], ids=["labels", "regions"])
+def test_a_network_learns_from_patches_larger_than_the_volume(tmp_path: Path, regions: tuple[str, ...]) -> None:
+    run = trained(tmp_path, *regions, "train.patch=[40, 32]", "train.padding=ignored", "train.epochs=60")
+    check_dice(run, 0.8)
+
+
+def test_a_label_that_marks_what_is_ignored_is_refused() -> None:
+    values = ("labels.0.values=[1, 255]", "labels.1.values=[255]")
+    assert segment_config(Path("cases.csv"), *values).train.padding == "background"
+    with pytest.raises(ConfigInvalid, match="255"):
+        segment_config(Path("cases.csv"), *values, "train.padding=ignored")
+
+
 @pytest.mark.parametrize("name", ["SegResNetDS", "DynUNet"])
 def test_deep_supervision_learns_too(tmp_path: Path, name: str) -> None:
     options = {

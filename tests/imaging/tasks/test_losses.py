@@ -47,6 +47,38 @@ def test_regions_loss_is_that_of_monai_and_torch(generator: torch.Generator, sha
     torch.testing.assert_close(gradient_of(own, logits), gradient_of(theirs, logits))
 
 
+def test_what_is_ignored_counts_for_nothing(generator: torch.Generator) -> None:
+    """The loss of a padded patch is that of the part within the volume, and no gradient comes from around it."""
+    logits = torch.randn(3, 4, 8, 9, generator=generator, requires_grad=True)
+    inside = torch.randint(0, 4, (3, 1, 5, 6), generator=generator, dtype=torch.uint8)
+    label = functional.pad(inside, (1, 2, 2, 1), value=255)
+    cut = logits[:, :, 2:7, 1:7]
+    own, expected = dice_cross_entropy(logits, label, ignored=255), dice_cross_entropy(cut, inside)
+    torch.testing.assert_close(own, expected)
+    gradient = gradient_of(own, logits)
+    assert not gradient[(label == 255).expand_as(gradient)].any()
+    torch.testing.assert_close(gradient, gradient_of(expected, logits))
+    as_background = dice_cross_entropy(logits, label.masked_fill(label == 255, 0))
+    assert abs((as_background - own).item()) > 0.01
+
+
+def test_what_is_ignored_counts_for_no_region(generator: torch.Generator) -> None:
+    logits = torch.randn(3, 4, 8, 9, generator=generator, requires_grad=True)
+    truth = torch.randint(0, 2, (3, 4, 8, 9), generator=generator).float()
+    counted = torch.zeros(3, 1, 8, 9, dtype=torch.bool)
+    counted[:, :, 2:7, 1:7] = True
+    own = regions_dice_cross_entropy(logits, truth, counted=counted)
+    expected = regions_dice_cross_entropy(logits[:, :, 2:7, 1:7], truth[:, :, 2:7, 1:7])
+    torch.testing.assert_close(own, expected)
+    torch.testing.assert_close(gradient_of(own, logits), gradient_of(expected, logits))
+
+
+def test_ignoring_what_is_not_there_changes_nothing(generator: torch.Generator) -> None:
+    logits = torch.randn(3, 4, 7, 6, generator=generator)
+    label = torch.randint(0, 4, (3, 1, 7, 6), generator=generator, dtype=torch.uint8)
+    assert torch.equal(dice_cross_entropy(logits, label, ignored=255), dice_cross_entropy(logits, label))
+
+
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 3.0])], ids=["none", "balanced"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_classes_cross_entropy_is_that_of_torch(
