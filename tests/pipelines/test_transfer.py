@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from imaging.networks import build_network, weights_of
 from imaging.predict import Predictor
 from pipelines.train import Run, train
 
+LORA = ("train.lora.rank=2", "train.lora.also=['out.*']")
 RESNET = ("network.name=ResNet10", "network.options={widen_factor: 0.125}")
 
 
@@ -153,8 +155,9 @@ def test_config_without_weights_to_begin_with_is_refused(films: Path, tmp_path: 
         toy_run(films, tmp_path, "train.start.least_share=1.0")
 
 
-def test_lora_publishes_a_plain_network(four_cases: list[str], tmp_path: Path) -> None:
-    """A tiny segmenter with attention, with a moving average of its weights."""
+@pytest.fixture
+def attentive(four_cases: list[str], tmp_path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights of a tiny segmenter with attention, and overrides that begin with it, with a moving average."""
     options = {"img_size": [16, 16, 16], "hidden_size": 24, "num_heads": 2, "mlp_dim": 24, "feature_size": 4}
     network = build_network(Network(name="UNETR", options=options), in_channels=1, out_channels=3)
     before = {name: tensor.clone() for name, tensor in weights_of(network).items()}
@@ -162,9 +165,14 @@ def test_lora_publishes_a_plain_network(four_cases: list[str], tmp_path: Path) -
     overrides = [
         *four_cases, "network.name=UNETR", f"network.options={options}", "train.patch=[16, 16, 16]",
         "predict.patch=[16, 16, 16]", "predict.overlap=0", "predict.batch_size=16", "train.ema_decay=0.5",
-        f"train.start.weights={tmp_path / 'start.pt'}", "train.lora.rank=2", "train.lora.also=['out.*']",
+        f"train.start.weights={tmp_path / 'start.pt'}",
     ]  # fmt: skip
-    run = train(config=Path("hippocampus_mr"), overrides=overrides, out=tmp_path / "run", progress=False)
+    return before, overrides
+
+
+def test_lora_publishes_a_plain_network(attentive: tuple[dict[str, torch.Tensor], list[str]], tmp_path: Path) -> None:
+    before, overrides = attentive
+    run = train(config=Path("hippocampus_mr"), overrides=[*overrides, *LORA], out=tmp_path / "run", progress=False)
     assert run.checkpoint.metrics["training"]["start"]["taken_share"] == 1
     after = weights(run)
     assert before.keys() == after.keys()
@@ -172,6 +180,37 @@ def test_lora_publishes_a_plain_network(four_cases: list[str], tmp_path: Path) -
     attention = {name for name in before if name.endswith("attn.qkv.weight")}
     assert changed == attention | {name for name in before if name.startswith("out.")}
     Predictor(run.checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("held", "trained"),
+    [
+        # It freezes all else by the same means as train.freeze.
+        pytest.param(LORA, ("*.attn.qkv.weight", "out.*"), id="lora"),
+        pytest.param(("train.freeze=['vit.*', 'encoder*', 'decoder*']",), ("out.*",), id="freeze",
+                     marks=pytest.mark.long),
+    ],
+)  # fmt: skip
+def test_what_is_frozen_stays_so_with_two_processes(
+    attentive: tuple[dict[str, torch.Tensor], list[str]],
+    tmp_path: Path,
+    held: tuple[str, ...],
+    trained: tuple[str, ...],
+) -> None:
+    """Bit for bit; and what is trained ends where one process takes it."""
+    before, given = attentive
+    overrides = [*given, *held, "train.batch_size=2", "train.epochs=2"]
+    one, two = (
+        weights(train(config=Path("hippocampus_mr"), overrides=overrides, devices=n, out=tmp_path / str(n),
+                      progress=False))
+        for n in (1, 2)
+    )  # fmt: skip
+    expected = {name for name in before if any(fnmatchcase(name, pattern) for pattern in trained)}
+    assert 1 < len(expected) < len(before) and two.keys() == before.keys()
+    assert {name for name in before if not torch.equal(before[name], two[name])} == expected
+    for name in expected:
+        moved = (one[name] - before[name]).abs().max()
+        assert (two[name] - one[name]).abs().max() < 0.05 * moved, name
 
 
 def test_config_that_needs_no_path_is_published_as_it_is(tmp_path: Path) -> None:
