@@ -150,7 +150,7 @@ def test_run_folder_may_be_moved_and_its_best_epoch_is_still_known(
 def test_run_continues_from_its_best_state_too(classifier: Path, whole: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole.folder / STATES, folder / STATES)
-    for name in ("config.yaml", "split.json"):
+    for name in ("config.yaml", "split.json", "versions.json", "data.json"):
         shutil.copy(whole.folder / name, folder)
     shutil.copy(folder / STATES / BEST, folder / STATES / LAST)  # as `state_corrupt` tells to
     assert position(folder, classifier) == (whole.checkpoint.metrics["training"]["best_epoch"], 0)
