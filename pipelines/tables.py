@@ -13,7 +13,7 @@ from rich.table import Table
 from imaging.interval import Interval
 
 if TYPE_CHECKING:
-    from imaging.report.findings import Finding, Report
+    from imaging.report.report import Finding, Report
     from pipelines.tune import Tuned
 
 

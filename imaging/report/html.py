@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from imaging.report.findings import Report
 from imaging.report.heat import legend
 from imaging.report.pictures import Picture
+from imaging.report.report import Report
 
 TEMPLATES = Environment(
     loader=PackageLoader("imaging.report"),

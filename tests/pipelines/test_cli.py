@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from imaging.predict import Prediction, Predictor
-from imaging.report.findings import Report
+from imaging.report.report import Report
 from imaging.volume import Volume
 
 Invoke = Callable[..., Result]

@@ -26,9 +26,10 @@ from imaging.errors import (
     UnknownName,
 )
 from imaging.predict import Prediction, Predictor
-from imaging.report.findings import Report
+from imaging.report.report import Report
 from imaging.volume import Volume
-from pipelines.infer import Inferred, StudyResult, infer
+from pipelines.infer import Inferred, infer
+from pipelines.reporting import StudyResult
 from pipelines.tables import repairs_of
 
 UID1 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.290332099546120305394775536058"
@@ -339,7 +340,7 @@ def test_fault_while_writing_leaves_nothing_behind(
     def broken(*_: object) -> str:
         raise RuntimeError
 
-    monkeypatch.setattr("pipelines.infer.render_html", broken)
+    monkeypatch.setattr("pipelines.reporting.render_html", broken)
     study = only(run(study1))
     assert codes(*study.problems) == ["study_failed"]
     assert list((tmp_path / "out").iterdir()) == []

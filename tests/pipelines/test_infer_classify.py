@@ -20,7 +20,8 @@ from imaging.errors import WrongTask
 from imaging.nifti import read_nifti
 from imaging.png import read_png
 from imaging.predict import Predictor
-from imaging.report.findings import Report, findings_of
+from imaging.report.findings import findings_of
+from imaging.report.report import Report
 from pipelines.infer import Inferred, infer
 from pipelines.inspect import inspect
 from pipelines.train import Run, train

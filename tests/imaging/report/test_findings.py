@@ -18,16 +18,8 @@ from imaging.config import load_config
 from imaging.errors import MissingSlices
 from imaging.files import shipped
 from imaging.predict import Prediction
-from imaging.report.findings import (
-    Finding,
-    MeanDice,
-    Report,
-    StructureVolume,
-    StudyEntry,
-    findings_of,
-    model_entry,
-    refusals_of,
-)
+from imaging.report.findings import findings_of, model_entry, refusals_of
+from imaging.report.report import Finding, MeanDice, Report, StructureVolume, StudyEntry
 from imaging.volume import Frame, SeriesFacts, Volume
 
 Array = np.ndarray[Any, Any]
@@ -171,7 +163,7 @@ def test_report_json_is_the_report() -> None:
     text = report.to_json()
     assert Report.model_validate_json(text) == report
     document = json.loads(text)
-    assert document["schema_version"] == "1.0"
+    assert document["schema_version"] == "1.1"
     assert "not for diagnosis" in document["disclaimer"]
 
 

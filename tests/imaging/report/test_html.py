@@ -16,18 +16,10 @@ from imaging.config import load_config
 from imaging.errors import MissingSlices, NotDicom
 from imaging.files import shipped
 from imaging.predict import Prediction
-from imaging.report.findings import (
-    DefectEntry,
-    OutputEntry,
-    Report,
-    SeriesEntry,
-    StudyEntry,
-    findings_of,
-    model_entry,
-    refusals_of,
-)
+from imaging.report.findings import findings_of, model_entry, refusals_of
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
+from imaging.report.report import DefectEntry, OutputEntry, Report, SeriesEntry, StudyEntry
 from imaging.volume import Frame, SeriesFacts, Volume
 
 CONFIG = load_config(shipped("configs") / "hippocampus_mr.yaml")
