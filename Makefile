@@ -31,8 +31,9 @@ test: lint  ## Linters, the type checker and all tests
 test-long: $(VENV)/installed-test  ## Tests that take minutes: runs killed at random moments, and continued
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 
-docs: $(VENV)/installed  ## Write docs/config.md anew, after a key of a config has changed
+docs: $(VENV)/installed  ## Write docs/config.md and the report's JSON Schema anew, after a key of a config or a report has changed
 	$(BIN)/python -m imaging.config.reference > docs/config.md
+	$(BIN)/python -m imaging.report.schema > imaging/report/report.schema.json
 
 fuzz: $(VENV)/installed-test  ## 20,000 broken files through the reader; what fails is kept in fuzz_failures
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --mutants 20000 --jobs 2

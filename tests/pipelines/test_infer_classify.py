@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from classified import picture, write_config, write_pictures
+from jsonschema import Draft202012Validator
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -22,6 +23,7 @@ from imaging.png import read_png
 from imaging.predict import Predictor
 from imaging.report.findings import findings_of
 from imaging.report.report import Report
+from imaging.report.schema import schema
 from pipelines.infer import Inferred, infer
 from pipelines.inspect import inspect
 from pipelines.train import Run, train
@@ -102,6 +104,7 @@ def test_normal_picture_is_normal(model: str, tmp_path: Path) -> None:
 def test_report_is_what_the_classifier_says(film: Path, trained: Run, model: str, tmp_path: Path) -> None:
     infer(paths=[film], models=[model], out=tmp_path / "out")
     document = json.loads((tmp_path / "out" / "film" / "report.json").read_text())
+    Draft202012Validator(schema()).validate(document)
     classifier = Classifier(trained.checkpoint)
     (expected,) = findings_of(classifier.explain(classifier(read_png(film))))
     assert document["findings"] == [expected.model_dump(mode="json")]
