@@ -191,6 +191,23 @@ def read_inflated(path: Path) -> bytes:
         raise UnreadableDicom(path, seen="the deflated data set cannot be read") from error
 
 
+def data_set_start(head: bytes) -> int:
+    """Where the data set of a DICOM file begins, behind preamble and meta header; 0 where it has neither.
+
+    Parameters
+    ----------
+    head
+        The first bytes of the file, the whole meta header among them.
+    """
+    preamble = 132 if head[128:132] == b"DICM" else 0
+    if not (preamble or head[:2] == b"\2\0"):
+        return 0
+    try:
+        return _meta(_Inflated(head), preamble, frozenset())[1]
+    except _Malformed:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Start:
     """Where a file's data set begins, and how it is written."""

@@ -130,7 +130,8 @@ def _printable(text: str) -> str:
 
 
 @lru_cache(_REMEMBERED)
-def _is_uid(value: str) -> bool:
+def is_uid(value: str) -> bool:
+    """Whether it is a UID by PS3.5 section 9.1."""
     return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
@@ -213,7 +214,7 @@ class Values:
         value = self.raw(keyword)
         if not value and keyword in _IN_META:
             value = self._values.get(_IN_META[keyword], b"").rstrip(b"\0 ").decode("latin-1")
-        if value and not _is_uid(value):
+        if value and not is_uid(value):
             raise InvalidUid(self._path, seen=f"{keyword} is not a UID")
         return value
 

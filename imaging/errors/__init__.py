@@ -95,6 +95,12 @@ from imaging.errors.tree import (
     InternalFault,
     WrongUsage,
 )
+from imaging.errors.watching import (
+    StoreBusy,
+    StoreDamaged,
+    StoreFull,
+    StoreInUse,
+)
 
 __all__ = [
     "ArchiveRefused",
@@ -157,6 +163,10 @@ __all__ = [
     "StartMismatch",
     "StartUnusable",
     "StateCorrupt",
+    "StoreBusy",
+    "StoreDamaged",
+    "StoreFull",
+    "StoreInUse",
     "StudyFailed",
     "TooFewCases",
     "TooFewSlices",

@@ -1,0 +1,111 @@
+"""One instance more: its row, and what it means for the jobs of its study.
+
+Invariant: the first data set under a SOPInstanceUID of a study stands; another one is kept beside it, told, and changes
+no job. News of a study whose job has begun opens a new job, of a version that names the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.store.clock import wall
+from pipelines.store.intake import Received
+from pipelines.store.moves import State
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An instance as it came; `digest` and `size` as `content.Staged` has them, the others as `Intake.put`."""
+
+    study_uid: str
+    series_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax: str
+    digest: str
+    size: int
+    source: str
+
+
+def record(db: sqlite3.Connection, arrival: Arrival, now: float) -> Received:
+    """Write an arrival down, within a transaction.
+
+    Parameters
+    ----------
+    db
+        In a transaction.
+    arrival
+        The instance, whose bytes are durable.
+    now
+        Seconds of the store.
+    """
+    there = db.execute(
+        "SELECT digest FROM instances WHERE study_uid = ? AND sop_instance_uid = ?",
+        (arrival.study_uid, arrival.sop_instance_uid),
+    ).fetchall()
+    if any(row["digest"] == arrival.digest for row in there):
+        return Received.SAME
+    db.execute(
+        "INSERT INTO studies VALUES (?, ?, ?)"
+        " ON CONFLICT (study_uid) DO UPDATE SET last_arrival = excluded.last_arrival",
+        (arrival.study_uid, now, now),
+    )
+    db.execute(
+        "INSERT INTO instances (study_uid, series_uid, sop_instance_uid, sop_class_uid, transfer_syntax, digest, size,"
+        " source, arrival, received_at, stands) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid, arrival.sop_class_uid,
+         arrival.transfer_syntax, arrival.digest, arrival.size, arrival.source, now, wall(), int(not there)),
+    )  # fmt: skip
+    if there:
+        detail = {"sop_instance_uid": arrival.sop_instance_uid, "source": arrival.source, "digest": arrival.digest}
+        tell(db, "instance_conflict", study_uid=arrival.study_uid, detail=detail)
+        return Received.CONFLICT
+    _await_more(db, arrival.study_uid, now)
+    return Received.NEW
+
+
+def _await_more(db: sqlite3.Connection, study_uid: str, now: float) -> None:
+    """Let the study's waiting job wait for more, or open one."""
+    job = db.execute(
+        "SELECT id, state FROM jobs WHERE study_uid = ? AND state IN ('receiving', 'ready')", [study_uid]
+    ).fetchone()
+    if job is None:
+        before = db.execute(
+            "SELECT id, number FROM versions WHERE study_uid = ? ORDER BY number DESC LIMIT 1", [study_uid]
+        ).fetchone()
+        version = db.execute(
+            "INSERT INTO versions (study_uid, number, predecessor) VALUES (?, ?, ?)",
+            (study_uid, before["number"] + 1 if before else 1, before["id"] if before else None),
+        ).lastrowid
+        db.execute(
+            "INSERT INTO jobs (version, study_uid, state, opened, last_arrival) VALUES (?, ?, ?, ?, ?)",
+            (version, study_uid, State.RECEIVING, now, now),
+        )
+    elif job["state"] == State.READY:
+        db.execute(
+            "UPDATE jobs SET state = 'receiving', name = NULL, due = 0, faults = 0, reason = NULL, last_arrival = ?"
+            " WHERE id = ?",
+            (now, job["id"]),
+        )
+        db.execute("UPDATE versions SET through_seq = NULL WHERE id = (SELECT version FROM jobs WHERE id = ?)",
+                   [job["id"]])  # fmt: skip
+    else:
+        db.execute("UPDATE jobs SET last_arrival = ? WHERE id = ?", (now, job["id"]))
+
+
+def tell(
+    db: sqlite3.Connection,
+    code: str,
+    *,
+    study_uid: str | None = None,
+    job: int | None = None,
+    detail: Mapping[str, object] | None = None,
+) -> None:
+    """Write an event, within a transaction."""
+    db.execute(
+        "INSERT INTO events (code, study_uid, job, detail) VALUES (?, ?, ?, ?)",
+        (code, study_uid, job, json.dumps(dict(detail)) if detail else None),
+    )

@@ -1,0 +1,176 @@
+"""The store of one watcher: takes instances in, and opens a job for each study that has news.
+
+Invariant: see `pipelines.store`. The order is always the same: bytes on disk, name on disk, row committed,
+acknowledged. Instances that arrive at once from several threads share one transaction.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from imaging.dicom.values import is_uid
+from imaging.errors import ImagingError, InvalidUid, StoreBusy, StoreFull, StoreInUse
+from pipelines.store.arrivals import Arrival, record
+from pipelines.store.clock import Clock
+from pipelines.store.content import Contents, Staged, discard
+from pipelines.store.database import PATIENCE_S, Database
+from pipelines.store.intake import Received
+
+DATABASE, _LOCK = "store.sqlite", "watcher.lock"
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An instance whose bytes are on disk and whose row is not."""
+
+    staged: Staged
+    arrival: Arrival
+    received: Received | None = None
+    error: Exception | None = None
+    settled: bool = False
+
+
+class Store:
+    """The store in a folder.
+
+    Parameters
+    ----------
+    root
+        The folder; made if it is not there.
+    watching
+        Whether this is the watcher, of which there is one: it sweeps what a crash has left. Others look and ask.
+    patience_s
+        How long another program's hold on the database is waited for.
+
+    Raises
+    ------
+    StoreInUse
+        If there is a watcher already.
+    StoreFull, StoreBusy, StoreDamaged
+        If the store cannot be used.
+    """
+
+    def __init__(self, root: Path, *, watching: bool = False, patience_s: float = PATIENCE_S) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreFull(root, seen=error.strerror or "cannot be made") from error
+        self._lock = _lock(root) if watching else None
+        try:
+            self.contents = Contents(root)
+            self.database = Database(root / DATABASE, patience_s=patience_s)
+        except BaseException:
+            self._unlock()
+            raise
+        try:
+            self.clock = Clock(self.database)
+            self._pending: list[_Pending] = []
+            self._queueing, self._settling = threading.Lock(), threading.Lock()
+            if watching:
+                self._sweep()
+        except BaseException:
+            self.close()
+            raise
+
+    def put(
+        self,
+        data: bytes | memoryview,
+        *,
+        sop_instance_uid: str,
+        sop_class_uid: str,
+        series_uid: str,
+        study_uid: str,
+        transfer_syntax: str,
+        source: str,
+    ) -> Received:
+        """Keep one instance for good; see `Intake.put`."""
+        uids = {"SOPInstanceUID": sop_instance_uid, "SOPClassUID": sop_class_uid, "SeriesInstanceUID": series_uid,
+                "StudyInstanceUID": study_uid, "TransferSyntaxUID": transfer_syntax}  # fmt: skip
+        for keyword, uid in uids.items():
+            if not is_uid(uid):
+                raise InvalidUid(source, seen=f"{keyword} is {'empty' if not uid else 'not a UID'}")
+        staged = self.contents.stage(data, study_uid, sop_instance_uid, transfer_syntax)
+        arrival = Arrival(study_uid, series_uid, sop_instance_uid, sop_class_uid, transfer_syntax, staged.digest,
+                          staged.size, source)  # fmt: skip
+        mine = _Pending(staged, arrival)
+        with self._queueing:
+            self._pending.append(mine)
+        with self._settling:
+            # Whoever comes first takes all that wait along.
+            if not mine.settled:
+                self._settle()
+        if mine.error is not None:
+            raise mine.error
+        assert mine.received is not None
+        return mine.received
+
+    def _settle(self) -> None:
+        with self._queueing:
+            batch, self._pending = self._pending, []
+        try:
+            self.contents.settle(item.staged for item in batch)
+            with self.database.writing() as db:
+                now = self.clock.now()
+                told = [record(db, item.arrival, now) for item in batch]
+            for item, received in zip(batch, told, strict=True):
+                item.received = received
+        except Exception as error:  # noqa: BLE001 each `put` raises it in its own thread
+            for item in batch:
+                item.error = error
+        finally:
+            for item in batch:
+                item.settled = True
+                if item.received is None:
+                    self._undo(item)
+
+    def _undo(self, item: _Pending) -> None:
+        """Leave nothing of an instance that was not taken, unless the same one was taken before."""
+        item.error = item.error or StoreBusy(self.root, seen="the watcher was interrupted")
+        discard(item.staged.temporary)
+        with suppress(ImagingError):  # what cannot be looked up now is swept at the next start
+            if item.arrival.digest not in self._digests_of(item.arrival.study_uid):
+                discard(item.staged.final)
+
+    def _sweep(self) -> None:
+        studies = (row["study_uid"] for row in self.database.read("SELECT study_uid FROM studies"))
+        self.contents.sweep(studies, self._digests_of)
+
+    def _digests_of(self, study_uid: str) -> set[str]:
+        rows = self.database.read("SELECT digest FROM instances WHERE study_uid = ?", [study_uid])
+        return {row["digest"] for row in rows}
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.database.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _lock(root: Path) -> int:
+    """Be the one watcher; the kernel lets go when the process ends, however it ends."""
+    descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreInUse(root, seen="another process holds it") from error
+    return descriptor
