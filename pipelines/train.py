@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from imaging.checkpoint import METRICS, Checkpoint, open_checkpoint, save_checkpoint
+from imaging.codes import check_config
 from imaging.config import Config, SegmentConfig, find_config, load_config
 from imaging.errors import ConfigInvalid, TooFewCases
 from imaging.explain import layer_of
@@ -129,6 +130,7 @@ def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) ->
     resolved = load_config(find_config(config), [*overrides, *extra])
     check_precision(resolved.train.precision)
     check_loggers(resolved.train.loggers)
+    check_config(resolved)
     if resolved.members != 1:
         raise ConfigInvalid("members", seen=str(resolved.members), expected="1 was expected: a run trains one network",
                             remedy="Add members=1, and --folds N to make an ensemble")  # fmt: skip

@@ -15,6 +15,9 @@ class Data(Section):
     `test_fraction` of the patients is set apart first; the others are dealt into `folds` parts, of which the one with
     the number `fold`, from 0, validates. `seed` decides who, so that the test patients are the same for each fold.
 
+    `codes` is a table of codes of one's own, beside `imaging/codes.csv`: a CSV with the columns name, scheme, value,
+    meaning and source. Codes of labels and classes are looked up in both when a training begins.
+
     What the random transforms begin with is made once and held in memory, up to `memory_gib` of it a process; or, with
     a folder as `cache`, kept on disk, up to `cache_gib`, for this run and for later ones. `workers` processes make the
     batches; with 0 the training does it itself. Nothing of this changes what is trained, so nothing of it is part of
@@ -22,6 +25,7 @@ class Data(Section):
     """
 
     root: str | None = None
+    codes: Annotated[str | None, LATER] = None
     cache: Annotated[str | None, LATER] = None
     cache_gib: Annotated[Positive, LATER] = 50.0
     memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False), LATER] = 8.0

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from imaging.config.section import LATER, Pattern, Positive, Section, Vector3
 
+# Designators of coding schemes (DICOM PS3.16 section 8).
+_SCHEME = r"^(SCT|DCM|RADLEX|LN|UCUM|FMA|NCIt|99[A-Z0-9_]{1,14})$"
+
 
 class Code(Section):
-    """A coded concept: its `scheme`'s designator, `value` and `meaning` (DICOM PS3.16 section 8; SCT is SNOMED CT)."""
+    """A coded concept: its `scheme`'s designator, `value` and `meaning` (DICOM PS3.16 section 8; SCT is SNOMED CT).
 
-    scheme: Literal["SCT", "DCM", "RADLEX"] = "SCT"
+    A scheme of one's own begins with 99.
+    """
+
+    scheme: Annotated[str, Field(pattern=_SCHEME)] = "SCT"
     value: str = Field(min_length=1, max_length=16)
     meaning: str = Field(min_length=1, max_length=64)
 

@@ -18,7 +18,7 @@ from imaging.config.section import FOR_DIGEST, LATER, Section
 # What all abnormal classes of a softmax are called together.
 TOGETHER = "abnormal"
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
-OF_THE_MACHINE = ("root", "labels", "cache", "cache_gib", "memory_gib", "workers")
+OF_THE_MACHINE = ("root", "labels", "codes", "cache", "cache_gib", "memory_gib", "workers")
 
 
 # In a mask that is trained on: no label, and nothing that counts.

@@ -55,6 +55,24 @@ class UnknownName(WrongUsage):
     remedy = "Choose one of the known names"
 
 
+class UnknownCode(WrongUsage):
+    """A label has no code, or one that is not known with this meaning; a report would say it wrongly."""
+
+    code = "unknown_code"
+    expected = "a code with its meaning from imaging/codes.csv, DICOM PS3.16 or the table data.codes was expected"
+    remedy = "Correct the code, or add it with its source to a table of your own and name that in data.codes"
+
+
+class CodesInvalid(WrongUsage):
+    """A table of codes cannot be used."""
+
+    code = "codes_invalid"
+    expected = (
+        "a CSV was expected with the columns name, scheme, value, meaning, source (and synonyms, category, radlex)"
+    )
+    remedy = "Correct the table that data.codes names"
+
+
 class ManifestInvalid(WrongUsage):
     """The list of training cases cannot be used."""
 
