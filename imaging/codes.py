@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,15 +117,19 @@ class Codes:
         known = f"it means {meant!r}" if meant else "neither the table nor DICOM PS3.16 has this code"
         raise UnknownCode(subject, seen=f"{code.scheme} {code.value} {code.meaning!r}; {known}")
 
-    def check_named(self, subject: str, names: Iterable[str], code: Code) -> None:
-        """Refuse a code other than the table's for something that the table has by its name.
+    def check_named(self, subject: str, name: str, code: Code) -> None:
+        """Refuse a code other than the table's for a finding or an assessment that the table has by its name.
+
+        Structures are not held to it: there are many heads and left sides.
 
         Raises
         ------
         UnknownCode
             If it is called as one thing of the table and coded as another.
         """
-        called = [entry for name in names for entry in self._called.get(_plain(name), ())]
+        called = [
+            entry for entry in self._called.get(_plain(name), ()) if entry.category not in {"anatomy", "modifier"}
+        ]
         if called and not any(_same(entry.code, code) for entry in called):
             meant = called[0].code
             raise UnknownCode(
@@ -226,7 +230,7 @@ def check_config(config: Config) -> None:
         modifier = getattr(item, "modifier", None)
         for code in (item.category, item.code, *((modifier,) if modifier else ())):
             codes.check(f"{kind} {item.name}", code)
-        codes.check_named(f"{kind} {item.name}", (item.name, item.title), item.code)
+        codes.check_named(f"{kind} {item.name}", item.name, item.code)
 
 
 def is_snomed_id(value: str) -> bool:

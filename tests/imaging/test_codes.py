@@ -103,6 +103,10 @@ def test_a_modifier_is_checked_too():
         resolve(HIPPOCAMPUS, ["labels.0.modifier={value: '255549009', meaning: Posterior}"], precision=None)
 
 
+def test_a_structure_may_be_called_as_another_one_is():
+    resolve(HIPPOCAMPUS, ["labels.0.name=head", "labels.1.name=left"], precision=None)
+
+
 def test_what_dicom_has_is_known_without_a_row():
     codes_with(None).check("label liver", Code(value="10200004", meaning="Liver"))
 
