@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 from imaging.channels import read_channels
 from imaging.checkpoint import Checkpoint, open_checkpoints
-from imaging.classifier import Classifier, Explained, open_predictor
+from imaging.classifier import Explained, open_predictor
 from imaging.dicom import read_stack
 from imaging.dicom.scan import Scan, Study
 from imaging.dicom.stack import Policy
@@ -22,8 +22,7 @@ from imaging.errors import DuplicateName, ImagingError, OutputNotWritable, Unkno
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
-from imaging.predict import Predictor
-from imaging.report.report import StudyEntry
+from imaging.report.report import Replaced, StudyEntry
 from imaging.study_channels import view_study
 from imaging.volume import Volume
 from pipelines.outputs import FORMATS
@@ -77,26 +76,85 @@ def infer(
     CheckpointCorrupt
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
-    unknown = set(formats or ()) - set(FORMATS)
-    if unknown:
-        raise UnknownName("formats", seen=repr(min(unknown)), expected=f"some of {', '.join(FORMATS)} were expected")
-    checkpoints, unusable = open_checkpoints(models)
-    _check_writable(out)
-    inputs = gather(paths, leave_out=out)
-    sources, doubles = _sources(inputs, checkpoints, named=bool(models), policy=policy)
-    by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
+    inference = Inference(models=models, formats=formats, policy=policy, explain=explain)
+    return inference(paths, out, on_study=on_study)
 
-    @cache
-    def predictor(name: str) -> Predictor | Classifier:
-        return open_predictor(by_name[name])
 
-    results = []
-    for number, source in enumerate(sources):
-        if on_study:
-            on_study(source.entry.name, number, len(sources))
-        results.append(report_on(source, predictor, out, formats, explain))
-    stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
-    return Inferred(tuple(results), (*unusable, *inputs.scan.refused, *doubles, *stale))
+class Inference:
+    """Checkpoints that are opened once and asked of any number of studies.
+
+    Parameters
+    ----------
+    models, formats, policy, explain
+        As `infer` takes them.
+
+    Attributes
+    ----------
+    checkpoints
+        Those that are asked.
+
+    Raises
+    ------
+    UnknownName, UnknownCheckpoint, DuplicateName, CheckpointCorrupt
+        As `infer` says.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[str] = (),
+        formats: Sequence[str] | None = None,
+        policy: Policy = "repair",
+        explain: Explained = "abnormal",
+    ) -> None:
+        unknown = set(formats or ()) - set(FORMATS)
+        if unknown:
+            expected = f"some of {', '.join(FORMATS)} were expected"
+            raise UnknownName("formats", seen=repr(min(unknown)), expected=expected)
+        self.checkpoints, self._unusable = open_checkpoints(models)
+        self._named, self._formats, self._policy, self._explain = bool(models), formats, policy, explain
+        by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
+        self._predictor = cache(lambda name: open_predictor(by_name[name]))
+
+    def warm_up(self) -> None:
+        """Read the weights of every checkpoint, which the first study would wait for."""
+        for checkpoint in self.checkpoints:
+            self._predictor(checkpoint.name)
+
+    def __call__(
+        self,
+        paths: Sequence[Path],
+        out: Path,
+        *,
+        on_study: Callable[[str, int, int], None] | None = None,
+        version: int = 1,
+        replaces: Replaced | None = None,
+    ) -> Inferred:
+        """Report on every study under some paths.
+
+        Parameters
+        ----------
+        paths, out, on_study
+            As `infer` takes them.
+        version, replaces
+            As the report has them; where there is more than one study they are those of each.
+
+        Raises
+        ------
+        OutputNotWritable, NothingFound
+            If `out` cannot be written, or there is nothing under the paths.
+        """
+        _check_writable(out)
+        inputs = gather(paths, leave_out=out)
+        sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
+        results = []
+        for number, source in enumerate(sources):
+            if on_study:
+                on_study(source.entry.name, number, len(sources))
+            told = replace(source, version=version, replaces=replaces)
+            results.append(report_on(told, self._predictor, out, self._formats, self._explain))
+        stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
+        return Inferred(tuple(results), (*self._unusable, *inputs.scan.refused, *doubles, *stale))
 
 
 def _check_writable(out: Path) -> None:

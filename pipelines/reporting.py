@@ -24,7 +24,7 @@ from imaging.predict import Prediction, Predictor
 from imaging.report.findings import findings_of, model_entry, refusals_of
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
-from imaging.report.report import DefectEntry, Report, SeriesEntry, StudyEntry
+from imaging.report.report import DefectEntry, Replaced, Report, SeriesEntry, StudyEntry
 from imaging.volume import SeriesFacts, Volume, orientation_of, spacing_of
 from pipelines.outputs import OURS, REPORT, output_entries, write_heat_maps, write_masks
 
@@ -45,11 +45,15 @@ class Source:
         Each series as its header tells it, with the way to read it.
     refused
         Files beside its images that were refused, and so may belong to it.
+    version, replaces
+        As the report has them.
     """
 
     entry: StudyEntry
     series: tuple[tuple[SeriesView, Callable[[], Volume]], ...]
     refused: tuple[ImagingError, ...] = ()
+    version: int = 1
+    replaces: Replaced | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +245,8 @@ def _write(
         refused=refusals_of([*source.refused, *faults]),
         models=tuple({p.checkpoint.name: model_entry(p) for p in predictions}.values()),
         outputs=output_entries(stage, made_from),
+        version=source.version,
+        replaces=source.replaces,
     )
     if formats is None or "html" in formats:
         pictures = [picture for prediction in predictions for picture in key_pictures(prediction)]

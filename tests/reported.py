@@ -8,6 +8,7 @@ from imaging.config import Code
 from imaging.report.report import (
     Disagreement,
     FusionEntry,
+    Replaced,
     Report,
     Score,
     SectionEntry,
@@ -101,4 +102,6 @@ def full_report() -> Report:
         fusion=(fusion,),
         disagreements=(disagreement,),
         not_looked_at=("series 1.2: localizer",),
+        version=2,
+        replaces=Replaced(version=1, report_sha256="b" * 64),
     )

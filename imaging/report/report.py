@@ -360,8 +360,18 @@ class Disagreement(_Part):
     note: str
 
 
+class Replaced(_Part):
+    """An earlier result of the study: its version, and the SHA-256 of its `report.json`."""
+
+    version: Annotated[int, Field(ge=1)]
+    report_sha256: str
+
+
 class Report(_Part):
     """The findings of one study with their provenance.
+
+    `version` grows with each result of a study that went on growing; `replaces` names the result that this one stands
+    in for.
 
     `texts`, `fusion` and `disagreements` are empty where the study has no text. `not_looked_at` says in words what was
     there or could be asked, and no checkpoint looked at.
@@ -382,6 +392,8 @@ class Report(_Part):
     fusion: tuple[FusionEntry, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     not_looked_at: tuple[str, ...] = ()
+    version: Annotated[int, Field(ge=1)] = 1
+    replaces: Replaced | None = None
 
     def to_json(self) -> str:
         """As `report.json` holds it."""

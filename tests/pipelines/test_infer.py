@@ -26,11 +26,12 @@ from imaging.errors import (
     UnknownCheckpoint,
     UnknownName,
 )
+from imaging.files import sha256_of
 from imaging.predict import Prediction, Predictor
-from imaging.report.report import Report
+from imaging.report.report import Replaced, Report
 from imaging.report.schema import schema
 from imaging.volume import Volume
-from pipelines.infer import Inferred, infer
+from pipelines.infer import Inference, Inferred, infer
 from pipelines.reporting import StudyResult
 from pipelines.tables import repairs_of
 
@@ -153,6 +154,21 @@ def test_second_run_gives_the_same(run: Infer, done: StudyResult, study1: Path, 
     first, second = (pydicom.dcmread(folder / "seg_hippocampus_mr.dcm") for folder in (done.folder, again.folder))
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "PixelData"):
         assert first[keyword].value == second[keyword].value
+
+
+def test_checkpoints_opened_once_tell_version_and_predecessor(model: str, study1: Path, tmp_path: Path) -> None:
+    inference = Inference(models=(model,), formats=("html",))
+    inference.warm_up()
+    first = only(inference([study1], tmp_path / "a")).report
+    assert first is not None
+    assert (first.version, first.replaces) == (1, None)
+    replaced = Replaced(version=1, report_sha256=sha256_of(tmp_path / "a" / first.study.uid / "report.json"))
+    second = only(inference([study1], tmp_path / "b", version=2, replaces=replaced)).report
+    assert second is not None
+    assert (second.version, second.replaces, second.findings) == (2, replaced, first.findings)
+    page = (tmp_path / "b" / first.study.uid / "report.html").read_text()
+    assert "replaces version 1" in page
+    assert "replaces" not in (tmp_path / "a" / first.study.uid / "report.html").read_text()
 
 
 def test_second_run_replaces_the_first_and_leaves_what_is_not_ours(run: Infer, study1: Path, tmp_path: Path) -> None:
