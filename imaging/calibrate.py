@@ -5,7 +5,8 @@ Invariant: what is calibrated here comes from cases that neither fitted the weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,91 @@ def temperature_of(logits_NK: NDArray[np.float64], truth_NK: NDArray[np.bool_], 
         return float(np.logaddexp(0, np.where(truth_NK, -scaled, scaled)).mean())
 
     return float(np.exp(_least(surprise, np.log(0.05), np.log(20.0))))
+
+
+def isotonic_of(score_N: NDArray[np.float64], truth_N: NDArray[np.bool_]) -> dict[str, list[float]]:
+    """The rising curve from scores to probabilities under which what was true is likeliest.
+
+    It bends where one factor cannot, and needs more cases: some hundreds. Where it is flat, cases that had different
+    scores become equal. No probability is nearer to 0 or 1 than half a case in all.
+
+    Parameters
+    ----------
+    score_N
+        Of cases that the model has not been fitted on; a log-odds or a probability.
+    truth_N
+        Which of them are true.
+
+    Returns
+    -------
+    dict
+        ``score`` and ``probability``: the corners of the curve, which `bent` reads.
+
+    Notes
+    -----
+    Pool adjacent violators: Barlow et al., *Statistical Inference under Order Restrictions* (1972), section 1.2; for
+    probabilities Zadrozny and Elkan, *Transforming classifier scores into accurate multiclass probability estimates*,
+    KDD 2002.
+    """
+    score, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
+    true = np.bincount(inverse, truth_N, len(score))
+    blocks: list[tuple[float, float, float, float]] = []  # true cases, cases, least and greatest score
+    for found, cases, at in zip(true.tolist(), counts.tolist(), score.tolist(), strict=True):
+        block = (found, float(cases), at, at)
+        while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
+            before = blocks.pop()
+            block = (before[0] + block[0], before[1] + block[1], before[2], block[3])
+        blocks.append(block)
+    half = 0.5 / len(score_N)
+    corners = [
+        (at, min(max(found / cases, half), 1 - half))
+        for found, cases, low, high in blocks
+        for at in dict.fromkeys((low, high))
+    ]
+    return {"score": [at for at, _ in corners], "probability": [value for _, value in corners]}
+
+
+def bent(score_N: NDArray[np.float64], curve: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    """Probabilities by a curve of `isotonic_of`: straight between its corners, level beyond them."""
+    return np.asarray(np.interp(score_N, curve["score"], curve["probability"]))
+
+
+def isotonic_by_class(
+    logits_NK: NDArray[np.float64], truth_NK: NDArray[np.bool_], *, softmax: bool, temperature: float
+) -> list[dict[str, list[float]]]:
+    """A curve for each class, of it against all others; see `calibrated_probability`."""
+    score_NK = _scores(probability_of(logits_NK, softmax=softmax, temperature=temperature))
+    return [isotonic_of(score_NK[:, k], truth_NK[:, k]) for k in range(score_NK.shape[1])]
+
+
+def calibrated_probability(
+    logits_NK: NDArray[np.float64], calibration: Mapping[str, Any], *, softmax: bool
+) -> NDArray[np.float64]:
+    """Probabilities (N, K) as a checkpoint's `calibration` makes them of its logits.
+
+    Parameters
+    ----------
+    logits_NK
+        As the network gives them.
+    calibration
+        ``temperature`` (without it 1), and for isotonic calibration ``isotonic``, a curve for each class. Classes that
+        exclude each other are brought back to the sum 1 then.
+    softmax
+        Whether they do.
+    """
+    probability_NK = probability_of(logits_NK, softmax=softmax, temperature=calibration.get("temperature", 1.0))
+    curves = calibration.get("isotonic")
+    if not curves:
+        return probability_NK
+    score_NK = _scores(probability_NK)
+    curved_NK = np.stack([bent(score_NK[:, k], curve) for k, curve in enumerate(curves)], axis=1)
+    return curved_NK / curved_NK.sum(axis=1, keepdims=True) if softmax else curved_NK
+
+
+def _scores(probability_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds, rounded so that a case does not lie beside its own corner on another machine."""
+    inside = np.clip(probability_NK, 1e-12, 1 - 1e-12)
+    return np.asarray(np.round(np.log(inside) - np.log1p(-inside), 5))
 
 
 def _least(function: Callable[[float], float], low: float, high: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imaging.config import ClassifyConfig, Config, SegmentConfig
+from imaging.config import AnyConfig, ClassifyConfig, FuseConfig, FusedImage, FusedText, SegmentConfig
 from imaging.interval import Interval
 from imaging.scores import TITLES
 
@@ -145,7 +145,7 @@ def _borders(config: SegmentConfig, metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
+def model_card(config: AnyConfig, metrics: Mapping[str, Any]) -> str:
     """The README of a checkpoint: what it is for, on what it was trained, how well it does, and where it ends."""
     card = config.card
     lines = [
@@ -166,9 +166,38 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
         *_trained(metrics),
         "## Measured",
         "",
-        *(_overlap(config, metrics) if isinstance(config, SegmentConfig) else _discrimination(config, metrics)),
+        *_figures(config, metrics),
     ]
     return "\n".join([*lines, ""])
+
+
+def _figures(config: AnyConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """What was measured, by what the checkpoint does."""
+    if isinstance(config, SegmentConfig):
+        return _overlap(config, metrics)
+    return _fused(config, metrics) if isinstance(config, FuseConfig) else _discrimination(config, metrics)
+
+
+def _fused(config: FuseConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """How well each set of parts tells cases apart, and which checkpoints the parts are asked of."""
+    asked: list[FusedImage | FusedText] = [*config.images, *([config.text] if config.text else [])]
+    lines = [
+        "With the 95 % bootstrap interval over patients. The validation cases chose temperature, threshold and bounds,",
+        "so only the test cases say how well it does. Any part may be missing: each set of parts has its own figures.",
+        "",
+        *(f"Brings together `{part.name}` with weights of SHA-256 `{part.weights_sha256}`." for part in asked),
+    ]
+    for side in _measured(metrics):
+        lines += [
+            "",
+            f"| {_SIDES[side]} | cases | AUC | Brier | sensitivity | specificity | indeterminate |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for pattern, part in metrics[side]["patterns"].items():
+            cells = [part["scores"][key] for key in ("auc", "brier", "sensitivity", "specificity")]
+            shown = " | ".join(str(Interval(**cell)) for cell in [*cells, part["indeterminate"]])
+            lines.append(f"| {pattern} | {part['cases']} | {shown} |")
+    return lines
 
 
 def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from imaging.card import model_card
-from imaging.config import ClassifyConfig, Config, SegmentConfig, load_config
+from imaging.config import AnyConfig, ClassifyConfig, Config, FuseConfig, SegmentConfig, load_any
 from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint, WrongTask
 from imaging.files import sha256_of, shipped, staged_folder, write_whole
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 CONFIG, WEIGHTS, METRICS, CARD, SUMS = "config.yaml", "weights.safetensors", "metrics.json", "README.md", "SHA256SUMS"
 _SUMMED = (CONFIG, WEIGHTS, METRICS, CARD)
@@ -29,7 +32,7 @@ _MEMBER = "member_"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint.
+    """A verified checkpoint of a network that looks at images.
 
     Attributes
     ----------
@@ -41,12 +44,15 @@ class Checkpoint:
         What was measured on held-out cases, as `metrics.json` has it.
     weights_sha256
         SHA-256 of `weights.safetensors`.
+    sums
+        SHA-256 of each of its files by name, as SHA256SUMS has them.
     """
 
     folder: Path
     config: Config
     metrics: dict[str, Any]
     weights_sha256: str
+    sums: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -109,14 +115,66 @@ class Checkpoint:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        content = (self.folder / WEIGHTS).read_bytes()
-        # Hashing what is loaded, not what lay there a moment before, leaves no gap between check and use.
-        if hashlib.sha256(content).hexdigest() != self.weights_sha256:
-            raise CheckpointCorrupt(self.folder / WEIGHTS, seen="changed after it was verified")
+        content = read_verified(self.folder / WEIGHTS, self.weights_sha256)
         try:
             return load(content)
         except SafetensorError as error:
             raise CheckpointCorrupt(self.folder / WEIGHTS, seen=f"is not safetensors ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class FusionCheckpoint:
+    """A verified checkpoint of a fusion; see `Checkpoint`.
+
+    Its config names the checkpoints that it brings together, by the SHA-256 of their weights.
+    """
+
+    folder: Path
+    config: FuseConfig
+    metrics: dict[str, Any]
+    weights_sha256: str
+
+    @property
+    def name(self) -> str:
+        """The config's name, used in file names and reports."""
+        return self.config.name
+
+    def load_weights(self) -> dict[str, NDArray[np.float64]]:
+        """The arrays in `weights.safetensors`.
+
+        Raises
+        ------
+        CheckpointCorrupt
+            If the file has changed since the checkpoint was opened.
+        """
+        return read_arrays(self.folder / WEIGHTS, self.weights_sha256)
+
+
+def read_verified(file: Path, sha256: str) -> bytes:
+    """A file of a checkpoint, if it still is what its checksum said.
+
+    Hashing what is loaded, not what lay there a moment before, leaves no gap between check and use.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        If it is not.
+    """
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointCorrupt(file, seen="changed after it was verified")
+    return content
+
+
+def read_arrays(file: Path, sha256: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file of a checkpoint, read without torch; see `read_verified`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(read_verified(file, sha256))
+    except SafetensorError as error:
+        raise CheckpointCorrupt(file, seen=f"is not safetensors ({error})") from error
 
 
 def shipped_checkpoints() -> list[Path]:
@@ -142,8 +200,19 @@ def find_checkpoint(name: str) -> Path:
     )
 
 
+def task_of(folder: Path) -> str:
+    """What the checkpoint in a folder does (``segment``, ``classify``, ``fuse``), before it is verified.
+
+    Raises
+    ------
+    ConfigInvalid, UnknownKey
+        If its config is of another version of imgpipe.
+    """
+    return load_any(folder / CONFIG).task
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Verify a checkpoint's files against SHA256SUMS and read all but the weights.
+    """Verify the files of a checkpoint that looks at images against SHA256SUMS and read all but the weights.
 
     Raises
     ------
@@ -151,7 +220,33 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         If a file is missing or differs.
     ConfigInvalid, UnknownKey
         If its config is of another version of imgpipe.
+    WrongTask
+        If it does not look at images.
     """
+    config, metrics, sums = _opened(folder)
+    if not isinstance(config, SegmentConfig | ClassifyConfig):
+        raise WrongTask(f"checkpoint {config.name}", seen=f"its task is {config.task}",
+                        expected="one that looks at images was expected")  # fmt: skip
+    return Checkpoint(folder, config, metrics, sums[WEIGHTS], sums)
+
+
+def open_fusion(folder: Path) -> FusionCheckpoint:
+    """The same for a checkpoint of a fusion.
+
+    Raises
+    ------
+    CheckpointCorrupt, ConfigInvalid, UnknownKey, WrongTask
+        As `open_checkpoint`.
+    """
+    config, metrics, sums = _opened(folder)
+    if not isinstance(config, FuseConfig):
+        raise WrongTask(f"checkpoint {config.name}", seen=f"its task is {config.task}",
+                        expected="a fusion was expected", remedy="Give a checkpoint of a fusion")  # fmt: skip
+    return FusionCheckpoint(folder, config, metrics, sums[WEIGHTS])
+
+
+def _opened(folder: Path) -> tuple[AnyConfig, dict[str, Any], dict[str, str]]:
+    """Config, metrics and checksums of a folder whose files are what the checksums say."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -173,11 +268,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointCorrupt(folder / METRICS, seen="is not JSON") from error
-    return Checkpoint(folder, load_config(folder / CONFIG), metrics, sums[WEIGHTS])
+    return load_any(folder / CONFIG), metrics, sums
 
 
 def open_checkpoints(names: Sequence[str]) -> tuple[list[Checkpoint], list[CheckpointCorrupt]]:
-    """The named checkpoints, or all that ship.
+    """The named checkpoints that look at images, or all that ship.
 
     Returns
     -------
@@ -200,6 +295,8 @@ def open_checkpoints(names: Sequence[str]) -> tuple[list[Checkpoint], list[Check
                 checkpoints.append(open_checkpoint(folder))
             except CheckpointCorrupt as error:
                 unusable.append(error)
+            except WrongTask:  # it looks at no image
+                continue
         return checkpoints, unusable
     folders = dict.fromkeys(find_checkpoint(name).resolve() for name in names)
     checkpoints = [open_checkpoint(folder) for folder in folders]
@@ -222,7 +319,11 @@ def joined(members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Ten
 
 
 def save_checkpoint(
-    folder: Path, config: Config, weights: Mapping[str, torch.Tensor], metrics: Mapping[str, Any]
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Any],
+    extras: Mapping[str, bytes] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, its model card and its checksums, and open it again.
 
@@ -236,18 +337,49 @@ def save_checkpoint(
         The network's state dictionary, or where the config says `members`, theirs as `joined` gives them.
     metrics
         What was measured, JSON-serialisable.
+    extras
+        Further files by name.
     """
     from safetensors.torch import save
 
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    _save(folder, config, content, metrics, extras or {})
+    return open_checkpoint(folder)
+
+
+def save_fusion(
+    folder: Path, config: FuseConfig, weights: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Any]
+) -> FusionCheckpoint:
+    """The same for a fusion, whose weights are arrays."""
+    from safetensors.numpy import save
+
+    _save(folder, config, save({name: np.ascontiguousarray(array) for name, array in weights.items()}), metrics, {})
+    return open_fusion(folder)
+
+
+def with_extras(
+    folder: Path, checkpoint: Checkpoint, metrics: Mapping[str, Any], extras: Mapping[str, bytes]
+) -> Checkpoint:
+    """A copy of a checkpoint, its config and weights byte for byte, with other metrics and further files."""
+    config = read_verified(checkpoint.folder / CONFIG, checkpoint.sums[CONFIG])
+    weights = read_verified(checkpoint.folder / WEIGHTS, checkpoint.weights_sha256)
+    _write(folder, {CONFIG: config, WEIGHTS: weights, **_told(checkpoint.config, metrics), **extras})
+    return open_checkpoint(folder)
+
+
+def _save(
+    folder: Path, config: AnyConfig, weights: bytes, metrics: Mapping[str, Any], extras: Mapping[str, bytes]
+) -> None:
     published = config.without_paths()
-    content: dict[str, bytes] = {
-        CONFIG: published.to_yaml().encode(),
-        WEIGHTS: save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}),
-        METRICS: (json.dumps(metrics, indent=1) + "\n").encode(),
-        CARD: model_card(published, metrics).encode(),
-    }
+    _write(folder, {CONFIG: published.to_yaml().encode(), WEIGHTS: weights, **_told(published, metrics), **extras})
+
+
+def _told(config: AnyConfig, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+    return {METRICS: (json.dumps(metrics, indent=1) + "\n").encode(), CARD: model_card(config, metrics).encode()}
+
+
+def _write(folder: Path, content: Mapping[str, bytes]) -> None:
     with staged_folder(folder) as stage:
         for name, data in content.items():
             write_whole(stage / name, data)
-        write_whole(stage / SUMS, "".join(f"{sha256_of(stage / name)}  {name}\n" for name in _SUMMED))
-    return open_checkpoint(folder)
+        write_whole(stage / SUMS, "".join(f"{sha256_of(stage / name)}  {name}\n" for name in content))

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imaging.calibrate import likeness, probability_of
+from imaging.calibrate import calibrated_probability, likeness
 from imaging.checkpoint import Checkpoint
 from imaging.config import TOGETHER, ClassifyConfig, Code
+from imaging.conformal import Conformal
 from imaging.explain import Explainer, HeatMap
 from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.networks import build_classifier
@@ -193,7 +194,7 @@ class Classifier:
         logits_1K = answer.logits_K[None]
         strange = is_strange(answer.thumbnail[None], calibration)[0]
         softmax = self._config.output == "softmax"
-        probability_1K = probability_of(logits_1K, softmax=softmax, temperature=calibration.get("temperature", 1.0))
+        probability_1K = calibrated_probability(logits_1K, calibration, softmax=softmax)
         named = {item.name: float(probability_1K[0, item.id]) for item in self._config.classes}
         judgements = tuple(
             judge(target, float(target.probability(probability_1K)[0]), calibration, strange=bool(strange))
@@ -293,8 +294,8 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
     target, probability
         Of what, and how probable it is.
     calibration
-        The checkpoint's: ``thresholds`` by target, ``margin``, and ``sensitivity`` that the threshold was chosen for;
-        empty where it has none.
+        The checkpoint's: ``thresholds`` by target, ``margin``, and ``sensitivity`` that the threshold was chosen for,
+        and ``conformal`` by target, where an error rate was asked for; empty where it has none.
     strange
         Whether the picture looks like nothing that the checkpoint knows.
     """
@@ -312,11 +313,40 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
     if abs(probability - threshold) < margin:
         reason = f"Within {margin:g} of the threshold {threshold:.3f}: too close to call."
         return Judgement(target, probability, threshold, "indeterminate", reason)
-    chosen = f"the threshold {threshold:.3f}, chosen on validation cases for a sensitivity of at least"
+    conformal = (calibration.get("conformal") or {}).get(target.name)
+    bounds = Conformal.from_dict(conformal) if conformal else None
     goal = f"{calibration.get('sensitivity', 0):.0%}"
-    if probability >= threshold:
-        return Judgement(target, probability, threshold, "abnormal", f"At or above {chosen} {goal}.")
-    return Judgement(target, probability, threshold, "normal", f"Below {chosen} {goal}.")
+    return Judgement(target, probability, threshold, *assess(probability, threshold, bounds, goal=goal))
+
+
+def assess(probability: float, threshold: float, bounds: Conformal | None, *, goal: str) -> tuple[Assessment, str]:
+    """Normal, abnormal or indeterminate, and why.
+
+    The threshold keeps the sensitivity, the bounds keep the error rate; where they say different things nobody is told
+    either, so that both promises hold.
+
+    Parameters
+    ----------
+    probability, threshold
+        Calibrated, and from which on it is abnormal.
+    bounds
+        Of a conformal prediction; None where no error rate was asked for.
+    goal
+        The sensitivity that the threshold was chosen for, for people.
+    """
+    by_threshold: Assessment = "abnormal" if probability >= threshold else "normal"
+    where = "At or above" if by_threshold == "abnormal" else "Below"
+    reason = f"{where} the threshold {threshold:.3f}, chosen on validation cases for a sensitivity of at least {goal}."
+    if bounds is None:
+        return by_threshold, reason
+    answer, rate = bounds.answer(probability), f"an error rate of {bounds.error_rate:.0%}"
+    if answer == by_threshold:
+        return by_threshold, f"{reason} Nothing else is left open at {rate}."
+    if answer == "both":
+        return "indeterminate", f"Neither normal nor abnormal can be left out at {rate}."
+    if answer == "neither":
+        return "indeterminate", f"It is like neither the normal nor the abnormal validation cases, at {rate}."
+    return "indeterminate", f"{reason} At {rate} only {answer} is left open."
 
 
 def open_predictor(checkpoint: Checkpoint, *, device: str | None = None) -> Predictor | Classifier:

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.logistic import fitted, logistic
+
 # A number with more different values than this enters as a curve, any other fact by its values; of more words than this
 # those count that as many training cases have.
 _FEW_VALUES = 10
 _LEAST_CASES = 10
 # From this share of numbers on a fact is a number, and any other word in it (nan, unknown) says that it is missing.
 _MOSTLY = 0.5
-# Of the squares of the standardised weights; keeps a weight finite where a value occurs in the ill only.
-_RIDGE = 1.0
-_STEPS = 50
 
 Facts = Sequence[Mapping[str, str]]
 
@@ -80,8 +79,7 @@ class FactsAlone:
 
     Notes
     -----
-    Ridge-penalised maximum likelihood by Newton's method; le Cessie and van Houwelingen, *Ridge estimators in logistic
-    regression*, Applied Statistics 41 (1992) 191-201.
+    Ridge-penalised maximum likelihood; see `imaging.logistic.fitted`.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -112,8 +110,8 @@ class FactsAlone:
         facts
             Of the cases to ask for.
         """
-        weights_F = _fitted(self._design(self._facts), truth.astype(np.float64))
-        return _logistic(self._design(facts) @ weights_F)
+        weights_F = fitted(self._design(self._facts), truth.astype(np.float64))
+        return logistic(self._design(facts) @ weights_F)
 
     def _design(self, facts: Facts) -> NDArray[np.float64]:
         columns = [column for fact in self._columns for column in fact.columns(facts)]
@@ -131,23 +129,3 @@ def _column(name: str, told: Sequence[str]) -> _Number | _Values | None:
         return _Number(name, float(known.mean()), float(known.std()) or 1.0)
     usual = tuple(sorted(value for value, count in counts.items() if count >= _LEAST_CASES))
     return _Values(name, usual) if usual else None
-
-
-def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.exp(-np.logaddexp(0, -values)))
-
-
-def _fitted(design_NF: NDArray[np.float64], truth_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    penalty_F = np.full(design_NF.shape[1], _RIDGE)
-    penalty_F[0] = 1e-6  # the share of the ill is not held towards one half
-    weights_F = np.zeros(design_NF.shape[1])
-    for _ in range(_STEPS):
-        probability_N = _logistic(design_NF @ weights_F)
-        slope_F = design_NF.T @ (truth_N - probability_N) - penalty_F * weights_F
-        spread_N = probability_N * (1 - probability_N)
-        curvature_FF = design_NF.T @ (design_NF * spread_N[:, None]) + np.diag(penalty_F)
-        step_F = np.linalg.solve(curvature_FF, slope_F)
-        weights_F = weights_F + step_F
-        if np.abs(step_F).max() < 1e-8:
-            break
-    return weights_F

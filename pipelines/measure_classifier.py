@@ -13,10 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
+from imaging.calibrate import (
+    calibrated_probability,
+    isotonic_by_class,
+    likeness,
+    temperature_of,
+    threshold_for,
+)
 from imaging.cases import ClassifiedCase, load_picture
 from imaging.classifier import Assessment, Classifier, is_strange, judge, targets_of
 from imaging.config import ClassifyConfig
+from imaging.conformal import conformal_of
 from imaging.dataset_check import OnCase
 from imaging.errors import ImagingError, TooFewCases
 from imaging.report.class_page import CaseResult, TargetResult, render_classes, surest_mistakes
@@ -205,7 +212,8 @@ def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cases``, ``temperature``, ``thresholds`` by target, ``sensitivity`` and ``margin`` as asked for, ``familiar``.
+        ``cases``, ``temperature``, ``thresholds`` by target, ``sensitivity`` and ``margin`` as asked for, ``familiar``;
+        where it was asked for ``isotonic`` by class and ``conformal`` by target.
     """
     settings, softmax = config.calibrate, config.output == "softmax"
     temperature = (
@@ -213,18 +221,31 @@ def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:
         if settings.temperature == "fitted"
         else 1.0
     )
-    temperature = round(temperature, 5)
-    probability_NK = probability_of(answers.logits_NK, softmax=softmax, temperature=temperature)
+    found: dict[str, Any] = {"temperature": round(temperature, 5)}
+    if settings.isotonic:
+        found["isotonic"] = isotonic_by_class(answers.logits_NK, answers.truth_NK, softmax=softmax, **found)
+    probability_NK = calibrated_probability(answers.logits_NK, found, softmax=softmax)
     thresholds = {
         target.name: threshold_for(
             target.truth(answers.truth_NK), target.probability(probability_NK), sensitivity=settings.sensitivity
         )
         for target in targets_of(config)
     }
+    if settings.error_rate is not None:
+        found["conformal"] = {
+            target.name: conformal_of(
+                target.truth(answers.truth_NK),
+                target.probability(probability_NK),
+                error_rate=settings.error_rate,
+                by_class=settings.by_class,
+            ).as_dict()
+            for target in targets_of(config)
+            if target.abnormal
+        }
     return {
         "cases": len(answers.cases),
         "familiar": _familiar(settings.familiar, answers.thumbnails),
-        "temperature": temperature,
+        **found,
         "sensitivity": settings.sensitivity,
         "margin": settings.margin,
         "thresholds": {name: None if t is None else _just_below(t) for name, t in thresholds.items()},
@@ -247,8 +268,7 @@ def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mappi
 
     Of a checkpoint without one the temperature is 1 and every threshold NaN, and everybody is left undecided.
     """
-    temperature = calibration.get("temperature", 1.0)
-    probability_NK = probability_of(answers.logits_NK, softmax=config.output == "softmax", temperature=temperature)
+    probability_NK = calibrated_probability(answers.logits_NK, calibration, softmax=config.output == "softmax")
     strange_N = is_strange(answers.thumbnails, calibration).tolist()
     undecided, thresholds = {}, {}
     for target in targets_of(config):

@@ -4,8 +4,9 @@ Invariant: there is no code in a config and no key without a meaning. An unknown
 one; networks and augmentations are names from a registry. The same file trains a checkpoint, lies in it, and serves it,
 so that training and serving cannot drift apart.
 
-`task` says which of the two kinds of config it is: `SegmentConfig` (label voxels) or `ClassifyConfig` (say what is on a
-picture, or in a volume, as a whole).
+`task` says which kind of config it is: `SegmentConfig` (label voxels), `ClassifyConfig` (say what is on a picture, or
+in a volume, as a whole) or `FuseConfig` (bring together what several checkpoints and facts say). `Config` is one of the
+first two, those of networks that look at images, and `AnyConfig` any.
 """
 
 from __future__ import annotations
@@ -32,16 +33,19 @@ from imaging.config.fitting import (
     Predict,
     Train,
 )
-from imaging.config.load import find_config, load_config, with_values
+from imaging.config.fuse import FuseConfig, FusedFact, FusedImage, FusedText
+from imaging.config.load import find_config, load_any, load_config, with_values
 from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
 from imaging.config.search import Searched
 from imaging.config.section import Size, Size3, Spacing3, Vector3
-from imaging.config.task import IGNORED, TOGETHER, ClassifyConfig, Config, SegmentConfig
+from imaging.config.task import IGNORED, TOGETHER, ClassifyConfig, Config, Described, SegmentConfig
+from imaging.config.tasks import AnyConfig
 from imaging.config.transfer import Lora, Start
 
 __all__ = [
     "IGNORED",
     "TOGETHER",
+    "AnyConfig",
     "AppliesTo",
     "Augmentation",
     "Calibrate",
@@ -57,8 +61,13 @@ __all__ = [
     "Columns",
     "Config",
     "Data",
+    "Described",
     "Explain",
     "Fit",
+    "FuseConfig",
+    "FusedFact",
+    "FusedImage",
+    "FusedText",
     "Label",
     "Lora",
     "Network",
@@ -78,6 +87,7 @@ __all__ = [
     "VolumesTaken",
     "Window",
     "find_config",
+    "load_any",
     "load_config",
     "with_values",
 ]

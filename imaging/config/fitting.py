@@ -103,12 +103,20 @@ class Calibrate(Section):
     `sensitivity` of the abnormal cases are called abnormal, the one is taken that tells most cases apart. A probability
     less than `margin` from the threshold is called indeterminate, and so is a picture that looks less like the
     validation cases than all but the share `familiar` of these do (None: no picture is too strange).
+
+    `isotonic` then bends the probabilities along a rising curve a class, which needs some hundreds of validation cases.
+    With an `error_rate` a case is also called indeterminate where conformal prediction leaves both answers open, so
+    that at most this share of cases like those is called what it is not; `by_class`: of the normal and of the abnormal
+    ones each.
     """
 
     temperature: Literal["fitted", "one"] = "fitted"
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95
     margin: Probability = 0.0
     familiar: Annotated[float, Field(gt=0, le=1)] | None = None
+    isotonic: Annotated[bool, LATER] = False
+    error_rate: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, LATER] = None
+    by_class: Annotated[bool, LATER] = True
 
 
 class Explain(Section):

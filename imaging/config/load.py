@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from imaging.config.task import TASKS, ClassifyConfig, Config, SegmentConfig
+from imaging.config.task import Config, Described
+from imaging.config.tasks import IMAGE_TASKS, TASKS, AnyConfig
 from imaging.errors import ConfigInvalid, UnknownKey
 from imaging.files import shipped
+
+_Kind = TypeVar("_Kind", bound=Described)
 
 
 def find_config(name: str | Path) -> Path:
@@ -32,7 +35,12 @@ def find_config(name: str | Path) -> Path:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and validate a config.
+    """Read and validate the config of a network that looks at images; see `load_any`."""
+    return _validated(path, _content(path, overrides), IMAGE_TASKS)
+
+
+def load_any(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read and validate a config of any task.
 
     Parameters
     ----------
@@ -49,6 +57,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     ConfigInvalid
         If the file is not YAML, or a value is not what its key takes.
     """
+    return _validated(path, _content(path, overrides), TASKS)
+
+
+def _content(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What a file says with the overrides in it."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (
@@ -62,7 +75,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigInvalid(path, seen="the top level is not a mapping")
     for override in overrides:
         _set(content, override)
-    return _validated(path, content)
+    return content
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -78,29 +91,29 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     content = config.model_dump(mode="json")
     for key, value in values.items():
         _place(content, key, value, f"key {key!r}")
-    return _validated(f"config {config.name}", content)
+    return _validated(f"config {config.name}", content, IMAGE_TASKS)
 
 
-def _validated(subject: Path | str, content: dict[str, Any]) -> Config:
-    model = _model_of(subject, content)
+def _validated(subject: Path | str, content: dict[str, Any], tasks: Mapping[str, type[_Kind]]) -> _Kind:
+    model = _model_of(subject, content, tasks)
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise _explain(subject, error, model) from error
 
 
-def _model_of(path: Path | str, content: dict[str, Any]) -> type[SegmentConfig] | type[ClassifyConfig]:
+def _model_of(path: Path | str, content: dict[str, Any], tasks: Mapping[str, type[_Kind]]) -> type[_Kind]:
     """The kind of config that `task` names."""
-    known = ", ".join(TASKS)
+    known = ", ".join(tasks)
     if "task" not in content:
         meant = difflib.get_close_matches("task", [str(key) for key in content], n=1)
         if meant:
             raise UnknownKey(path, seen=f"unknown key {meant[0]!r}", expected="did you mean 'task'")
         raise ConfigInvalid(path, seen="task: Field required", expected=f"one of {known} was expected")
     task = content["task"]
-    if not isinstance(task, str) or task not in TASKS:
+    if not isinstance(task, str) or task not in tasks:
         raise ConfigInvalid(path, seen=f"task: {task!r}", expected=f"one of {known} was expected")
-    return TASKS[task]
+    return tasks[task]
 
 
 def _set(content: dict[str, Any], override: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imaging.config.section import Section
-from imaging.config.task import TASKS
+from imaging.config.tasks import TASKS
 
 _HEAD = """# Every key of a config
 
@@ -84,11 +84,20 @@ def page() -> str:
     for paths in grouped.values():
         models = by_path[paths[0]]
         heading = ", ".join(f"`{path}`" for path in paths) if paths[0] else "The whole"
-        tasks = {task for path in paths for task in by_path[path]}
-        only = f" ({next(iter(tasks))} only)" if len(tasks) < len(TASKS) else ""
-        words = dict.fromkeys(text for model in models.values() for text in explanations(model))
-        parts.append("\n".join([f"## {heading}{only}\n", *(f"{text}\n" for text in words), *_table(models)]) + "\n")
+        tasks = [task for task in TASKS if any(task in by_path[path] for path in paths)]
+        only = f" ({', '.join(tasks)} only)" if len(tasks) < len(TASKS) else ""
+        parts.append("\n".join([f"## {heading}{only}\n", *_words(models), *_table(models)]) + "\n")
     return "\n".join(parts)
+
+
+def _words(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
+    """The explanations of a section; what is not said of every task that has it begins with those of which it is."""
+    tasks_of: dict[str, list[str]] = {}
+    for task, model in models.items():
+        for text in explanations(model):
+            tasks_of.setdefault(text, []).append(task)
+    for text, tasks in tasks_of.items():
+        yield f"{text}\n" if len(tasks) == len(models) else f"({', '.join(tasks)}) {text}\n"
 
 
 def _table(models: Mapping[str, type[BaseModel]]) -> list[str]:

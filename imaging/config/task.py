@@ -25,10 +25,36 @@ OF_THE_MACHINE = ("root", "labels", "codes", "cache", "cache_gib", "memory_gib",
 IGNORED = 255
 
 
-class _Task(Section):
+class Described(Section):
     """What every config says, whatever its `task`.
 
     `name` is the checkpoint's in commands and file names, `title` its name for people, `version` what its reports say.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=16)]
+    title: str
+    task: str
+
+    def without_paths(self) -> Self:
+        """The config as it may be published: without what belongs to the machine."""
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def digest(self) -> str:
+        """SHA-256 of the config's content (not of its layout, nor of what belongs to the machine).
+
+        A later version of imgpipe gives an old config the same one, see `imaging.config.section.LATER`.
+        """
+        content = json.dumps(self.without_paths().model_dump(mode="json", context=FOR_DIGEST), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+class _Task(Described):
+    """What every config of a network that looks at images says.
 
     `members` is the number of networks of a checkpoint, whose answers are averaged; a training fits one at a time, so
     a config to train with has 1.
@@ -37,10 +63,6 @@ class _Task(Section):
     nothing of a training, so it is no part of the digest.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
-    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=16)]
-    title: str
-    task: str
     applies_to: AppliesTo
     data: Data = Data()
     network: Network
@@ -61,18 +83,6 @@ class _Task(Section):
                 "tune": {},
             }
         )
-
-    def to_yaml(self) -> str:
-        """The whole config, defaults included, as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-    def digest(self) -> str:
-        """SHA-256 of the config's content (not of its layout, nor of what belongs to the machine).
-
-        A later version of imgpipe gives an old config the same one, see `imaging.config.section.LATER`.
-        """
-        content = json.dumps(self.without_paths().model_dump(mode="json", context=FOR_DIGEST), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
 
 
 class SegmentConfig(_Task):
@@ -183,5 +193,5 @@ class ClassifyConfig(_Task):
         return self
 
 
+# Of a network that looks at images.
 Config = SegmentConfig | ClassifyConfig
-TASKS: dict[str, type[SegmentConfig] | type[ClassifyConfig]] = {"segment": SegmentConfig, "classify": ClassifyConfig}

@@ -30,6 +30,14 @@ class WrongTask(WrongUsage):
     remedy = "Use imaging.open_predictor, which knows what each checkpoint does"
 
 
+class FusionMismatch(WrongUsage):
+    """A fusion was trained with other checkpoints than those that it is given, or for texts of another role."""
+
+    code = "fusion_mismatch"
+    expected = "the checkpoints that the fusion's config names were expected"
+    remedy = "Use those, or train the fusion anew with `imgpipe train`"
+
+
 # ------------------------------------------------------------------------------------------------ configs and training
 
 
@@ -119,6 +127,14 @@ class PatientLeak(WrongUsage):
     code = "patient_leak"
     expected = "each patient on one side of the split was expected"
     remedy = "Split by patient"
+
+
+class LearntCases(WrongUsage):
+    """Cases of a fusion have trained a checkpoint that it brings together, so that what it says of them is too good."""
+
+    code = "learnt_cases"
+    expected = "cases that none of the checkpoints was fitted on were expected"
+    remedy = "Take them out; the validation and test cases of the checkpoint may stay"
 
 
 class DuplicateCases(WrongUsage):

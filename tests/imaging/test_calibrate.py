@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imaging.calibrate import likeness, probability_of, temperature_of, threshold_for
+from imaging.calibrate import (
+    bent,
+    calibrated_probability,
+    isotonic_by_class,
+    isotonic_of,
+    likeness,
+    probability_of,
+    temperature_of,
+    threshold_for,
+)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -69,3 +78,36 @@ def test_likeness_is_the_correlation_of_the_grey_values() -> None:
     same = np.stack([template, 3 * template + 7, -template])
     assert np.allclose(likeness(same, template), [1, 1, -1])
     assert likeness(np.ones((1, 4, 5)), template)[0] == 0, "a constant picture looks like nothing"
+
+
+def test_isotonic_is_the_likeliest_rising_curve() -> None:
+    score = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    curve = isotonic_of(score, np.array([False, True, False, False, True, True]))
+    # By hand: 2, 3 and 4 are pooled to a third; 5 and 6 are all true, and 1 is not.
+    assert bent(score, curve) == pytest.approx([1 / 12, 1 / 3, 1 / 3, 1 / 3, 11 / 12, 11 / 12])
+    assert bent(np.array([-9.0, 9.0]), curve) == pytest.approx([1 / 12, 11 / 12])
+
+
+def test_isotonic_finds_a_bend_that_no_temperature_has() -> None:
+    generator = np.random.default_rng(2)
+    logit = generator.normal(0, 2, 20_000)
+    share = np.where(logit > 0, 0.9, 0.3)
+    truth = generator.random(len(logit)) < share
+    assert np.abs(bent(logit, isotonic_of(logit, truth)) - share).mean() < 0.02
+    scaled = logit / temperature_of(logit[:, None], truth[:, None], softmax=False)
+    assert np.abs(1 / (1 + np.exp(-scaled)) - share).mean() > 0.1
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_isotonic_probabilities_rise_with_the_logit_and_add_up(softmax: bool) -> None:
+    generator = np.random.default_rng(3)
+    logits = generator.normal(0, 1, (400, 2))
+    truth = np.eye(2, dtype=bool)[(logits[:, 1] + generator.normal(0, 1, 400) > logits[:, 0]).astype(int)]
+    curves = isotonic_by_class(logits, truth, softmax=softmax, temperature=1.0)
+    found = calibrated_probability(logits, {"temperature": 1.0, "isotonic": curves}, softmax=softmax)
+    plain = calibrated_probability(logits, {"temperature": 1.0}, softmax=softmax)
+    assert (np.diff(found[np.argsort(plain[:, 1]), 1]) >= -1e-12).all()
+    assert found.min() > 0
+    assert not softmax or np.allclose(found.sum(axis=1), 1)
+    # On the very cases of the curve the mean probability is the share of the true ones.
+    assert found.mean(axis=0) == pytest.approx(truth.mean(axis=0), abs=0.01)
