@@ -113,13 +113,15 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def read_dataset(instance: Instance) -> pydicom.Dataset:
+def read_dataset(instance: Instance, *, only: list[str] | None = None) -> pydicom.Dataset:
     """Everything but the pixels of one file, for what lies in sequences; also of a file without a meta header.
+
+    `only` names the attributes of the top level that are wanted, where the rest may be large.
 
     pydicom raises whatever a malformed file leads it to, and warns with header values, also when a value is looked at
     later: who calls it handles the one, and does all of it `quietly`.
     """
-    dataset = pydicom.dcmread(instance.path, stop_before_pixels=True, force=True)
+    dataset = pydicom.dcmread(instance.path, stop_before_pixels=True, force=True, specific_tags=only)
     if not instance.has_meta:
         dataset.file_meta.TransferSyntaxUID = UID(instance.pixels.transfer_syntax)
     return dataset

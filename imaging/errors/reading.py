@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imaging.errors.tree import InputRefused
+from imaging.errors.tree import InputRefused, WrongUsage
 
 # --------------------------------------------------------------------------------------------------- files and folders
 
@@ -274,3 +274,78 @@ class NotApplicable(SeriesRefused):
     code = "not_applicable"
     expected = "a series within the checkpoint's applies_to rule was expected"
     remedy = "Name a checkpoint made for such a series with --model, or see `imgpipe models`"
+
+
+# ------------------------------------------------------------------------------------------------- texts beside a study
+
+
+class TextEmpty(InputRefused):
+    """A text without a word."""
+
+    code = "text_empty"
+    expected = "a request or report with words was expected"
+    remedy = "Check where the text is exported, or leave it out"
+
+
+class NotPlainText(InputRefused):
+    """What should be a text is binary, or a document of another kind: PDF, RTF, an office file."""
+
+    code = "not_plain_text"
+    expected = "plain text was expected"
+    remedy = "Export the report as plain text in UTF-8, as FHIR JSON or as a DICOM SR"
+
+
+class TextTooLarge(InputRefused):
+    """A text of more bytes than any report has; no more of it was read than shows that."""
+
+    code = "text_too_large"
+    expected = "a text of at most 1 MB was expected"
+    remedy = "Give the one request or report that belongs to the study"
+
+
+class TextEncoding(InputRefused):
+    """The bytes are no text in the encoding that they declare, or, without one, in UTF-8."""
+
+    code = "text_encoding"
+    expected = "UTF-8, or an encoding that is declared and kept, was expected"
+    remedy = "Save the text as UTF-8"
+
+
+class TextLanguage(InputRefused):
+    """A text in another language: its negations would be read as none."""
+
+    code = "text_language"
+    expected = "English was expected"
+    remedy = "Give an English text, or leave it out"
+
+
+class TextOfAnother(InputRefused):
+    """A text that names another study, patient or order than the images do."""
+
+    code = "text_of_another"
+    expected = "the UID, the PatientID and the accession number of the images were expected where the text names any"
+    remedy = "Give the text that belongs to the study"
+
+
+class NotAReport(InputRefused):
+    """A document that is no reader's request or report: withdrawn, of another kind, or written by an algorithm."""
+
+    code = "not_a_report"
+    expected = "a request or a report that a person stands behind was expected"
+    remedy = "Give the request or the radiologist's report, or leave it out"
+
+
+class NotFhir(InputRefused):
+    """JSON that is no FHIR ServiceRequest or DiagnosticReport, or breaks the rules of JSON or of FHIR."""
+
+    code = "not_fhir"
+    expected = "a FHIR R4 or R5 ServiceRequest or DiagnosticReport, alone or as the only one in a Bundle, was expected"
+    remedy = "Export the resource again as JSON"
+
+
+class TextRole(WrongUsage):
+    """It is not told whether a text was written before the image was read, or it is said otherwise than it is."""
+
+    code = "text_role"
+    expected = "a request (written before the image was read) or a report (describing the image) was expected"
+    remedy = "Say which with --text-role request or --text-role report"

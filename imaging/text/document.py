@@ -112,8 +112,8 @@ _HEADINGS: dict[SectionName, str] = {
     r"|(?:prior|previous) (?:stud(?:y|ies)|exams?(?:inations?)?)",
     "findings": r"findings?|description|observations?|report",
     "impression": r"impressions?|conclusions?|opinion|summary|interpretation|final diagnosis",
-    "other": r"recommendations?|addendum|notification|communication|attestation|(?:electronically )?signed(?: by)?"
-    r"|dictated by|electronic signature",
+    "other": r"recommendations?|addendum|comments?|notes?|notification|communication|attestation"
+    r"|(?:electronically )?signed(?: by)?|dictated by|electronic signature",
 }
 _NAMED = "|".join(f"(?P<{name}>{words})" for name, words in _HEADINGS.items())
 _SECOND = "|".join(_HEADINGS.values())
