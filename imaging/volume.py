@@ -61,11 +61,14 @@ class Frame:
         Frame number in the instance, from 1.
     path
         The file it was read from.
+    sop_class_uid
+        SOPClassUID (0008,0016), the same in every frame of a volume; empty where it is not told.
     """
 
     sop_instance_uid: str
     number: int
     path: Path
+    sop_class_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,7 @@ def _entry(
         resampled=volume is not None and volume.resampled,
         defects=tuple(DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=d.error_mm) for d in defects),
         source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in sources),
+        sop_class_uid=sources[0].sop_class_uid if sources else "",
         refusals=refusals_of(reasons),
     )
 

@@ -51,7 +51,10 @@ def read_stack(series: Series, stack: Stack) -> Volume:
         array=array,
         affine=stack.affine,
         facts=replace(series.facts, volume=stack.name),
-        sources=tuple(Frame(item.instance.sop_instance_uid, item.number, item.instance.path) for item in chosen),
+        sources=tuple(
+            Frame(item.instance.sop_instance_uid, item.number, item.instance.path, item.instance.sop_class_uid)
+            for item in chosen
+        ),
         defects=(*stack.defects, *met),
         unit=stack.unit,
         keeps=series.unpacked,

@@ -164,7 +164,7 @@ class SeriesEntry(_Part):
     They are None where the geometry could not be read. Where it was `resampled`, slices lead back to the nearest
     acquired ones. `models` measured the series; `refusals` say why the reader, or a checkpoint, did not. Where one took
     it as one of several channels of a case, `channel_of` has its name and the channel's; findings and masks of the case
-    are in the series of its first channel.
+    are in the series of its first channel. `sop_class_uid` is that of all `source_sop_instance_uids`.
     """
 
     uid: str
@@ -181,6 +181,7 @@ class SeriesEntry(_Part):
     resampled: bool = False
     defects: tuple[DefectEntry, ...] = ()
     source_sop_instance_uids: tuple[str, ...] = ()
+    sop_class_uid: str = ""
     refusals: tuple[Refusal, ...] = ()
 
 

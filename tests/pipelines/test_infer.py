@@ -104,6 +104,7 @@ def test_report_names_model_series_and_instances(done: StudyResult, model: str, 
     assert entry.weights_sha256 == hashlib.sha256((Path(model) / "weights.safetensors").read_bytes()).hexdigest()
     instances = {pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in study1.iterdir()}
     assert set(series.source_sop_instance_uids) == instances
+    assert series.sop_class_uid == "1.2.840.10008.5.1.4.1.1.4"  # MR Image Storage
     assert (series.shape, series.orientation, series.models) == ((35, 51, 32), "LPS", ("hippocampus_mr",))
 
 
