@@ -109,10 +109,17 @@ from imaging.errors.tree import (
     WrongUsage,
 )
 from imaging.errors.watching import (
+    DeliveryFailed,
+    IllegalMove,
+    InstancesPurged,
+    InterruptedTooOften,
     StoreBusy,
     StoreDamaged,
     StoreFull,
     StoreInUse,
+    StudyOverdue,
+    UnknownJob,
+    WorkerLost,
 )
 
 __all__ = [
@@ -125,6 +132,7 @@ __all__ = [
     "ConfigInvalid",
     "ConstantImage",
     "DataWorkerDied",
+    "DeliveryFailed",
     "DevicesInvalid",
     "DuplicateCases",
     "DuplicateImage",
@@ -135,9 +143,12 @@ __all__ = [
     "FusionMismatch",
     "GantryTilt",
     "GridMismatch",
+    "IllegalMove",
     "ImagingError",
     "InputRefused",
+    "InstancesPurged",
     "InternalFault",
+    "InterruptedTooOften",
     "InvalidGeometry",
     "InvalidUid",
     "InvertedGrey",
@@ -187,6 +198,7 @@ __all__ = [
     "StoreFull",
     "StoreInUse",
     "StudyFailed",
+    "StudyOverdue",
     "TextEmpty",
     "TextEncoding",
     "TextLanguage",
@@ -201,6 +213,7 @@ __all__ = [
     "UnexpectedFault",
     "UnknownCheckpoint",
     "UnknownCode",
+    "UnknownJob",
     "UnknownKey",
     "UnknownName",
     "UnreadableDicom",
@@ -210,6 +223,7 @@ __all__ = [
     "UnsupportedPixels",
     "UnsupportedTransferSyntax",
     "VariableSpacing",
+    "WorkerLost",
     "WrongTask",
     "WrongUsage",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imaging.errors.tree import InputRefused, WrongUsage
+from imaging.errors.tree import InputRefused, InternalFault, WrongUsage
 
 # --------------------------------------------------------------------------------------------------------------- store
 
@@ -37,3 +37,62 @@ class StoreDamaged(InputRefused):
     code = "store_damaged"
     expected = "a whole database of this version or an older one was expected"
     remedy = "Restore the database from a copy, or begin a new store and send the studies again"
+
+
+# ---------------------------------------------------------------------------------------------------------------- jobs
+
+
+class UnknownJob(WrongUsage):
+    """No job has this number, name or StudyInstanceUID."""
+
+    code = "unknown_job"
+    expected = "the number of a job, at least six characters of its name, or a StudyInstanceUID was expected"
+    remedy = "Look it up with `imgpipe jobs list`"
+
+
+class IllegalMove(WrongUsage):
+    """A job cannot go from where it is to where it should."""
+
+    code = "illegal_move"
+    expected = "one of the moves of pipelines/store/moves.py was expected"
+    remedy = "Look with `imgpipe jobs show` where it is"
+
+
+class InstancesPurged(InputRefused):
+    """Some images of the study were removed after an earlier report, and it cannot be read without them."""
+
+    code = "instances_purged"
+    expected = "all images of the study were expected"
+    remedy = "Send the whole study again, then `imgpipe jobs retry`"
+
+
+class InterruptedTooOften(InternalFault):
+    """Each time that the job was begun, the watcher ended before the job did."""
+
+    code = "interrupted_too_often"
+    expected = "a job that comes to its end was expected"
+    remedy = "Look whether memory runs out on this study, then `imgpipe jobs retry`"
+
+
+class WorkerLost(InternalFault):
+    """The process that worked on a study ended without a word: killed by the system, or by a fault of a library."""
+
+    code = "worker_lost"
+    expected = "the process was expected to end the study"
+    remedy = "Look whether memory runs out; after the last try `imgpipe jobs retry` runs it again"
+
+
+class StudyOverdue(InternalFault):
+    """A study took longer than one of its size may, or its process showed no sign of life, and was ended."""
+
+    code = "study_overdue"
+    expected = "a report within the time limit was expected"
+    remedy = "Give a longer --time-limit if the machine is slow; `imgpipe jobs retry` runs it again"
+
+
+class DeliveryFailed(WrongUsage):
+    """A result could not be brought to its destination, or is not what it should be there."""
+
+    code = "delivery_failed"
+    expected = "the whole result at its destination was expected"
+    remedy = "Mend the destination; the delivery is tried again, and after the last try by `imgpipe jobs release`"

@@ -1,7 +1,8 @@
 """One instance more: its row, and what it means for the jobs of its study.
 
 Invariant: the first data set under a SOPInstanceUID of a study stands; another one is kept beside it, told, and changes
-no job. News of a study whose job has begun opens a new job, of a version that names the one before.
+no job, and so is what we made ourselves and get back. News of a study whose job has begun opens a new job, of a version
+that names the one before.
 """
 
 from __future__ import annotations
@@ -43,13 +44,18 @@ def record(db: sqlite3.Connection, arrival: Arrival, now: float) -> Received:
         Seconds of the store.
     """
     there = db.execute(
-        "SELECT digest FROM instances WHERE study_uid = ? AND sop_instance_uid = ?",
+        "SELECT seq, digest FROM instances WHERE study_uid = ? AND sop_instance_uid = ?",
         (arrival.study_uid, arrival.sop_instance_uid),
     ).fetchall()
-    if any(row["digest"] == arrival.digest for row in there):
+    same = next((row["seq"] for row in there if row["digest"] == arrival.digest), None)
+    if same is not None:
+        # If its bytes had been purged they are here again.
+        db.execute("UPDATE instances SET kept = 1 WHERE seq = ? AND NOT kept", [same])
         return Received.SAME
+    ours = db.execute("SELECT job FROM outputs WHERE sop_instance_uid = ?", [arrival.sop_instance_uid]).fetchone()
+    stands = int(not there and ours is None)
     db.execute(
-        "INSERT INTO studies VALUES (?, ?, ?)"
+        "INSERT INTO studies (study_uid, first_arrival, last_arrival) VALUES (?, ?, ?)"
         " ON CONFLICT (study_uid) DO UPDATE SET last_arrival = excluded.last_arrival",
         (arrival.study_uid, now, now),
     )
@@ -57,12 +63,16 @@ def record(db: sqlite3.Connection, arrival: Arrival, now: float) -> Received:
         "INSERT INTO instances (study_uid, series_uid, sop_instance_uid, sop_class_uid, transfer_syntax, digest, size,"
         " source, arrival, received_at, stands) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid, arrival.sop_class_uid,
-         arrival.transfer_syntax, arrival.digest, arrival.size, arrival.source, now, wall(), int(not there)),
+         arrival.transfer_syntax, arrival.digest, arrival.size, arrival.source, now, wall(), stands),
     )  # fmt: skip
     if there:
         detail = {"sop_instance_uid": arrival.sop_instance_uid, "source": arrival.source, "digest": arrival.digest}
         tell(db, "instance_conflict", study_uid=arrival.study_uid, detail=detail)
         return Received.CONFLICT
+    if ours is not None:
+        detail = {"sop_instance_uid": arrival.sop_instance_uid, "source": arrival.source}
+        tell(db, "own_output_returned", study_uid=arrival.study_uid, job=ours["job"], detail=detail)
+        return Received.NEW
     _await_more(db, arrival.study_uid, now)
     return Received.NEW
 
@@ -86,8 +96,7 @@ def _await_more(db: sqlite3.Connection, study_uid: str, now: float) -> None:
         )
     elif job["state"] == State.READY:
         db.execute(
-            "UPDATE jobs SET state = 'receiving', name = NULL, due = 0, faults = 0, reason = NULL, last_arrival = ?"
-            " WHERE id = ?",
+            "UPDATE jobs SET state = 'receiving', due = 0, faults = 0, reason = NULL, last_arrival = ? WHERE id = ?",
             (now, job["id"]),
         )
         db.execute("UPDATE versions SET through_seq = NULL WHERE id = (SELECT version FROM jobs WHERE id = ?)",

@@ -10,19 +10,21 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from imaging.dicom.header import data_set_start
-from imaging.errors import StoreFull
-from imaging.files import PARTIAL, sync_folder
+from imaging.errors import StoreFull, UnreadableDicom
+from imaging.files import PARTIAL, sha256_of, sync_folder
 
 # Folders of one level; a folder of a hundred thousand is slow on some file systems.
 _SHARDS = 256
 # A meta header is shorter than this, unless somebody keeps private things in it (PS3.10 section 7.1).
 _HEAD = 1 << 20
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,13 @@ class Contents:
     root
         The store's folder; what is missing below it is made.
 
+    Attributes
+    ----------
+    refused
+        Files that no study can have, by the SHA-256 of their bytes.
+    results
+        A folder for each time that a worker has begun a job.
+
     Raises
     ------
     StoreFull
@@ -64,8 +73,10 @@ class Contents:
 
     def __init__(self, root: Path) -> None:
         self._incoming, self._instances = root / "incoming", root / "instances"
+        self.refused, self.results = root / "refused", root / "results"
         try:
-            self._incoming.mkdir(parents=True, exist_ok=True)
+            for folder in (self._incoming, self.refused, self.results):
+                folder.mkdir(parents=True, exist_ok=True)
             for number in range(_SHARDS):
                 (self._instances / f"{number:02x}").mkdir(parents=True, exist_ok=True)
             sync_folder(self._instances)
@@ -82,25 +93,71 @@ class Contents:
         """Where an instance lies."""
         return self.folder_of(study_uid) / f"{digest}.dcm"
 
-    def stage(self, data: bytes | memoryview, study_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Staged:
-        """Write the bytes of an instance and make them durable; `settle` gives them their name.
+    def write(self, data: bytes | memoryview) -> Path:
+        """Write bytes under a temporary name and make them durable.
 
         Raises
         ------
         StoreFull
             If they cannot be written; nothing is left of them.
         """
+        return self._incoming_file(lambda stream: stream.write(data))
+
+    def copy(self, path: Path) -> Path:
+        """The same for the bytes of a file, which are read once.
+
+        Raises
+        ------
+        StoreFull
+            If they cannot be written.
+        UnreadableDicom
+            If they cannot be read.
+        """
+        try:
+            source = path.open("rb")
+        except OSError as error:
+            raise UnreadableDicom(path, seen=f"cannot be opened ({error.strerror})") from error
+        with source:
+            return self._incoming_file(lambda stream: shutil.copyfileobj(source, stream, _CHUNK))
+
+    def _incoming_file(self, fill: Callable[[BinaryIO], object]) -> Path:
         temporary = self._incoming / f".{secrets.token_hex(8)}{PARTIAL}"
-        digest = _digest(data, sop_instance_uid, transfer_syntax)
         try:
             with temporary.open("xb") as stream:
-                stream.write(data)
+                fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
             discard(temporary)
             raise StoreFull(self._incoming, seen=error.strerror or "cannot be written") from error
-        return Staged(temporary, self.file_of(study_uid, digest), digest, len(data))
+        return temporary
+
+    def stage(self, temporary: Path, study_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Staged:
+        """Say where a file under a temporary name belongs; `settle` brings it there."""
+        digest = hashlib.sha256(f"{sop_instance_uid}\n{transfer_syntax}\n".encode())
+        with temporary.open("rb") as stream:
+            stream.seek(data_set_start(stream.read(_HEAD)))
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+            size = stream.tell()
+        named = digest.hexdigest()
+        return Staged(temporary, self.file_of(study_uid, named), named, size)
+
+    def set_aside(self, temporary: Path) -> str:
+        """Keep a file that no study can have, for a person to look at; gives its name, the SHA-256 of its bytes.
+
+        Raises
+        ------
+        StoreFull
+            If that fails.
+        """
+        name = sha256_of(temporary)
+        try:
+            temporary.replace(self.refused / name)
+            sync_folder(self.refused)
+        except OSError as error:
+            raise StoreFull(self.refused, seen=error.strerror or "cannot be written") from error
+        return name
 
     def settle(self, staged: Iterable[Staged]) -> None:
         """Give files their names and make the names durable, each folder once.
@@ -124,8 +181,8 @@ class Contents:
         except OSError as error:
             raise StoreFull(self._instances, seen=error.strerror or "cannot be written") from error
 
-    def sweep(self, studies: Iterable[str], digests_of: Callable[[str], set[str]]) -> int:
-        """Remove what a crash has left: temporary files, and files without a row.
+    def sweep(self, studies: Iterable[str], digests_of: Callable[[str], set[str]], results: Set[str]) -> int:
+        """Remove what a crash has left: temporary files, files without a row, and results that were not finished.
 
         Parameters
         ----------
@@ -133,6 +190,8 @@ class Contents:
             Of which files may be kept.
         digests_of
             Gives the digests of a study's rows.
+        results
+            Names of the folders in `results` that are kept.
 
         Returns
         -------
@@ -140,20 +199,18 @@ class Contents:
             How many files and folders there were.
         """
         left = list(self._incoming.iterdir())
+        left += [folder for folder in self.results.iterdir() if folder.name not in results]
         unknown = {folder.name: folder for shard in self._instances.iterdir() for folder in shard.iterdir()}
         for study_uid in studies:
-            folder = unknown.pop(self.folder_of(study_uid).name, None)
-            if folder is not None:
-                known = digests_of(study_uid)
+            folder = unknown.get(self.folder_of(study_uid).name)
+            known = digests_of(study_uid)
+            if folder is not None and known:
+                del unknown[folder.name]
                 left += [file for file in folder.iterdir() if file.stem not in known]
         left += unknown.values()
         for path in left:
             discard(path)
         return len(left)
-
-    def remove_study(self, study_uid: str) -> None:
-        """Remove the files of a study."""
-        discard(self.folder_of(study_uid))
 
 
 def discard(path: Path) -> None:
@@ -163,9 +220,3 @@ def discard(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
-
-
-def _digest(data: bytes | memoryview, sop_instance_uid: str, transfer_syntax: str) -> str:
-    digest = hashlib.sha256(f"{sop_instance_uid}\n{transfer_syntax}\n".encode())
-    digest.update(memoryview(data)[data_set_start(bytes(data[:_HEAD])) :])
-    return digest.hexdigest()

@@ -78,3 +78,6 @@ MOVES: frozenset[tuple[State, State]] = frozenset(
         (State.QUARANTINED, State.DELIVERING),
     }
 )
+
+# Where nothing happens any more unless a person asks for it.
+RESTING = frozenset({State.DONE, State.FAILED, State.QUARANTINED})

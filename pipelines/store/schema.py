@@ -23,7 +23,8 @@ CREATE TABLE clock (
 CREATE TABLE studies (
     study_uid TEXT PRIMARY KEY,
     first_arrival REAL NOT NULL,
-    last_arrival REAL NOT NULL
+    last_arrival REAL NOT NULL,
+    purge INTEGER NOT NULL DEFAULT 0 CHECK (purge IN (0, 1))  -- whether its bytes may go
 ) STRICT;
 
 CREATE TABLE instances (
@@ -38,7 +39,8 @@ CREATE TABLE instances (
     source TEXT NOT NULL,
     arrival REAL NOT NULL,       -- seconds of the store
     received_at TEXT NOT NULL,   -- by the wall clock, for people
-    stands INTEGER NOT NULL CHECK (stands IN (0, 1)),
+    stands INTEGER NOT NULL CHECK (stands IN (0, 1)),  -- whether it is part of the study, or kept beside it
+    kept INTEGER NOT NULL DEFAULT 1 CHECK (kept IN (0, 1)),  -- whether its bytes are still here
     UNIQUE (study_uid, sop_instance_uid, digest)
 ) STRICT;
 CREATE UNIQUE INDEX one_instance_stands ON instances (study_uid, sop_instance_uid) WHERE stands = 1;
@@ -60,19 +62,20 @@ CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     version INTEGER NOT NULL UNIQUE REFERENCES versions,
     study_uid TEXT NOT NULL REFERENCES studies,
-    name TEXT UNIQUE,            -- what it is made of; NULL while instances are awaited
+    name TEXT UNIQUE,            -- what it is made of; given when it is first begun
     state TEXT NOT NULL CHECK (state IN ({_STATES})),
     priority INTEGER NOT NULL DEFAULT 0,
     opened REAL NOT NULL,
     last_arrival REAL NOT NULL,
     due REAL NOT NULL DEFAULT 0, -- not before this second of the store
     starts INTEGER NOT NULL DEFAULT 0,
+    interruptions INTEGER NOT NULL DEFAULT 0,  -- how often the watcher ended while it ran
     faults INTEGER NOT NULL DEFAULT 0,
     holder TEXT,                 -- who runs it
     beat INTEGER NOT NULL DEFAULT 0,
     reason TEXT,                 -- JSON of the error that brought it here
     CHECK ((holder IS NOT NULL) = (state = 'running')),
-    CHECK ((name IS NULL) = (state = 'receiving'))
+    CHECK (name IS NOT NULL OR state IN ('receiving', 'ready'))
 ) STRICT;
 CREATE UNIQUE INDEX one_job_waits ON jobs (study_uid) WHERE state IN ('receiving', 'ready');
 CREATE INDEX jobs_by_state ON jobs (state, due);
@@ -86,6 +89,11 @@ CREATE TABLE results (
     current INTEGER NOT NULL CHECK (current IN (0, 1))
 ) STRICT;
 CREATE UNIQUE INDEX one_result_is_current ON results (study_uid) WHERE current = 1;
+
+CREATE TABLE outputs (           -- what we made, which a PACS may send back to us
+    sop_instance_uid TEXT PRIMARY KEY,
+    job INTEGER NOT NULL REFERENCES jobs
+) STRICT;
 
 CREATE TABLE deliveries (
     job INTEGER NOT NULL REFERENCES results,
@@ -115,7 +123,7 @@ WHEN NEW.state <> OLD.state AND NOT EXISTS (SELECT 1 FROM moves WHERE before = O
 BEGIN SELECT RAISE(ABORT, 'illegal_move: there is no such move'); END;
 
 CREATE TRIGGER jobs_keep_their_name BEFORE UPDATE OF name ON jobs
-WHEN OLD.state NOT IN ('receiving', 'ready', 'failed', 'quarantined') AND NEW.name IS NOT OLD.name
+WHEN OLD.state NOT IN ('receiving', 'ready') AND NEW.name IS NOT OLD.name
 BEGIN SELECT RAISE(ABORT, 'illegal_move: what a job is made of is fixed'); END;
 
 CREATE TRIGGER jobs_done_have_a_result BEFORE UPDATE OF state ON jobs

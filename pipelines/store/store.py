@@ -14,13 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from imaging.dicom.attributes import read_facts
 from imaging.dicom.values import is_uid
-from imaging.errors import ImagingError, InvalidUid, StoreBusy, StoreFull, StoreInUse
-from pipelines.store.arrivals import Arrival, record
+from imaging.errors import (
+    ImagingError,
+    InputRefused,
+    InstancesPurged,
+    InvalidUid,
+    MissingAttribute,
+    StoreBusy,
+    StoreFull,
+    StoreInUse,
+)
+from pipelines.store.arrivals import Arrival, record, tell
 from pipelines.store.clock import Clock
 from pipelines.store.content import Contents, Staged, discard
 from pipelines.store.database import PATIENCE_S, Database
 from pipelines.store.intake import Received
+from pipelines.store.jobs import Jobs, forget
+from pipelines.store.view import Job
 
 DATABASE, _LOCK = "store.sqlite", "watcher.lock"
 
@@ -71,6 +83,7 @@ class Store:
             raise
         try:
             self.clock = Clock(self.database)
+            self.jobs = Jobs(self.database, self.clock)
             self._pending: list[_Pending] = []
             self._queueing, self._settling = threading.Lock(), threading.Lock()
             if watching:
@@ -96,9 +109,59 @@ class Store:
         for keyword, uid in uids.items():
             if not is_uid(uid):
                 raise InvalidUid(source, seen=f"{keyword} is {'empty' if not uid else 'not a UID'}")
-        staged = self.contents.stage(data, study_uid, sop_instance_uid, transfer_syntax)
-        arrival = Arrival(study_uid, series_uid, sop_instance_uid, sop_class_uid, transfer_syntax, staged.digest,
-                          staged.size, source)  # fmt: skip
+        temporary = self.contents.write(data)
+        staged = self.contents.stage(temporary, study_uid, sop_instance_uid, transfer_syntax)
+        return self._take(
+            staged,
+            Arrival(study_uid, series_uid, sop_instance_uid, sop_class_uid, transfer_syntax, staged.digest, staged.size,
+                    source),
+        )  # fmt: skip
+
+    def take(self, path: Path, *, source: str) -> Received:
+        """Move a file in: its bytes are read once, kept, and the file is removed.
+
+        What no study can have is moved to `refused` and told in the events.
+
+        Parameters
+        ----------
+        path
+            A DICOM file that nobody writes any more.
+        source
+            As `put` takes it.
+
+        Raises
+        ------
+        InputRefused
+            If it is no DICOM file of a study; it is gone from its place nonetheless.
+        UnreadableDicom
+            If it cannot be opened; it stays where it is.
+        StoreFull, StoreBusy
+            If it cannot be kept; it stays where it is.
+        """
+        temporary = self.contents.copy(path)
+        try:
+            facts = read_facts(temporary)
+            for keyword in ("study_uid", "series_uid"):
+                if not getattr(facts.instance, keyword):
+                    raise MissingAttribute(temporary, seen=f"{keyword} is missing or empty")
+        except InputRefused as error:
+            name = self.contents.set_aside(temporary)
+            told = type(error)(f"file {name[:16]}", seen=error.seen, expected=error.expected, remedy=error.remedy)
+            with self.database.writing() as db:
+                tell(db, "file_refused", detail={"file": name, "source": source, **told.as_dict()})
+            path.unlink(missing_ok=True)
+            raise told from error
+        found, syntax = facts.instance, facts.instance.pixels.transfer_syntax
+        staged = self.contents.stage(temporary, found.study_uid, found.sop_instance_uid, syntax)
+        received = self._take(
+            staged,
+            Arrival(found.study_uid, found.series_uid, found.sop_instance_uid, found.sop_class_uid, syntax,
+                    staged.digest, staged.size, source),
+        )  # fmt: skip
+        path.unlink(missing_ok=True)
+        return received
+
+    def _take(self, staged: Staged, arrival: Arrival) -> Received:
         mine = _Pending(staged, arrival)
         with self._queueing:
             self._pending.append(mine)
@@ -138,12 +201,55 @@ class Store:
             if item.arrival.digest not in self._digests_of(item.arrival.study_uid):
                 discard(item.staged.final)
 
+    def files(self, job: Job) -> list[Path]:
+        """The files that a job is made of.
+
+        Raises
+        ------
+        InstancesPurged
+            If some of them are gone.
+        """
+        members = self.jobs.members(job)
+        gone = sum(not member.kept for member in members)
+        if gone:
+            raise InstancesPurged(f"study {job.study_uid}", seen=f"{gone} of {len(members)} instances were purged")
+        return [self.contents.file_of(job.study_uid, member.digest) for member in members]
+
+    def result_of(self, job: Job) -> Path:
+        """The folder that the worker of a job writes into; each time that it is begun another one."""
+        return self.contents.results / f"{job.id}.{job.starts}"
+
+    def purge(self) -> list[str]:
+        """Remove the bytes of studies for which `Jobs.ask_purge` asked; only the watcher may. Rows and events stay.
+
+        Returns
+        -------
+        list of str
+            Their UIDs. A study that has had news since it was asked is left as it is.
+        """
+        purged = []
+        # No instance is between its name and its row meanwhile.
+        with self._settling:
+            for row in self.database.read("SELECT study_uid FROM studies WHERE purge"):
+                study_uid = row["study_uid"]
+                with self.database.writing() as db:
+                    results = forget(db, study_uid)
+                if results is not None:
+                    for folder in (self.contents.folder_of(study_uid), *map(self.contents.results.joinpath, results)):
+                        discard(folder)
+                    purged.append(study_uid)
+        return purged
+
     def _sweep(self) -> None:
-        studies = (row["study_uid"] for row in self.database.read("SELECT study_uid FROM studies"))
-        self.contents.sweep(studies, self._digests_of)
+        studies = [row["study_uid"] for row in self.database.read("SELECT study_uid FROM studies")]
+        with_outputs = self.database.read(
+            "SELECT id, starts FROM jobs WHERE state = 'verifying' OR id IN (SELECT job FROM results)"
+        )
+        results = {f"{row['id']}.{row['starts']}" for row in with_outputs}
+        self.contents.sweep(studies, self._digests_of, results)
 
     def _digests_of(self, study_uid: str) -> set[str]:
-        rows = self.database.read("SELECT digest FROM instances WHERE study_uid = ?", [study_uid])
+        rows = self.database.read("SELECT digest FROM instances WHERE study_uid = ? AND kept", [study_uid])
         return {row["digest"] for row in rows}
 
     def close(self) -> None:

@@ -1,0 +1,124 @@
+"""What a person, or another room, is shown of jobs.
+
+Invariant: nothing here is of a patient: UIDs, codes, counts and times.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.store.moves import State
+
+# Joined, so that whoever asks for a job knows which version of its study it is.
+JOBS = "SELECT jobs.*, versions.number AS number, versions.through_seq AS through_seq FROM jobs JOIN versions ON versions.id = jobs.version"  # noqa: E501
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One study on its way through the watcher.
+
+    Attributes
+    ----------
+    id
+        A number that grows.
+    name
+        SHA-256 over what it is made of, as hex; None until it is first begun.
+    study_uid, version
+        Which study, and which version of it, from 1.
+    state
+        Where it is.
+    priority
+        The greater, the sooner.
+    due
+        Not before this second of the store.
+    starts, faults
+        How often it was begun, and how often it went wrong.
+    holder
+        Who runs it.
+    reason
+        The error that brought it here, as `ImagingError.as_dict` gives it.
+    through_seq
+        The last instance of it; None while instances are awaited.
+    """
+
+    id: int
+    name: str | None
+    study_uid: str
+    version: int
+    state: State
+    priority: int
+    due: float
+    starts: int
+    faults: int
+    holder: str | None
+    reason: dict[str, str] | None
+    through_seq: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """A row of `JOBS`."""
+    return Job(
+        id=row["id"],
+        name=row["name"],
+        study_uid=row["study_uid"],
+        version=row["number"],
+        state=State(row["state"]),
+        priority=row["priority"],
+        due=row["due"],
+        starts=row["starts"],
+        faults=row["faults"],
+        holder=row["holder"],
+        reason=json.loads(row["reason"]) if row["reason"] else None,
+        through_seq=row["through_seq"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, by a number that grows; `at` is the wall clock's word."""
+
+    seq: int
+    at: str
+    code: str
+    study_uid: str | None
+    job: int | None
+    detail: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A result on its way to one destination, or there."""
+
+    job: int
+    study_uid: str
+    destination: str
+    confirmed: bool
+    due: float
+    faults: int
+    reason: dict[str, str] | None
+
+
+def event_of(row: sqlite3.Row) -> Event:
+    """A row of `events`."""
+    detail = json.loads(row["detail"]) if row["detail"] else None
+    return Event(row["seq"], row["at"], row["code"], row["study_uid"], row["job"], detail)
+
+
+def delivery_of(row: sqlite3.Row) -> Delivery:
+    """A row of `deliveries` with the study's UID."""
+    return Delivery(
+        row["job"],
+        row["study_uid"],
+        row["destination"],
+        bool(row["confirmed"]),
+        row["due"],
+        row["faults"],
+        json.loads(row["reason"]) if row["reason"] else None,
+    )
