@@ -103,6 +103,8 @@ class Judgement:
         From which on it is abnormal; None where the checkpoint has none.
     assessment, reason
         What follows, and why.
+    strange
+        Whether the picture is unlike all that the checkpoint knows, so that the number means nothing.
     """
 
     target: Target
@@ -110,6 +112,7 @@ class Judgement:
     threshold: float | None
     assessment: Assessment
     reason: str
+    strange: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -308,7 +311,7 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
         return Judgement(target, probability, None, "indeterminate", "The checkpoint has no threshold for it.")
     if strange:
         reason = "The picture does not look like those that the checkpoint was calibrated on."
-        return Judgement(target, probability, threshold, "indeterminate", reason)
+        return Judgement(target, probability, threshold, "indeterminate", reason, strange=True)
     margin = calibration.get("margin", 0.0)
     if abs(probability - threshold) < margin:
         reason = f"Within {margin:g} of the threshold {threshold:.3f}: too close to call."

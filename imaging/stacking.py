@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.calibrate import bent
 from imaging.config import FuseConfig, FusedFact
 from imaging.config.fuse import FACTS, TEXT
 from imaging.errors import TooFewCases
@@ -191,3 +193,21 @@ def log_odds_of(config: FuseConfig, weights: Mapping[str, Floats], values_NF: Fl
 def images_in(config: FuseConfig, pattern: Pattern) -> Pattern:
     """The images among the parts of a pattern."""
     return tuple(part for part in pattern if part not in (TEXT, FACTS) and part in config.parts)
+
+
+def calibrated_log_odds(logit_N: Floats, calibration: Mapping[str, Any]) -> Floats:
+    """Log-odds (N,) of one pattern after its calibration.
+
+    Parameters
+    ----------
+    logit_N
+        As `log_odds_of` gives them.
+    calibration
+        Of the pattern: ``temperature``, and ``isotonic`` where the config asks for it.
+    """
+    scaled_N = logit_N / calibration["temperature"]
+    curve = calibration.get("isotonic")
+    if not curve:
+        return np.asarray(scaled_N)
+    probability_N = bent(scaled_N, curve)
+    return np.asarray(np.log(probability_N) - np.log1p(-probability_N))
