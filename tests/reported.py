@@ -6,7 +6,9 @@ from typing import Any
 
 from imaging.config import Code
 from imaging.report.report import (
+    ClassProbability,
     Disagreement,
+    Finding,
     FusionEntry,
     Replaced,
     Report,
@@ -51,6 +53,24 @@ OLD: dict[str, Any] = {
 
 def sentence_of(text: str, *spans: SpanEntry) -> SentenceEntry:
     return SentenceEntry(start=0, end=len(text), text=text, spans=spans)
+
+
+def judged(name: str, probability: float, assessment: Any) -> Finding:
+    """A finding of a classifier that was judged so."""
+    return Finding(
+        name=name,
+        title=name.capitalize(),
+        category=Code(value="64572001", meaning="Disease"),
+        code=Code(value="233604007", meaning="Pneumonia"),
+        modifier=None,
+        assessment=assessment,
+        assessment_reason="Told by a test.",
+        model="chest",
+        series_uid="",
+        classification=ClassProbability(
+            probability=probability, temperature=1.0, threshold=0.5, sensitivity_goal=0.95, classes={}
+        ),
+    )
 
 
 def full_report() -> Report:

@@ -29,7 +29,7 @@ class Heat:
 
     Attributes
     ----------
-    title
+    name, title
         Of the finding whose probability was raised there.
     png
         Colours as a data URI, as many pixels as the slice.
@@ -41,6 +41,7 @@ class Heat:
         Whether nothing raised it.
     """
 
+    name: str
     title: str
     png: str
     unseen: str

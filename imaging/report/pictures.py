@@ -205,6 +205,7 @@ def _heated(prediction: Classification, heat_map: HeatMap, window: tuple[float, 
     heat_YX = _displayed(volume, heat_map.heat_XYZ[:, :, index])
     seen_YX = np.isfinite(heat_YX)
     heat = Heat(
+        name=heat_map.target,
         title=next(j.target.title for j in prediction.judgements if j.target.name == heat_map.target),
         png=colour_png(heat_YX),
         unseen="" if seen_YX.all() else outline_path(seen_YX),

@@ -441,7 +441,7 @@ def test_missing_slice_is_repaired_and_told(run: Infer, beside: Path, study1: Pa
     assert list(series.source_sop_instance_uids) == kept
     assert [(defect.code, defect.action) for defect in series.defects] == [("missing_slices", "repaired")]
     page = html.unescape((study.folder / "report.html").read_text())
-    found, rest = page.split("<h2>Key slices</h2>")
+    found, rest = page.split("<h2>Key images</h2>")
     assert series.defects[0].detail in found, "a reader of the finding must see it"
     assert series.defects[0].detail in rest
     assert [series.defects[0].detail in line for line in repairs_of(study.report)] == [True]
