@@ -18,21 +18,18 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian
 
 from imaging import config as configs
 from imaging.dicom.frames import quietly
+from imaging.dicom.source import MANUFACTURER, read_source, tracking_uid, uid_of
 from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
 from imaging.structures import Mask, structure_of
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
-MANUFACTURER = "imgpipe"
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
 PLACE_TOLERANCE_MM = 0.01
-# Attributes that a SEG must take from its source and that highdicom wants present (type 2: may be empty).
-_MAY_BE_EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-                 "AccessionNumber", "ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +103,12 @@ def write_seg(path: Path, mask: Mask, volume: Volume, labels: Sequence[configs.L
 
 
 def _build(mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm) -> hd.seg.Segmentation:
-    sources = [_source(frame.path, volume.facts) for frame in volume.sources]
+    facts = volume.facts
+    sources = [read_source(f.path, study_uid=facts.study_uid, series_uid=facts.series_uid) for f in volume.sources]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
     identity.append(algorithm.software_version)
     # A corrected PatientID is another object: an archive keeps the first of two with one UID.
-    identity += [volume.facts.study_uid, volume.facts.series_uid, str(sources[0].PatientID)]
+    identity += [facts.study_uid, facts.series_uid, str(sources[0].PatientID)]
     identity += [frame.sop_instance_uid for frame in volume.sources]
     identity.append(hashlib.sha256(mask.tobytes()).hexdigest())
     with quietly():
@@ -119,12 +117,11 @@ def _build(mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorith
             pixel_array=_pixels(mask, labels),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[
-                _describe(number, label, algorithm, volume.facts.series_uid)
-                for number, label in enumerate(labels, start=1)
+                _describe(number, label, algorithm, facts) for number, label in enumerate(labels, start=1)
             ],
-            series_instance_uid=generate_uid(entropy_srcs=["series", *identity]),
+            series_instance_uid=uid_of("series", *identity),
             series_number=9001,
-            sop_instance_uid=generate_uid(entropy_srcs=["instance", *identity]),
+            sop_instance_uid=uid_of("instance", *identity),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=algorithm.name,
@@ -154,13 +151,13 @@ def _pixels(mask: Mask, labels: Sequence[configs.Label]) -> NDArray[np.uint8]:
 
 def _same_everywhere(segmentation: pydicom.Dataset, identity: Iterable[str]) -> str:
     """Replace highdicom's random dimension organization UID by one from the content."""
-    uid = generate_uid(entropy_srcs=["dimensions", *identity])
+    uid = uid_of("dimensions", *identity)
     for index in segmentation.DimensionIndexSequence:
         index.DimensionOrganizationUID = uid
     return uid
 
 
-def _describe(number: int, label: configs.Label, algorithm: Algorithm, series_uid: str) -> hd.seg.SegmentDescription:
+def _describe(number: int, label: configs.Label, algorithm: Algorithm, facts: SeriesFacts) -> hd.seg.SegmentDescription:
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label.title[:64],
@@ -173,7 +170,7 @@ def _describe(number: int, label: configs.Label, algorithm: Algorithm, series_ui
             family=Code("123110", "DCM", "Artificial Intelligence"),
         ),
         tracking_id=label.name,
-        tracking_uid=generate_uid(entropy_srcs=["tracking", series_uid, algorithm.name, label.name]),
+        tracking_uid=tracking_uid(facts.series_uid, facts.volume, algorithm.name, label.name),
         display_color=_cielab(label.colour),
     )
     if label.modifier is not None:
@@ -189,36 +186,6 @@ def _code(code: configs.Code) -> Code:
 
 def _cielab(colour: str) -> hd.color.CIELabColor:
     return hd.color.CIELabColor.from_rgb(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)))
-
-
-def _source(path: Path, facts: SeriesFacts) -> pydicom.Dataset:
-    """The source's header, with the type 2 attributes that some writers leave out, and the UIDs it is known by."""
-    with quietly():
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    # Some files have no meta header; highdicom asks for the transfer syntax of its sources.
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    for keyword in _MAY_BE_EMPTY:
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
-    if not dataset.get("StudyInstanceUID"):
-        dataset.StudyInstanceUID = facts.study_uid
-    if not dataset.get("SeriesInstanceUID"):
-        dataset.SeriesInstanceUID = facts.series_uid
-    _mend_character_set(dataset)
-    return dataset
-
-
-def _mend_character_set(dataset: pydicom.Dataset) -> None:
-    """Write Specific Character Set (PS3.3 C.12.1.1.2) as highdicom takes it, without changing what it means."""
-    declared = dataset.get("SpecificCharacterSet")
-    values = [declared] if isinstance(declared, str) else list(declared or [])
-    if not any(values):
-        dataset.pop("SpecificCharacterSet", None)  # the default repertoire
-    elif len(values) > 1 and not values[0]:
-        dataset.SpecificCharacterSet = ["ISO 2022 IR 6", *values[1:]]  # an empty first value means this
-    elif values == ["ISO 2022 IR 100"]:
-        dataset.SpecificCharacterSet = "ISO_IR 100"  # without code extensions the two are one repertoire
 
 
 def check_seg(content: bytes, mask: Mask, volume: Volume, labels: Sequence[configs.Label]) -> None:

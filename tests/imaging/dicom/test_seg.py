@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from phantom import AXIAL, NUMBERINGS, OBLIQUE, ORIENTATIONS, PATIENT_NAME, Orientation, change, write_series
 from pydicom.dataset import Dataset
+from validators import assert_valid
 
 from imaging.config import Code, Label
 from imaging.dicom import load_series, seg
@@ -362,13 +361,6 @@ def test_invalid_header_values_do_not_get_into_the_logs(tmp_path: Path, caplog: 
     except ImagingError as error:
         assert "SECRET" not in str(error)
     assert "SECRET" not in caplog.text
-
-
-def assert_valid(path: Path) -> None:
-    validator = Path(sys.executable).parent / "dciodvfy"
-    done = subprocess.run([validator, "-new", path], capture_output=True, text=True, check=False)
-    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
-    assert (done.returncode, errors) == (0, [])
 
 
 @pytest.mark.parametrize("modality", ["MR", "CT"])
