@@ -230,7 +230,9 @@ def _disagreement(entry: Disagreement, report: Report) -> Group:
     sentence = "The report does not mention it" if entry.sentence is None else f"The report says: {entry.sentence.text}"
     known = {uid for series in report.series for uid in series.source_sop_instance_uids}
     at = (
-        "" if entry.greatest_at is None else "Raised most at voxel " + ", ".join(str(index) for index in entry.greatest_at)
+        ""
+        if entry.greatest_at is None
+        else "Raised most at voxel " + ", ".join(str(index) for index in entry.greatest_at)
     )
     return Group(
         tracking_id=f"disagreement {entry.name}",
@@ -265,10 +267,11 @@ def _study(report: Report) -> Group:
     ]
     refused = [f"Refused: {code}" for code in dict.fromkeys(refusal.code for refusal in report.refused)]
     empty = [] if report.findings or report.texts else ["No checkpoint looked at this study"]
+    later = [f"Version {report.version} of the result"] if report.version > 1 else []
     return Group(
         tracking_id="study",
         tracking_uid=uid_of("tracking", report.study.uid, "study"),
-        comments=_comments(report.disclaimer, *empty, *report.not_looked_at, *unread, *refused),
+        comments=_comments(report.disclaimer, *later, *empty, *report.not_looked_at, *unread, *refused),
     )
 
 

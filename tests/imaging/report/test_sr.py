@@ -251,6 +251,10 @@ def test_what_nobody_looked_at_is_told_last() -> None:
     )
 
 
+def test_a_later_version_of_a_result_says_so() -> None:
+    assert "Version 3 of the result" in groups_of(report_of(version=3), {})[-1].comments
+
+
 def test_words_are_one_line_each_without_control_characters() -> None:
     report = report_of(finding_of("normal", assessment_reason="Two\nlines\x00 and\ta tab  "))
     assert "Two lines and a tab" in group_of(report).comments
