@@ -229,11 +229,7 @@ def _version(score: Score, report: Report) -> str:
 def _disagreement(entry: Disagreement, report: Report) -> Group:
     sentence = "The report does not mention it" if entry.sentence is None else f"The report says: {entry.sentence.text}"
     known = {uid for series in report.series for uid in series.source_sop_instance_uids}
-    at = (
-        ""
-        if entry.greatest_at is None
-        else "Raised most at voxel " + ", ".join(str(index) for index in entry.greatest_at)
-    )
+    at = "" if entry.greatest_at is None else f"Raised most at voxel {', '.join(map(str, entry.greatest_at))}"
     return Group(
         tracking_id=f"disagreement {entry.name}",
         tracking_uid=uid_of("tracking", report.study.uid, "disagreement", entry.kind, entry.name, entry.series_uid),
