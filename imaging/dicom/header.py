@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 
 from imaging.errors import ImagingError, NotDicom, UnreadableDicom, UnsupportedTransferSyntax
@@ -108,7 +109,7 @@ class _Window:
         self._descriptor = descriptor
         self.size = size
         self.start = 0
-        self.buffer = os.pread(descriptor, _CHUNK, 0)
+        self.buffer: bytes | mmap = os.pread(descriptor, _CHUNK, 0)
 
     def at(self, position: int, count: int) -> int:
         """Have `count` bytes at `position`; gives their index in `buffer`."""
@@ -129,7 +130,7 @@ class _Inflated(_Window):
 
     __slots__ = ()
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap) -> None:
         self.size, self.start, self.buffer = len(data), 0, data
 
 
@@ -208,6 +209,45 @@ def data_set_start(head: bytes) -> int:
         return 0
 
 
+def values_in_memory(
+    data: bytes | mmap, begin: int, syntax: str, wanted: Set[int], about: Path | str
+) -> Mapping[int, bytes]:
+    """Chosen attributes of a data set that is in memory: all of them, wherever it breaks off behind them.
+
+    Parameters
+    ----------
+    data, begin
+        The bytes, and where the data set begins in them.
+    syntax
+        UID of its transfer syntax.
+    wanted
+        Tags (group * 65536 + element) of the top level.
+    about
+        What an error is about.
+
+    Returns
+    -------
+    Mapping[int, bytes]
+        The raw value of each that was found before the pixels.
+
+    Raises
+    ------
+    UnreadableDicom
+        If the data set cannot be walked as far as the last of them.
+    """
+    walk = None
+    try:
+        with INFLATING if syntax == DEFLATED else nullcontext():
+            if syntax == DEFLATED:
+                data, begin = _inflate(data[begin:]), 0
+            walk = _Walk(_Inflated(data), explicit=syntax != IMPLICIT_LE, little=syntax != EXPLICIT_BE)
+            walk.run(begin, wanted)
+    except _Malformed as error:
+        if walk is None or not wanted <= walk.values.keys():
+            raise UnreadableDicom(about, seen=str(error)) from error
+    return walk.values
+
+
 @dataclass(frozen=True, slots=True)
 class _Start:
     """Where a file's data set begins, and how it is written."""
@@ -227,7 +267,7 @@ def _begin(window: _Window, wanted: Set[int], path: Path) -> _Start:
             return _Start(position, syntax, meta, True)
         index = window.at(position, min(16, window.size - position))
         return _Start(position, _guess(window.buffer[index : index + 16], path), meta, False)
-    return _Start(0, _guess(window.buffer, path), {}, False)
+    return _Start(0, _guess(window.buffer[:_CHUNK], path), {}, False)
 
 
 def _read(window: _Window, wanted: Set[int], start: _Start, path: Path, version: tuple[int, int, int]) -> Header:

@@ -44,6 +44,7 @@ CREATE TABLE instances (
     UNIQUE (study_uid, sop_instance_uid, digest)
 ) STRICT;
 CREATE UNIQUE INDEX one_instance_stands ON instances (study_uid, sop_instance_uid) WHERE stands = 1;
+CREATE INDEX instances_by_uid ON instances (sop_instance_uid);
 CREATE INDEX instances_of_series ON instances (study_uid, series_uid);
 
 CREATE TABLE versions (

@@ -174,6 +174,13 @@ class Store:
         assert mine.received is not None
         return mine.received
 
+    def holds(self, sop_instance_uid: str) -> str | None:
+        """The SOP class of an instance that is durable here; none where there is no such instance."""
+        rows = self.database.read(
+            "SELECT sop_class_uid FROM instances WHERE sop_instance_uid = ? AND stands = 1", [sop_instance_uid]
+        )
+        return str(rows[0]["sop_class_uid"]) if rows else None
+
     def _settle(self) -> None:
         with self._queueing:
             batch, self._pending = self._pending, []

@@ -13,7 +13,7 @@ from imaging import errors
 from imaging.errors import ImagingError, InputRefused, InternalFault, WrongUsage
 
 BRANCHES = (InputRefused, WrongUsage, InternalFault)
-ABSTRACT = (ImagingError, *BRANCHES, errors.SeriesRefused, errors.SetAside)
+ABSTRACT = (ImagingError, *BRANCHES, errors.SeriesRefused, errors.SetAside, errors.PeerFault)
 
 
 def below(error: type[ImagingError]) -> Iterator[type[ImagingError]]:
