@@ -29,9 +29,9 @@ def _trained(metrics: Mapping[str, Any]) -> list[str]:
     if "folds" in training:
         return _cross_validated(metrics, training)
     held = ", ".join(f"{metrics[side]['cases']} for {side}" for side in ("validation", "test") if side in metrics)
+    weights = f"; the weights are those of {_epoch(training)}" if "epochs" in training else ""
     return [
-        f"{training['cases']} cases for training, {held}; the weights are those of {_epoch(training)}. `metrics.json`"
-        " names the cases.",
+        f"{training['cases']} cases for training, {held}{weights}. `metrics.json` names the cases.",
         "",
         *_begun(training),
     ]

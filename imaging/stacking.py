@@ -29,7 +29,7 @@ Flags = NDArray[np.bool_]
 Pattern = tuple[str, ...]
 
 # A regression has so many cases of each kind at least.
-_LEAST_CASES = 10
+LEAST_CASES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,9 @@ def fit_stacked(config: FuseConfig, values_NF: Floats, there_NP: Flags, truth_N:
     for pattern in patterns_of(config):
         chosen_N = having(config, there_NP, pattern)
         least = min(int((truth_N & chosen_N).sum()), int((~truth_N & chosen_N).sum()))
-        if least < _LEAST_CASES:
+        if least < LEAST_CASES:
             raise TooFewCases(f"pattern {name_of(pattern)}", seen=f"{least} training cases of a kind",
-                              expected=f"at least {_LEAST_CASES} normal and abnormal ones were expected",
+                              expected=f"at least {LEAST_CASES} normal and abnormal ones were expected",
                               remedy="Add cases that have these parts, or leave a part out of the config")  # fmt: skip
         design_NF = values_NF[chosen_N][:, columns_of(config, pattern)]
         design_NF = np.concatenate([np.ones((len(design_NF), 1)), design_NF], axis=1)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from imaging.config import Config, load_config
+from imaging.config import AnyConfig, Config, FuseConfig, load_config
 from imaging.config.section import FOR_DIGEST
 from imaging.config.task import OF_THE_MACHINE
 from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
@@ -38,9 +38,10 @@ NO_TRAINING = (*(f"data.{key}." for key in OF_THE_MACHINE), "card.", "train.logg
 _NO_STEP = (*NO_TRAINING, "train.keep.", "tune.")
 
 
-def open_run(folder: Path, config: Config, split: Split, contents: Mapping[str, str], *, resume: bool) -> None:
+def open_run(folder: Path, config: AnyConfig, split: Split, contents: Mapping[str, str], *, resume: bool) -> None:
     """Write what explains the run, or check that a run to be resumed is the same one; see `check_same`."""
     if resume:
+        assert not isinstance(config, FuseConfig)  # it is trained in one go
         if not (folder / "state" / "last.ckpt").is_file():
             raise NothingToResume(folder, seen="no state/last.ckpt")
         check_same(folder, config, split, contents)
@@ -165,7 +166,7 @@ def _are_sections(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     return isinstance(value, list | tuple) and all(isinstance(part, dict) for part in value)
 
 
-def environment(config: Config) -> dict[str, Any]:
+def environment(config: AnyConfig) -> dict[str, Any]:
     """Where and how a run was started: its command, seeds, threads and devices. It stays in the run folder."""
     import torch
 

@@ -72,7 +72,7 @@ class FuseData(Section):
     are in a column `logit_NAME` and `logit_text`, or they are asked of the checkpoint with what the columns `image` and
     `text` name, paths relative to the CSV. An empty cell is a part that is not there.
 
-    `split`: by ``patient`` (and no text, and no picture's patient, is on two sides), or as ``given`` by a column
+    `split`: by ``patient`` (cases with one picture or one text stay together, too), or as ``given`` by a column
     ``split``. `test_fraction` is set apart first; of the rest, dealt into `folds`, the one with the number `fold`
     calibrates. `seed` decides who.
     """
@@ -161,6 +161,11 @@ class FuseConfig(Described):
             *((TEXT,) if self.text else ()),
             *((FACTS,) if self.facts else ()),
         )
+
+    @property
+    def parts_asked(self) -> tuple[str, ...]:
+        """The parts that a checkpoint is asked for."""
+        return tuple(part for part in self.parts if part != FACTS)
 
     def without_paths(self) -> FuseConfig:
         """The config as it may be published."""

@@ -122,6 +122,11 @@ def train(
         return _cross_validate(config=config, overrides=overrides, folds=folds, form=form or "ensemble",
                                resume=resume, devices=devices, precision=precision, state_minutes=state_minutes,
                                out=out, as_json=as_json)  # fmt: skip
+    from imaging.config import find_config, load_any
+
+    if load_any(find_config(config), overrides).task == "fuse":
+        given = {"--resume": resume, "--devices": devices != 1, "--nodes": nodes != 1, "--precision": precision}
+        return _fuse(config, overrides, fold, out, [name for name, there in given.items() if there], as_json)
     from pipelines import train as verb
 
     run = verb.train(
@@ -145,6 +150,30 @@ def train(
         return 0
     for side in ("validation", "test"):
         _tell(side, metrics.get(side, {}))
+    click.echo(f"checkpoint: {run.checkpoint.folder}")
+    return 0
+
+
+def _fuse(
+    config: Path, overrides: tuple[str, ...], fold: int | None, out: Path | None, given: list[str], as_json: bool
+) -> int:
+    """The part of `train` that ``task: fuse`` asks for."""
+    from imaging.errors import ConfigInvalid
+    from pipelines import fusing as verb
+
+    if given:
+        raise ConfigInvalid(given[0], seen="given for a fusion, which is trained in seconds", remedy="Leave it out")
+    run = verb.train_fusion(config=config, overrides=overrides, fold=fold, out=out)
+    metrics = run.checkpoint.metrics
+    if as_json:
+        folders = {"run": str(run.folder), "checkpoint": str(run.checkpoint.folder)}
+        print_json({**folders, "metrics": metrics, "exit_status": 0})
+        return 0
+    for side in ("validation", "test"):
+        for pattern, found in metrics.get(side, {}).get("patterns", {}).items():
+            told = ", ".join(f"{TOLD[key]} {interval(found['scores'][key])}" for key in TOLD)
+            click.echo(f"{side}, {pattern}: {told}, indeterminate {interval(found['indeterminate'])}"
+                       f" over {found['cases']} case(s)")  # fmt: skip
     click.echo(f"checkpoint: {run.checkpoint.folder}")
     return 0
 
