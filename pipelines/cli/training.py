@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -143,14 +144,20 @@ def train(
     )
     if run is None:
         return 0  # the first rank tells
-    metrics = run.checkpoint.metrics
+    return _tell_run(run.folder, run.checkpoint.folder, run.checkpoint.metrics, _tell, as_json=as_json)
+
+
+def _tell_run(
+    folder: Path, checkpoint: Path, metrics: dict[str, Any], tell: Callable[..., None], *, as_json: bool
+) -> int:
+    """What a training left behind; `tell` is given a side and its figures."""
     if as_json:
-        folders = {"run": str(run.folder), "checkpoint": str(run.checkpoint.folder)}
+        folders = {"run": str(folder), "checkpoint": str(checkpoint)}
         print_json({**folders, "metrics": metrics, "exit_status": 0})
         return 0
     for side in ("validation", "test"):
-        _tell(side, metrics.get(side, {}))
-    click.echo(f"checkpoint: {run.checkpoint.folder}")
+        tell(side, metrics.get(side, {}))
+    click.echo(f"checkpoint: {checkpoint}")
     return 0
 
 
@@ -164,18 +171,15 @@ def _fuse(
     if given:
         raise ConfigInvalid(given[0], seen="given for a fusion, which is trained in seconds", remedy="Leave it out")
     run = verb.train_fusion(config=config, overrides=overrides, fold=fold, out=out)
-    metrics = run.checkpoint.metrics
-    if as_json:
-        folders = {"run": str(run.folder), "checkpoint": str(run.checkpoint.folder)}
-        print_json({**folders, "metrics": metrics, "exit_status": 0})
-        return 0
-    for side in ("validation", "test"):
-        for pattern, found in metrics.get(side, {}).get("patterns", {}).items():
-            told = ", ".join(f"{TOLD[key]} {interval(found['scores'][key])}" for key in TOLD)
-            click.echo(f"{side}, {pattern}: {told}, indeterminate {interval(found['indeterminate'])}"
-                       f" over {found['cases']} case(s)")  # fmt: skip
-    click.echo(f"checkpoint: {run.checkpoint.folder}")
-    return 0
+    return _tell_run(run.folder, run.checkpoint.folder, run.checkpoint.metrics, _tell_fused, as_json=as_json)
+
+
+def _tell_fused(side: str, measured: dict[str, Any]) -> None:
+    """The figures of one side's cases, a line a set of parts."""
+    for pattern, found in measured.get("patterns", {}).items():
+        told = ", ".join(f"{TOLD[key]} {interval(found['scores'][key])}" for key in TOLD)
+        undecided = f"indeterminate {interval(found['indeterminate'])}"
+        click.echo(f"{side}, {pattern}: {told}, {undecided} over {found['cases']} case(s)")
 
 
 def _cross_validate(*, as_json: bool, **options: Any) -> int:

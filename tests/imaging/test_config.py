@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from imaging.config import Config, SegmentConfig, find_config, load_config
+from imaging.checkpoint import shipped_checkpoints
+from imaging.config import Config, FuseConfig, SegmentConfig, find_config, load_any, load_config
 from imaging.config.section import FOR_DIGEST, LATER, Section
 from imaging.errors import ConfigInvalid, ImagingError, UnknownKey
 from imaging.files import shipped
@@ -50,10 +51,12 @@ def change(path: Path, keys: str, value: Any) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_config_can_be_trained(path: Path) -> None:
-    config = load_config(path)
+    config = load_any(path)
     assert config.name == path.stem
     assert config.data.root is None
-    if isinstance(config, SegmentConfig):
+    if isinstance(config, FuseConfig):
+        assert {part.name for part in config.images} <= {checkpoint.name for checkpoint in shipped_checkpoints()}
+    elif isinstance(config, SegmentConfig):
         build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
         Patches(config.train)
     else:
