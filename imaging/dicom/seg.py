@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import highdicom as hd
 import numpy as np
@@ -23,13 +24,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 from imaging import config as configs
 from imaging.dicom.frames import quietly
 from imaging.dicom.source import MANUFACTURER, read_source, tracking_uid, uid_of
-from imaging.errors import MissingAttribute, OutputMismatch, OutputNotBuilt
+from imaging.errors import FormatNotApplicable, MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
 from imaging.structures import Mask, structure_of
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
 PLACE_TOLERANCE_MM = 0.01
+SegType = Literal["binary", "labelmap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,16 @@ class Algorithm:
     software_version: str
 
 
-def write_seg(path: Path, mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm) -> None:
-    """Write a binary DICOM SEG (PS3.3 A.51) over the instances of a volume.
+def write_seg(
+    path: Path,
+    mask: Mask,
+    volume: Volume,
+    labels: Sequence[configs.Label],
+    algorithm: Algorithm,
+    *,
+    seg_type: SegType = "binary",
+) -> None:
+    """Write a DICOM SEG (PS3.3 A.51) over the instances of a volume.
 
     Parameters
     ----------
@@ -71,9 +81,14 @@ def write_seg(path: Path, mask: Mask, volume: Volume, labels: Sequence[configs.L
         What the ids mean. A label without a voxel gets no segment, for an empty segment cannot be told from a lost one.
     algorithm
         Who made the mask.
+    seg_type
+        ``binary``: a frame for each slice of each segment, which every archive takes. ``labelmap``: a frame for each
+        slice, whose values are the segments' numbers (Label Map Segmentation Storage, of 2023).
 
     Raises
     ------
+    FormatNotApplicable
+        If segments overlap and a label map is asked for.
     MissingAttribute
         If the series has no frame of reference.
     OutputNotBuilt
@@ -83,12 +98,19 @@ def write_seg(path: Path, mask: Mask, volume: Volume, labels: Sequence[configs.L
     """
     present = [label for label in labels if structure_of(mask, label).any()]
     unknown = sorted(set(np.unique(mask).tolist()) - {0, *(label.id for label in labels)})
+    if seg_type == "labelmap" and mask.ndim != 3:
+        raise FormatNotApplicable(
+            volume.facts.subject,
+            seen="its structures may overlap",
+            expected="a label map, whose voxels belong to one segment each, cannot hold them",
+            remedy="Ask for a binary SEG",
+        )
     if unknown:
         raise OutputNotBuilt(path.name, seen=f"label ids {unknown} without a meaning")
     if not volume.facts.frame_of_reference_uid:
         raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
-        segmentation = _build(mask, volume, present, algorithm)
+        segmentation = _build(mask, volume, present, algorithm, seg_type)
     except (
         AttributeError,
         KeyError,
@@ -102,7 +124,9 @@ def write_seg(path: Path, mask: Mask, volume: Volume, labels: Sequence[configs.L
     write_whole(path, stream.getvalue())
 
 
-def _build(mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm) -> hd.seg.Segmentation:
+def _build(
+    mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm, seg_type: SegType
+) -> hd.seg.Segmentation:
     facts = volume.facts
     sources = [read_source(f.path, study_uid=facts.study_uid, series_uid=facts.series_uid) for f in volume.sources]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
@@ -111,11 +135,12 @@ def _build(mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorith
     identity += [facts.study_uid, facts.series_uid, str(sources[0].PatientID)]
     identity += [frame.sop_instance_uid for frame in volume.sources]
     identity.append(hashlib.sha256(mask.tobytes()).hexdigest())
+    identity += ["labelmap"] if seg_type == "labelmap" else []
     with quietly():
         segmentation = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=_pixels(mask, labels),
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segmentation_type=hd.seg.SegmentationTypeValues[seg_type.upper()],
             segment_descriptions=[
                 _describe(number, label, algorithm, facts) for number, label in enumerate(labels, start=1)
             ],
@@ -238,13 +263,23 @@ def _segments(dataset: pydicom.Dataset) -> dict[int, tuple[NDArray[np.float64], 
     points: dict[int, list[NDArray[np.float64]]] = {}
     references: dict[int, set[str]] = {}
     for pixels, group in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
-        number = int(_macro(shared, group, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         to_ras = _frame_affine(shared, group)
-        rows, columns = np.nonzero(pixels)
         source = _macro(shared, group, "DerivationImageSequence").SourceImageSequence[0]
-        references.setdefault(number, set()).add(str(source.ReferencedSOPInstanceUID))
-        points.setdefault(number, []).append((to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T)
+        for number, found in _segments_in(pixels, dataset.SegmentationType, shared, group):
+            rows, columns = np.nonzero(found)
+            references.setdefault(number, set()).add(str(source.ReferencedSOPInstanceUID))
+            points.setdefault(number, []).append((to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T)
     return {number: (np.concatenate(parts), references[number]) for number, parts in points.items()}
+
+
+def _segments_in(
+    pixels: NDArray[np.integer], kind: str, shared: pydicom.Dataset, group: pydicom.Dataset
+) -> list[tuple[int, NDArray[np.bool_]]]:
+    """The segments that a frame holds: in a label map those whose numbers are there, else the one that it names."""
+    if kind == "LABELMAP":
+        return [(int(number), pixels == number) for number in np.unique(pixels[pixels > 0])]
+    number = int(_macro(shared, group, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+    return [(number, pixels > 0)]
 
 
 def _frame_affine(shared: pydicom.Dataset, group: pydicom.Dataset) -> Affine:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import SegmentationStorage
 
 from imaging.codes import code_of
 from imaging.config import Code
@@ -36,15 +37,30 @@ from imaging.report.report import (
 _NORMALITY = {"normal": "normal", "abnormal": "abnormal", "indeterminate": "normality_undetermined"}
 _PRESENCE = {"normal": "absent", "abnormal": "present", "indeterminate": "undetermined"}
 _ASSERTED = {"present": "present", "absent": "absent", "uncertain": "undetermined"}
-_SEG = ["SOPInstanceUID", "ManufacturerModelName", "SegmentSequence"]
+_SEG = ["SOPClassUID", "SOPInstanceUID", "ManufacturerModelName", "SegmentSequence"]
+
+
+# A structure by its checkpoint, its series, its volume of the series, and its name.
+Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Segments:
-    """The segments that lie beside a report, by checkpoint, series, volume and the label's name, and their files."""
+class Drawn:
+    """A segment of a SEG that lies beside a report.
 
-    found: Mapping[tuple[str, str, str, str], tuple[SegmentRef, str]]
-    files: tuple[Path, ...]
+    Attributes
+    ----------
+    tracking_uid
+        What it is tracked by.
+    segment
+        How an SR refers to it; None for one of a label map, which DCMTK and dciodvfy take for no segmentation.
+    told
+        The same in words, where it cannot be referred to.
+    """
+
+    tracking_uid: str
+    segment: SegmentRef | None = None
+    told: str = ""
 
 
 def write_sr(path: Path, report: Report, instances: Sequence[Path], *, predecessors: Sequence[Path] = ()) -> None:
@@ -70,45 +86,49 @@ def write_sr(path: Path, report: Report, instances: Sequence[Path], *, predecess
     """
     if not instances or not report.study.uid:
         raise FormatNotApplicable(report.study.name, seen="no DICOM instance that a structured report could be about")
-    segments = _segments_beside(path.parent, report)
+    drawn, files = _drawn_beside(path.parent, report)
     statement = Statement(
-        groups=groups_of(report, segments.found),
+        groups=groups_of(report, drawn),
         software_version=report.software_version,
         moment=datetime.fromisoformat(report.created).astimezone().replace(tzinfo=None),
     )
-    write_report(path, statement, [*instances, *segments.files], predecessors=predecessors)
+    write_report(path, statement, [*instances, *files], predecessors=predecessors)
 
 
-def _segments_beside(folder: Path, report: Report) -> _Segments:
-    found: dict[tuple[str, str, str, str], tuple[SegmentRef, str]] = {}
-    files = tuple(folder / item.file for item in report.outputs if item.file.startswith("seg_"))
+def _drawn_beside(folder: Path, report: Report) -> tuple[dict[Key, Drawn], list[Path]]:
+    """What the SEGs that a report names hold, and their files."""
+    found: dict[Key, Drawn] = {}
     entries = [item for item in report.outputs if item.file.startswith("seg_")]
-    for file, entry in zip(files, entries, strict=True):
+    for entry in entries:
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_SEG)
+            dataset = pydicom.dcmread(folder / entry.file, stop_before_pixels=True, specific_tags=_SEG)
         except (OSError, InvalidDicomError) as error:
-            raise OutputNotBuilt(file.name, seen="the report names it and it cannot be read") from error
+            raise OutputNotBuilt(entry.file, seen="the report names it and it cannot be read") from error
         for segment in dataset.SegmentSequence:
+            if "TrackingID" not in segment:  # the background of a label map
+                continue
+            uid, number = str(dataset.SOPInstanceUID), int(segment.SegmentNumber)
             key = (str(dataset.ManufacturerModelName), entry.series_uid, entry.volume, str(segment.TrackingID))
-            reference = SegmentRef(str(dataset.SOPInstanceUID), int(segment.SegmentNumber), entry.series_uid)
-            found[key] = (reference, str(segment.TrackingUID))
-    return _Segments(found, files)
+            found[key] = (
+                Drawn(str(segment.TrackingUID), segment=SegmentRef(uid, number, entry.series_uid))
+                if dataset.SOPClassUID == SegmentationStorage
+                else Drawn(str(segment.TrackingUID), told=f"Segment {number} of label map {uid}")
+            )
+    return found, [folder / entry.file for entry in entries]
 
 
-def groups_of(
-    report: Report, segments: Mapping[tuple[str, str, str, str], tuple[SegmentRef, str]]
-) -> tuple[Group, ...]:
+def groups_of(report: Report, drawn: Mapping[Key, Drawn]) -> tuple[Group, ...]:
     """What a report says, group by group: findings, picture and words together, disagreements, texts, and the rest.
 
     Parameters
     ----------
     report
         The report.
-    segments
-        By checkpoint, series, volume and label: the segment of a SEG, and what it is tracked by.
+    drawn
+        The structures that a SEG beside it holds.
     """
     makers = {model.name: _maker(model) for model in report.models}
-    groups = [_finding(item, report.series, makers, segments) for item in report.findings]
+    groups = [_finding(item, report.series, makers, drawn) for item in report.findings]
     groups += [_fused(item, report, makers) for item in report.fusion]
     groups += [_disagreement(item, report) for item in report.disagreements]
     groups += [_text(item, report, makers) for item in report.texts]
@@ -124,15 +144,17 @@ def _finding(
     finding: Finding,
     series: Sequence[SeriesEntry],
     makers: Mapping[str, Maker],
-    segments: Mapping[tuple[str, str, str, str], tuple[SegmentRef, str]],
+    drawn: Mapping[Key, Drawn],
 ) -> Group:
-    own = (finding.model, finding.series_uid, finding.volume, finding.name)
-    segment, tracked = segments.get(own, (None, tracking_uid(finding.series_uid, finding.volume, *own[::3])))
+    undrawn = Drawn(tracking_uid(finding.series_uid, finding.volume, finding.model, finding.name))
+    own = drawn.get((finding.model, finding.series_uid, finding.volume, finding.name), undrawn)
     found = finding.assessment == "abnormal" or bool(finding.structure and finding.structure.voxels)
     is_structure = finding.structure is not None
     return Group(
-        tracking_id=finding.name if segment else " ".join(part for part in (finding.model, finding.name) if part),
-        tracking_uid=tracked,
+        tracking_id=finding.name
+        if own is not undrawn
+        else " ".join(part for part in (finding.model, finding.name) if part),
+        tracking_uid=own.tracking_uid,
         maker=makers.get(finding.model),
         finding=finding.code if found else None,
         category=finding.category if found else None,
@@ -140,9 +162,9 @@ def _finding(
         site_modifier=finding.modifier if is_structure else None,
         measured=tuple(_numbers(finding)),
         evaluations=_judged(finding.assessment, None if is_structure else finding.code),
-        comments=_comments(finding.title, finding.assessment_reason, *finding.novelty, *_interval(finding)),
-        images=() if segment else tuple(_images(finding, series)),
-        segment=segment,
+        comments=_comments(finding.title, finding.assessment_reason, *finding.novelty, *_interval(finding), own.told),
+        images=() if own.segment else tuple(_images(finding, series)),
+        segment=own.segment,
     )
 
 

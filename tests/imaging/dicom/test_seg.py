@@ -21,7 +21,7 @@ from validators import assert_valid
 from imaging.config import Code, Label
 from imaging.dicom import load_series, seg
 from imaging.dicom.seg import Algorithm, check_seg, write_seg
-from imaging.errors import ImagingError, MissingAttribute, OutputMismatch, OutputNotWritable
+from imaging.errors import FormatNotApplicable, ImagingError, MissingAttribute, OutputMismatch, OutputNotWritable
 from imaging.volume import Volume, lps_to_ras
 
 Mask = NDArray[np.uint8]
@@ -289,6 +289,54 @@ def test_dciodvfy_finds_no_error_in_overlapping_segments(tmp_path: Path) -> None
     volume = series(tmp_path / "source")
     write_seg(tmp_path / "seg.dcm", overlapping(volume), volume, LABELS, ALGORITHM)
     assert_valid(tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+def test_a_label_map_holds_the_same_mask_in_the_same_place(tmp_path: Path, orientation: Orientation) -> None:
+    volume = series(tmp_path / "source", orientation)
+    mask = mask_for(volume)
+    write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM, seg_type="labelmap")
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert dataset.SegmentationType == "LABELMAP" and dataset.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+    read = hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    assert sorted(np.unique(read.array, return_counts=True)[1].tolist()[1:]) == sorted(
+        np.unique(mask, return_counts=True)[1].tolist()[1:]
+    )
+    assert_valid(tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("corrupt", [one_more, swapped, lambda mask: moved(mask, 1)], ids=["more", "swapped", "moved"])
+def test_another_label_map_is_a_mismatch(tmp_path: Path, volume: Volume, corrupt: Callable[[Mask], Mask]) -> None:
+    mask = mask_for(volume)
+    write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM, seg_type="labelmap")
+    with pytest.raises(OutputMismatch):
+        check_seg((tmp_path / "seg.dcm").read_bytes(), corrupt(mask), volume, LABELS)
+
+
+def test_a_label_map_cannot_hold_structures_that_overlap(tmp_path: Path, volume: Volume) -> None:
+    with pytest.raises(FormatNotApplicable, match="binary"):
+        write_seg(tmp_path / "seg.dcm", overlapping(volume), volume, LABELS, ALGORITHM, seg_type="labelmap")
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_a_label_map_and_a_binary_seg_are_two_objects_that_track_the_same(tmp_path: Path, volume: Volume) -> None:
+    for seg_type in ("binary", "labelmap"):
+        write_seg(tmp_path / f"{seg_type}.dcm", mask_for(volume), volume, LABELS, ALGORITHM, seg_type=seg_type)
+    one, two = (pydicom.dcmread(tmp_path / f"{seg_type}.dcm") for seg_type in ("binary", "labelmap"))
+    assert one.SOPInstanceUID != two.SOPInstanceUID
+    tracked = [[item.TrackingUID for item in seg.SegmentSequence if "TrackingUID" in item] for seg in (one, two)]
+    assert tracked[0] == tracked[1] and len(tracked[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["Hong^Gildong=\u6d2a^\u5409\u6d1e=\ud64d^\uae38\ub3d9"])
+def test_a_name_in_a_set_that_highdicom_does_not_know_is_kept(tmp_path: Path, name: str) -> None:
+    def korean(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = ["", "ISO 2022 IR 149"], name
+
+    write_series(tmp_path / "source", rows=8, columns=11, slices=6, edit=korean)
+    volume = load_series(tmp_path / "source")
+    write_seg(tmp_path / "seg.dcm", mask_for(volume), volume, LABELS, ALGORITHM)
+    assert str(pydicom.dcmread(tmp_path / "seg.dcm").PatientName) == name
 
 
 def test_segments_carry_the_codes_of_their_labels(tmp_path: Path, volume: Volume) -> None:

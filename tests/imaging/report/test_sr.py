@@ -21,7 +21,7 @@ from imaging.classifier import Classification, Classifier, open_predictor
 from imaging.codes import code_of
 from imaging.config import Code
 from imaging.dicom import load_series
-from imaging.dicom.seg import Algorithm, write_seg
+from imaging.dicom.seg import Algorithm, SegType, write_seg
 from imaging.dicom.sr_content import Evaluation, Group, SegmentRef, read_content
 from imaging.errors import FormatNotApplicable, OutputNotBuilt
 from imaging.predict import Prediction, Predictor
@@ -45,7 +45,7 @@ from imaging.report.report import (
     TextEntry,
     VolumeInterval,
 )
-from imaging.report.sr import groups_of, write_sr
+from imaging.report.sr import Drawn, groups_of, write_sr
 
 CREATED = "2026-01-02T03:04:05+00:00"
 MODEL = ModelEntry(name="toy", version="2.0", title="Toy", weights_sha256="ab" * 32, config_sha256="cd" * 32)
@@ -129,7 +129,7 @@ def test_what_is_called_normal_or_abnormal_is_not_present_or_absent(name: str) -
 def test_a_structure_is_measured_where_it_lies() -> None:
     key = ("toy", SERIES.uid, "", "hippocampus")
     reference = SegmentRef("1.2.3", 2, SERIES.uid)
-    (group, _) = groups_of(report_of(part_of(structure_of())), {key: (reference, "1.9")})
+    (group, _) = groups_of(report_of(part_of(structure_of())), {key: Drawn("1.9", reference)})
     assert (group.segment, group.tracking_id, group.tracking_uid) == (reference, "hippocampus", "1.9")
     assert (group.finding, group.site, group.site_modifier) == (*[code_of("hippocampus")] * 2, code_of("anterior"))
     (number,) = group.measured
@@ -305,9 +305,14 @@ def hippocampus(data: Path) -> Prediction:
 
 @pytest.fixture
 def measured(hippocampus: Prediction, tmp_path: Path) -> Study:
+    return with_seg(hippocampus, tmp_path, "binary")
+
+
+def with_seg(hippocampus: Prediction, tmp_path: Path, seg_type: SegType) -> Study:
     config, facts = hippocampus.checkpoint.segmenter(), hippocampus.volume.facts
     algorithm = Algorithm(config.name, config.version, "ab" * 32, config.digest(), "0.1.0")
-    write_seg(tmp_path / "seg_hippocampus_mr.dcm", hippocampus.found, hippocampus.volume, config.labels, algorithm)
+    path, found = tmp_path / "seg_hippocampus_mr.dcm", hippocampus.found
+    write_seg(path, found, hippocampus.volume, config.labels, algorithm, seg_type=seg_type)
     output = OutputEntry(file="seg_hippocampus_mr.dcm", sha256="", series_uid=facts.series_uid, volume=facts.volume)
     return study_of(tmp_path, [hippocampus], outputs=(output,))
 
@@ -333,6 +338,19 @@ def test_volumes_of_a_real_study_refer_to_the_segments_beside_them(measured: Stu
     assert referenced == {seg.SOPInstanceUID}
     tree = dumped(measured.folder / "sr.dcm")
     assert "Hippocampus" in tree and "Volume" in tree and "Artificial Intelligence" in tree
+
+
+def test_segments_of_a_label_map_are_told_in_words_and_tracked_as_its_own(
+    hippocampus: Prediction, tmp_path: Path
+) -> None:
+    study = with_seg(hippocampus, tmp_path, "labelmap")
+    groups, seg = read_content(study.sr()), pydicom.dcmread(tmp_path / "seg_hippocampus_mr.dcm")
+    _background, *segments = seg.SegmentSequence
+    for group, segment in zip(groups, segments, strict=False):
+        assert group.segment is None and group.tracking_uid == segment.TrackingUID
+        assert f"Segment {segment.SegmentNumber} of label map {seg.SOPInstanceUID}" in group.comments
+        assert group.images == study.report.series[0].source_sop_instance_uids
+    dumped(tmp_path / "sr.dcm")
 
 
 def test_a_report_that_names_a_seg_that_is_not_there_is_not_written(measured: Study) -> None:
