@@ -6,6 +6,8 @@ with a dot and ends with `.partial`, so that what a killed process leaves can be
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import secrets
@@ -19,6 +21,10 @@ from typing import BinaryIO
 from imaging.errors import OutputNotWritable
 
 PARTIAL = ".partial"
+
+# rename(2), linux/fs.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 _HERE = Path(__file__).resolve().parent
 
@@ -130,7 +136,7 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "")
 def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) -> None:
     files = sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name))
     for file in files:
-        _sync(file, os.O_RDWR)
+        sync_file(file)
     # mkdtemp makes the folder private; the result is as open as the user's umask wants it.
     umask = os.umask(0)
     os.umask(umask)
@@ -153,6 +159,46 @@ def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) ->
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     _sync(folder, os.O_RDONLY)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    _sync(path, os.O_RDWR)
+
+
+def exchange(new: Path, place: Path) -> None:
+    """Put a folder into a place by one rename; what was there before is at `new` afterwards.
+
+    Where the file system cannot exchange two names (NFS), the old one is moved aside first, and for a moment nothing is
+    in the place. The folders that hold both are not synced.
+
+    Parameters
+    ----------
+    new, place
+        On one file system.
+
+    Raises
+    ------
+    OSError
+        If that fails; then nothing has moved.
+    """
+    if not place.exists():
+        new.rename(place)
+        return
+    answer = _LIBC.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE)
+    if answer == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise OSError(code, os.strerror(code), str(place))
+    aside = new.with_name(f".{secrets.token_hex(4)}{PARTIAL}")
+    place.rename(aside)
+    try:
+        new.rename(place)
+    except OSError:
+        aside.rename(place)
+        raise
+    aside.rename(new)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -15,7 +15,7 @@ LIGHT = (
     "imaging", "imaging.errors", "imaging.volume", "imaging.config", "imaging.nifti", "imaging.selection",
     "imaging.checkpoint", "imaging.dicom.scan", "imaging.dicom.geometry", "pipelines.cli", "pipelines.inspect",
     "pipelines.models", "pipelines.plan", "imaging.plan", "imaging.proposal", "imaging.dataset_check",
-    "imaging.text.document", "imaging.text.intake", "pipelines.receive",
+    "imaging.text.document", "imaging.text.intake", "pipelines.receive", "pipelines.watch",
 )  # fmt: skip
 IMAGING = sorted((ROOT / "imaging").rglob("*.py"))
 
@@ -51,6 +51,7 @@ def test_the_check_for_heavy_modules_would_see_one() -> None:
         ["--help"],
         ["infer", "--help"],
         ["train", "--help"],
+        ["watch", "--help"],
         ["evaluate", "--help"],
         ["models"],
         ["inspect", "tests/data/hippocrop_study1"],

@@ -16,6 +16,7 @@ import click
 from pipelines.cli.checkpoints import evaluate, models
 from pipelines.cli.studies import convert, infer, inspect
 from pipelines.cli.training import plan, train, tune
+from pipelines.cli.watching import jobs, watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -40,5 +41,5 @@ def main(verbose: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-for command in (infer, train, tune, evaluate, inspect, plan, convert, models):
+for command in (infer, watch, jobs, train, tune, evaluate, inspect, plan, convert, models):
     main.add_command(command)

@@ -1,7 +1,7 @@
 """One SQLite file: opened, brought to this version, checked; then written by one transaction at a time.
 
 Invariant: a transaction that has returned is on disk (WAL with `synchronous=FULL`), and one that has raised has changed
-nothing. The file is used only after `integrity_check` and `foreign_key_check` have passed.
+nothing. The watcher uses the file only after `integrity_check` and `foreign_key_check` have passed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Database:
     ----------
     path
         The file; made if it is not there.
+    checked
+        Whether the whole file is checked, which takes the longer the larger it is.
     patience_s
         How long another program's transaction is waited for.
 
@@ -38,8 +40,8 @@ class Database:
         If it cannot be written.
     """
 
-    def __init__(self, path: Path, *, patience_s: float = PATIENCE_S) -> None:
-        self._path, self._patience_s = path, patience_s
+    def __init__(self, path: Path, *, checked: bool = True, patience_s: float = PATIENCE_S) -> None:
+        self._path, self._checked, self._patience_s = path, checked, patience_s
         self._writing, self._reading = threading.RLock(), threading.Lock()
         with self._telling():
             self._writer = self._connect()
@@ -62,7 +64,7 @@ class Database:
     def _prepare(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("PRAGMA synchronous = FULL")
-        for check in ("integrity_check", "foreign_key_check"):
+        for check in ("integrity_check", "foreign_key_check") if self._checked else ():
             found = [tuple(row) for row in self._writer.execute(f"PRAGMA {check}")]
             if found not in ([("ok",)], []):
                 raise StoreDamaged(self._path, seen=f"{check} says {str(found[0][0])[:200]!r}")

@@ -27,6 +27,8 @@ CREATE TABLE studies (
     purge INTEGER NOT NULL DEFAULT 0 CHECK (purge IN (0, 1))  -- whether its bytes may go
 ) STRICT;
 
+CREATE INDEX studies_to_purge ON studies (study_uid) WHERE purge = 1;
+
 CREATE TABLE instances (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     study_uid TEXT NOT NULL REFERENCES studies,

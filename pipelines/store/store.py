@@ -77,7 +77,7 @@ class Store:
         self._lock = _lock(root) if watching else None
         try:
             self.contents = Contents(root)
-            self.database = Database(root / DATABASE, patience_s=patience_s)
+            self.database = Database(root / DATABASE, checked=watching, patience_s=patience_s)
         except BaseException:
             self._unlock()
             raise
@@ -237,7 +237,7 @@ class Store:
         purged = []
         # No instance is between its name and its row meanwhile.
         with self._settling:
-            for row in self.database.read("SELECT study_uid FROM studies WHERE purge"):
+            for row in self.database.read("SELECT study_uid FROM studies WHERE purge = 1"):
                 study_uid = row["study_uid"]
                 with self.database.writing() as db:
                     results = forget(db, study_uid)

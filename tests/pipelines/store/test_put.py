@@ -215,10 +215,10 @@ def test_a_damaged_database_and_a_newer_one_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:8192] + b"\xff" * 8192 + whole[16384:])
     with pytest.raises(StoreDamaged):
-        Store(tmp_path)
+        Store(tmp_path, watching=True)
     path.write_bytes(b"this is a text file, not a database" * 100)
     with pytest.raises(StoreDamaged):
-        Store(tmp_path)
+        Store(tmp_path, watching=True)
     path.write_bytes(whole)
     newer = sqlite3.connect(path)
     newer.execute(f"PRAGMA user_version = {len(STEPS) + 1}")

@@ -1,0 +1,243 @@
+"""The verbs of the watcher: watch, jobs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_policy
+
+if TYPE_CHECKING:
+    from imaging.classifier import Explained
+    from imaging.dicom.stack import Policy
+    from pipelines.store import Store
+    from pipelines.store.view import Job
+
+_STATES = ("receiving", "ready", "running", "verifying", "delivering", "done", "failed", "quarantined")
+
+_store = click.option("--store", type=PATH, default=Path("imgpipe_store"), show_default=True, metavar="DIR",
+                      help="Where the watcher keeps what it has and knows.")  # fmt: skip
+_SECONDS = click.FloatRange(min=0)
+
+
+@click.command(short_help="Report on each study that arrives, for months.")
+@click.option("--inbox", type=PATH, required=True, metavar="DIR", help="Files that are put in here are taken.")
+@click.option("--outbox", type=PATH, required=True, metavar="DIR", help="A folder for each study appears in here.")
+@_store
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
+@click.option("--formats", metavar="LIST", help="As `imgpipe infer` takes them.")
+@click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
+              help="Which findings of a classifier get a map of what raised their probability.")  # fmt: skip
+@click.option("--quiet", "study_quiet_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
+              help="A study is complete when nothing of it came for this long.")  # fmt: skip
+@click.option("--timeout", "timeout_s", type=_SECONDS, default=3600.0, show_default=True, metavar="S",
+              help="A study is complete in any case this long after its first image.")  # fmt: skip
+@click.option("--settle", "settle_s", type=_SECONDS, default=2.0, show_default=True, metavar="S",
+              help="A file in the inbox is whole when it has not changed for this long.")  # fmt: skip
+@click.option("--poll", "poll_s", type=click.FloatRange(min=0.05), metavar="S",
+              help="Look into the inbox this often; by default where no events come (NFS, SMB).")  # fmt: skip
+@click.option("--time-limit", "study_s", type=click.FloatRange(min=1), default=300.0, show_default=True, metavar="S",
+              help="A study may take this long, and 2 s more for each MiB of it.")  # fmt: skip
+@click.option("--tries", type=click.IntRange(min=1), default=5, show_default=True,
+              help="After so many faults a job is quarantined.")  # fmt: skip
+@click.option("--drain", "drain_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
+              help="Told to end, finish what runs for at most this long.")  # fmt: skip
+@with_policy
+@verb_of
+def watch(
+    inbox: Path,
+    outbox: Path,
+    store: Path,
+    models: tuple[str, ...],
+    formats: str | None,
+    explain: Explained,
+    policy: Policy,
+    study_quiet_s: float,
+    timeout_s: float,
+    settle_s: float,
+    poll_s: float | None,
+    study_s: float,
+    tries: int,
+    drain_s: float,
+) -> int:
+    """Report on each study whose files are put into the inbox, once, into a folder of its own in the outbox.
+
+    Files move into the store. An image that comes late makes a new version of the study's result, which names the one
+    that it replaces. SIGTERM or Ctrl-C ends it when what runs is finished; a second one ends it at once. Whatever ends
+    it, the next start goes on from there.
+    """
+    from pipelines import watch as verb
+    from pipelines.runner import Patience
+    from pipelines.store.rules import Completeness, Retries
+    from pipelines.worker import Reporting
+
+    complete = Completeness(study_quiet_s=study_quiet_s, timeout_s=timeout_s)
+    rules = verb.Rules(
+        complete=complete,
+        retries=Retries(most=tries),
+        patience=Patience(study_s=study_s),
+        settle_s=settle_s,
+        poll_s=poll_s,
+        drain_s=drain_s,
+    )
+    chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
+    stop = threading.Event()
+
+    def end(signum: int, _: Any) -> None:
+        if stop.is_set():
+            raise SystemExit(128 + signum)
+        click.echo("imgpipe: ending when what runs is finished", err=True)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    reading = Reporting(models=models, formats=chosen, policy=policy, explain=explain)
+    verb.watch(inbox=inbox, outbox=outbox, store=store, reading=reading, stop=stop, devices=verb.devices(),
+               rules=rules)  # fmt: skip
+    return 0
+
+
+@click.group(short_help="Look at the watcher's jobs, and help those that are stuck.")
+def jobs() -> None:
+    """Look at the jobs of a watcher, and help those that are stuck.
+
+    A JOB is its number, at least six characters of its name, or a StudyInstanceUID. The watcher may be running.
+    """
+
+
+def _open(store: Path) -> Store:
+    from imaging.errors import NothingFound
+    from pipelines.store import Store
+    from pipelines.store.store import DATABASE
+
+    if not (store / DATABASE).is_file():
+        raise NothingFound(store, seen="no watcher's store")
+    return Store(store)
+
+
+_job = click.argument("job")
+_several = click.argument("names", metavar="JOB...", nargs=-1, required=True)
+
+
+@jobs.command("list", short_help="List jobs.")
+@click.option("--state", "states", type=click.Choice(_STATES), multiple=True, help="Only these. Repeatable.")
+@_store
+@as_json
+@verb_of
+def list_jobs(states: tuple[str, ...], store: Path, as_json: bool) -> int:
+    """List jobs, the oldest first."""
+    from pipelines.store.moves import State
+
+    with _open(store) as opened:
+        found = opened.jobs.all([State(state) for state in states])
+    if as_json:
+        print_json({"jobs": [job.as_dict() for job in found], "exit_status": 0})
+        return 0
+    for job in found:
+        click.echo(_line(job))
+    return 0
+
+
+def _line(job: Job) -> str:
+    name = (job.name or "-")[:12]
+    why = f"  {job.reason['code']}" if job.reason else ""
+    return f"{job.id:>6}  {job.state:<11}  {name:<12}  {job.study_uid} v{job.version}{why}"
+
+
+@jobs.command("show", short_help="Show one job with its history.")
+@_job
+@_store
+@as_json
+@verb_of
+def show(job: str, store: Path, as_json: bool) -> int:
+    """Show JOB: where it is and why, what it is made of, where it should go, and what happened to it."""
+    from dataclasses import asdict
+
+    with _open(store) as opened:
+        found = opened.jobs.find(job)
+        document: dict[str, Any] = {
+            "job": found.as_dict(),
+            "instances": [asdict(member) for member in opened.jobs.members(found)],
+            "result": str(opened.result_of(found) / found.study_uid),
+            "deliveries": [asdict(delivery) for delivery in opened.jobs.deliveries(found.id)],
+            "events": [asdict(event) for event in opened.jobs.events(found.id)],
+        }
+    if as_json:
+        print_json({**document, "exit_status": 0})
+        return 0
+    click.echo(_line(found))
+    if found.reason:
+        click.echo(f"  {found.reason['subject']}: {found.reason['seen']}; {found.reason['expected']}.")
+        click.echo(f"  {found.reason['remedy']}")
+    click.echo(f"  {len(document['instances'])} instances, begun {found.starts} times, {found.faults} faults")
+    for delivery in document["deliveries"]:
+        click.echo(f"  {delivery['destination']}: {'there' if delivery['confirmed'] else 'not yet'}")
+    for event in document["events"]:
+        click.echo(f"  {event['at']}  {event['code']}")
+    return 0
+
+
+def _each(names: tuple[str, ...], store: Path, as_json: bool, step: str) -> int:
+    """Do one thing to several jobs, each found before the first is touched."""
+    with _open(store) as opened:
+        found = [opened.jobs.find(name) for name in names]
+        for job in found:
+            getattr(opened.jobs, step)(job)
+        after = [opened.jobs.find(str(job.id)) for job in found]
+    if as_json:
+        print_json({"jobs": [job.as_dict() for job in after], "exit_status": 0})
+    else:
+        for job in after:
+            click.echo(_line(job))
+    return 0
+
+
+@jobs.command("retry", short_help="Run failed or quarantined jobs again.")
+@_several
+@_store
+@as_json
+@verb_of
+def retry(names: tuple[str, ...], store: Path, as_json: bool) -> int:
+    """Run each failed or quarantined JOB again, as if for the first time."""
+    return _each(names, store, as_json, "retry")
+
+
+@jobs.command("release", short_help="Let held jobs go on from where they are.")
+@_several
+@_store
+@as_json
+@verb_of
+def release(names: tuple[str, ...], store: Path, as_json: bool) -> int:
+    """Let each held JOB go on from where it is.
+
+    A study that is still waited for is taken as complete; a quarantined job whose result stands is delivered again,
+    without running the model.
+    """
+    return _each(names, store, as_json, "release")
+
+
+@jobs.command("purge", short_help="Remove the images and outputs of studies that are through.")
+@_several
+@_store
+@as_json
+@verb_of
+def purge(names: tuple[str, ...], store: Path, as_json: bool) -> int:
+    """Remove the images and outputs of each JOB's study from the store; what was delivered stays where it is.
+
+    The watcher does it; without one it is done at once. What happened is still known: an image that is sent again is
+    the same image.
+    """
+    from imaging.errors import StoreInUse
+    from pipelines.store import Store
+
+    status = _each(names, store, as_json, "ask_purge")
+    try:
+        with Store(store, watching=True) as opened:
+            opened.purge()
+    except StoreInUse:
+        pass
+    return status

@@ -1,0 +1,175 @@
+"""A folder that studies are put into: each file is taken once it has settled, and moves into the store.
+
+Invariant: a file that somebody still writes is left alone; one that could not be kept stays where it is and is tried
+again; no file is read in its place a second time once the store has it. Events of the operating system only make it
+faster: what they miss is found by looking.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imaging.errors import ImagingError, InputRefused, UnreadableDicom
+from pipelines.store import Store
+
+log = logging.getLogger(__name__)
+
+# File systems that do not tell of what other machines do on them (mount types of Linux).
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs"})
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """How a file was found, and since when it has been like that, by the monotonic clock."""
+
+    version: tuple[int, int, int]
+    since: float
+    tried: bool = False
+
+
+class Inbox:
+    """Takes the files of a folder into a store.
+
+    Parameters
+    ----------
+    folder
+        Looked through to any depth; what begins with a dot or ends with ``.partial``, ``.part`` or ``.tmp`` is left
+        alone.
+    store
+        Takes the files.
+    settle_s
+        A file that has not changed for so long, and that nobody on this machine has open for writing, is whole.
+    poll_s
+        How often to look where no events come; None finds out whether they come.
+    """
+
+    def __init__(self, folder: Path, store: Store, *, settle_s: float = 2.0, poll_s: float | None = None) -> None:
+        self._folder, self._store, self._settle_s = folder, store, settle_s
+        self._polling_s = poll_s if poll_s is not None or not is_remote(folder) else max(settle_s, 2.0)
+        self._seen: dict[Path, _Seen] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Take files until told to stop."""
+        for _ in self._occasions(stop):
+            if stop.is_set():
+                return
+            self.look()
+
+    def _occasions(self, stop: threading.Event) -> Iterator[object]:
+        """Whenever something has changed, and often enough for what has settled."""
+        if self._polling_s is not None:
+            while not stop.is_set():
+                yield None
+                stop.wait(self._polling_s)
+            return
+        from watchfiles import watch
+
+        yield None
+        pause_ms = max(50, int(self._settle_s * 500))
+        yield from watch(
+            self._folder, stop_event=stop, yield_on_timeout=True, rust_timeout=pause_ms, step=50, debounce=200,
+            watch_filter=None, ignore_permission_denied=True,
+        )  # fmt: skip
+
+    def look(self) -> int:
+        """Look through the folder once; gives how many files were taken."""
+        taken, there = 0, set()
+        for path in self._files():
+            there.add(path)
+            if self._has_settled(path):
+                taken += self._take(path)
+        for path in set(self._seen) - there:
+            del self._seen[path]
+        self._remove_empty()
+        return taken
+
+    def _files(self) -> Iterator[Path]:
+        for folder, below, names in os.walk(self._folder):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in sorted(names):
+                if not name.startswith(".") and not name.endswith((".partial", ".part", ".tmp")):
+                    yield Path(folder) / name
+
+    def _has_settled(self, path: Path) -> bool:
+        try:
+            about = path.stat(follow_symlinks=False)
+        except OSError:
+            return False
+        version = (about.st_ino, about.st_size, about.st_mtime_ns)
+        now = time.monotonic()
+        seen = self._seen.get(path)
+        if seen is None or seen.version != version:
+            seen = self._seen[path] = _Seen(version, now)
+        return now - seen.since >= self._settle_s and not is_being_written(path)
+
+    def _take(self, path: Path) -> bool:
+        try:
+            self._store.take(path, source="inbox")
+        except ImagingError as error:
+            stays = not isinstance(error, InputRefused) or isinstance(error, UnreadableDicom)
+            if not stays or not self._seen[path].tried:
+                log.warning("inbox: %s", error if not isinstance(error, UnreadableDicom) else error.code)
+            self._seen[path].tried = True
+            return False
+        return True
+
+    def _remove_empty(self) -> None:
+        """Remove folders that held files and hold none any more, so that an inbox does not fill with them."""
+        for folder, _, _ in os.walk(self._folder, topdown=False):
+            path = Path(folder)
+            if path == self._folder or path.name.startswith("."):
+                continue
+            try:
+                if time.time() - path.stat().st_mtime > max(self._settle_s, 10):
+                    path.rmdir()
+            except OSError:  # not empty, or not ours to remove
+                continue
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process of this machine has a file open for writing, as far as the kernel tells.
+
+    A read lease is refused for such a file (fcntl(2), F_SETLEASE). Where leases are not to be had (other owners,
+    network file systems) nothing is known, and False.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_remote(folder: Path, *, mounts: Callable[[], str] = _MOUNTS.read_text) -> bool:
+    """Whether a folder lies on a file system that does not tell of changes made elsewhere.
+
+    Parameters
+    ----------
+    folder
+        An existing folder.
+    mounts
+        Gives the mounts as proc(5) has them in ``mountinfo``.
+    """
+    resolved, kind, longest = folder.resolve(), "", -1
+    for line in mounts().splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        if resolved.is_relative_to(point) and len(point.parts) >= longest:
+            longest, kind = len(point.parts), right.split()[0]
+    return kind in _REMOTE

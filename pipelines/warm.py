@@ -1,0 +1,55 @@
+"""The studies of a worker through the code of `imgpipe infer`, with the checkpoints opened once.
+
+Invariant: a report of the task's study, or the error that says why there is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+
+from imaging.report.report import Replaced
+from pipelines.infer import Inference
+from pipelines.worker import Reporting, Task, why_not
+
+
+class WarmReader:
+    """A `Reader` with the checkpoints in memory.
+
+    Parameters
+    ----------
+    reporting
+        What to report, and how.
+
+    Raises
+    ------
+    ImagingError
+        As `pipelines.infer.Inference` says.
+    """
+
+    def __init__(self, reporting: Reporting) -> None:
+        self._inference = Inference(
+            models=reporting.models,
+            formats=reporting.formats,
+            policy=reporting.policy,
+            explain=reporting.explain,
+        )
+        self._inference.warm_up()
+        checkpoints = [[c.name, c.weights_sha256, c.config.digest()] for c in self._inference.checkpoints]
+        decides = [importlib.metadata.version("imgpipe"), checkpoints, reporting.formats, reporting.policy,
+                   reporting.explain]  # fmt: skip
+        self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+    def __call__(self, task: Task) -> None:
+        """Report on the study of a task."""
+        replaces = None
+        if task.replaces is not None:
+            replaces = Replaced(version=task.replaces[0], report_sha256=task.replaces[1])
+        done = self._inference(task.files, task.out, version=task.version, replaces=replaces)
+        problems = list(done.refused)
+        for study in done.studies:
+            if study.name == task.study_uid and study.report is not None:
+                return
+            problems += study.problems
+        raise why_not(problems, task.study_uid)

@@ -1,0 +1,275 @@
+"""A worker: a process of its own that holds its checkpoints warm and reports on one study after another.
+
+Invariant: it writes into the folder that a task names and nowhere else, touches no database, and does not outlive the
+watcher that started it. What ends it (memory, a library's crash, a study without end) ends no more than one try of one
+study. It runs the code that `imgpipe infer` runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from imaging.errors import ImagingError, InputRefused, InternalFault, NothingFound, StudyFailed
+
+if TYPE_CHECKING:
+    from imaging.classifier import Explained
+    from imaging.dicom.stack import Policy
+
+log = logging.getLogger(__name__)
+
+# How often a worker says that it is alive, in seconds.
+BEAT_S = 1.0
+# prctl(2): the signal that the kernel sends to a process when its parent ends.
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One study to report on.
+
+    Attributes
+    ----------
+    study_uid, files
+        The study, and its files.
+    out
+        An empty folder; the study's folder is made in it.
+    version
+        Of the study, from 1.
+    replaces
+        Version and SHA-256 of report.json of the result that this one stands in for.
+    """
+
+    study_uid: str
+    files: tuple[Path, ...]
+    out: Path
+    version: int = 1
+    replaces: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker's checkpoints are warm; `setup` is the digest of all but the input that decides its outputs."""
+
+    setup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The worker is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A task has come to its end; `error` says why there is no report."""
+
+    error: ImagingError | None = None
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it is the study that was refused, which trying again would not mend."""
+        return isinstance(self.error, InputRefused)
+
+
+class Reader(Protocol):
+    """Reports on studies, with its checkpoints in memory."""
+
+    setup: str
+
+    def __call__(self, task: Task) -> None:
+        """Report on a study into the task's folder; raises `ImagingError` where there is no report."""
+        ...
+
+
+class Reading(Protocol):
+    """What a worker does; it is sent to the worker's process, and opened there."""
+
+    def open(self) -> Reader:
+        """Read the checkpoints."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """Reporting as `imgpipe infer` does it; the fields are that verb's."""
+
+    models: tuple[str, ...] = ()
+    formats: tuple[str, ...] | None = None
+    policy: Policy = "repair"
+    explain: Explained = "abnormal"
+
+    def open(self) -> Reader:
+        """Read the checkpoints; see `pipelines.infer.Inference` for what is raised."""
+        from pipelines.warm import WarmReader
+
+        return WarmReader(self)
+
+
+def why_not(problems: Sequence[ImagingError], study_uid: str) -> ImagingError:
+    """Of all that was wrong with a study without a report, what decides whose turn it is."""
+    faults = [problem for problem in problems if isinstance(problem, InternalFault)]
+    # A disk that is full is nobody's data: it is tried again.
+    others = [problem for problem in problems if not isinstance(problem, InputRefused)]
+    unknown = NothingFound(f"study {study_uid}", seen="none of its files is of this study")
+    return next(iter([*faults, *others, *reversed(problems)]), unknown)
+
+
+def serve(pipe: Connection, reading: Reading, environment: dict[str, str], level: int, parent: int) -> None:
+    """What the process does until its pipe is closed."""
+    _end_with(parent)
+    # A service manager signals every process of the service; the watcher decides when this one ends.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    speaking = threading.Lock()
+
+    def say(what: Ready | Beat | Outcome) -> None:
+        with speaking:
+            pipe.send(what)
+
+    def beat() -> None:
+        while True:
+            try:
+                say(Beat())
+            except OSError:
+                return
+            time.sleep(BEAT_S)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        reader = reading.open()
+    except ImagingError as error:
+        say(Outcome(error))
+        return
+    say(Ready(reader.setup))
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        say(_tried(reader, task))
+
+
+def _tried(reader: Reader, task: Task) -> Outcome:
+    try:
+        reader(task)
+    except ImagingError as error:
+        # What it was raised from may not be sent, and is not needed any more.
+        error.__cause__ = error.__context__ = None
+        return Outcome(error.with_traceback(None))
+    except Exception as error:  # its text may quote header values, so only its kind is told
+        log.debug("traceback", exc_info=True)
+        return Outcome(StudyFailed(f"study {task.study_uid}", seen=type(error).__name__))
+    return Outcome()
+
+
+def _end_with(parent: int) -> None:
+    """Be killed by the kernel when the watcher ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
+@dataclass(slots=True)
+class Worker:
+    """The watcher's side of one worker.
+
+    Parameters
+    ----------
+    name
+        Told in leases and logs.
+    reading
+        What it does.
+    environment
+        Variables of its own, such as the device that it may see.
+
+    Attributes
+    ----------
+    setup
+        As `Ready` has it; empty until the worker is ready.
+    last_sign
+        When it last said anything, by the monotonic clock.
+    """
+
+    name: str
+    reading: Reading
+    environment: dict[str, str] = field(default_factory=dict)
+    setup: str = ""
+    last_sign: float = 0.0
+    _process: Any = None
+    _pipe: Connection | None = None
+
+    def start(self) -> None:
+        """Start the process; call it from the thread that lives as long as the worker should."""
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        level = logging.getLogger().getEffectiveLevel()
+        arguments = (other, self.reading, self.environment, level, os.getpid())
+        self._process = spawn.Process(target=serve, args=arguments, name=self.name, daemon=True)
+        self._process.start()
+        other.close()
+        self.setup, self.last_sign = "", time.monotonic()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.is_alive()
+
+    def send(self, task: Task) -> None:
+        """Give it a task; it has none.
+
+        Raises
+        ------
+        OSError
+            If it has ended meanwhile.
+        """
+        assert self._pipe is not None
+        self._pipe.send(task)
+
+    def heard(self) -> Outcome | None:
+        """Take what it has said; gives the outcome of its task, or of its start if that went wrong."""
+        outcome = None
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                said = self._pipe.recv()
+                self.last_sign = time.monotonic()
+                if isinstance(said, Ready):
+                    self.setup = said.setup
+                elif isinstance(said, Outcome):
+                    outcome = said
+        except (EOFError, OSError):  # it has ended; what it said before counts
+            pass
+        return outcome
+
+    def waits_on(self) -> list[Any]:
+        """What to wait on for news of it."""
+        return [self._pipe, self._process.sentinel] if self.is_alive else []
+
+    def exit_code(self) -> int | None:
+        """How its process ended; a negative one is a signal's."""
+        return self._process.exitcode if self._process is not None else None
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        self.setup = ""

@@ -1,0 +1,138 @@
+"""The watcher and its jobs from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arriving import instance, study_uid, told
+from click.testing import CliRunner
+
+from imaging.errors import WorkerLost
+from pipelines.cli import main
+from pipelines.store import Store
+from pipelines.store.moves import State
+from pipelines.store.rules import Completeness, Retries
+
+CONSOLE_SCRIPT = Path(sys.executable).parent / "imgpipe"
+NOW = Completeness(series_quiet_s=0, study_quiet_s=0, timeout_s=0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Three studies: one that is awaited, one that waits for a worker, one in quarantine."""
+    with Store(tmp_path / "store") as store:
+        store.put(instance(1, 1), source="tests", **told(1, 1))
+        store.jobs.settle(NOW)
+        job = store.jobs.claim("w", "s")
+        assert job is not None
+        store.jobs.give_up(job, WorkerLost("study x", seen="killed"), Retries(most=1))
+        store.put(instance(2, 1), source="tests", **told(2, 1))
+        store.jobs.settle(NOW)
+        store.put(instance(3, 1), source="tests", **told(3, 1))
+    return tmp_path / "store"
+
+
+def jobs(*arguments: str, store: Path, status: int = 0) -> Any:
+    result = CliRunner().invoke(main, ["jobs", *arguments, "--store", str(store), "--json"])
+    assert result.exit_code == status, result.output
+    document = json.loads(result.stdout)
+    assert document["exit_status"] == status
+    return document
+
+
+def states(document: Any) -> list[str]:
+    return [job["state"] for job in document["jobs"]]
+
+
+def test_jobs_are_listed_and_chosen_by_their_state(store: Path) -> None:
+    assert states(jobs("list", store=store)) == ["quarantined", "ready", "receiving"]
+    assert states(jobs("list", "--state", "ready", store=store)) == ["ready"]
+    plain = CliRunner().invoke(main, ["jobs", "list", "--store", str(store)])
+    assert "worker_lost" in plain.output.splitlines()[0]
+    assert study_uid(2) in plain.output.splitlines()[1]
+
+
+def test_a_job_is_shown_with_its_reason_and_its_history(store: Path) -> None:
+    document = jobs("show", study_uid(1), store=store)
+    assert document["job"]["reason"]["code"] == "worker_lost"
+    assert len(document["instances"]) == 1
+    codes = [event["code"] for event in document["events"]]
+    assert codes == ["receiving", "study_complete", "ready", "running", "quarantined"]
+    plain = CliRunner().invoke(main, ["jobs", "show", "1", "--store", str(store)])
+    assert "killed" in plain.output
+    assert "1 instances, begun 1 times, 1 faults" in plain.output
+
+
+def test_jobs_are_retried_and_released(store: Path) -> None:
+    assert states(jobs("retry", "1", store=store)) == ["ready"]
+    assert states(jobs("release", study_uid(3), store=store)) == ["ready"]
+    error = jobs("retry", "2", store=store, status=2)["error"]
+    assert error["code"] == "illegal_move"
+
+
+def test_a_job_that_is_not_there_stops_the_others(store: Path) -> None:
+    assert jobs("retry", "1", "77", store=store, status=2)["error"]["code"] == "unknown_job"
+    assert states(jobs("list", store=store))[0] == "quarantined"
+
+
+def test_purged_images_are_gone_at_once_without_a_watcher_and_by_it_with_one(store: Path) -> None:
+    with Store(store) as opened:
+        [file] = opened.files(opened.jobs.find("1"))
+    with Store(store, watching=True) as opened:
+        jobs("purge", "1", store=store)
+        assert file.exists()
+        assert opened.purge() == [study_uid(1)]
+    assert not file.exists()
+    with Store(store) as opened:
+        opened.put(instance(1, 1), source="tests", **told(1, 1))
+    assert file.exists()
+    jobs("purge", "1", store=store)
+    assert not file.exists()
+
+
+def test_a_folder_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
+    assert jobs("list", store=tmp_path, status=3)["error"]["code"] == "nothing_found"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_verb_reports_on_a_real_study_with_a_shipped_checkpoint_and_ends_by_sigterm(
+    tmp_path: Path, data: Path
+) -> None:
+    command = [
+        str(CONSOLE_SCRIPT), "watch", "--inbox", "in", "--outbox", "out", "--store", "store", "--model",
+        "hippocampus_mr", "--quiet", "1", "--settle", "0.2",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "in").is_dir():
+            assert process.poll() is None
+            time.sleep(0.05)
+        for file in (data / "hippocrop_study1").rglob("*.dcm"):
+            (tmp_path / "in" / file.name).write_bytes(file.read_bytes())
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out").glob("[0-9]*/report.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, told_of = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told_of
+    [report] = (tmp_path / "out").glob("[0-9]*/report.json")
+    findings = json.loads(report.read_text())["findings"]
+    assert {finding["model"] for finding in findings} == {"hippocampus_mr"}
+    assert len(list(report.parent.glob("seg_*.dcm"))) == 1
+    with Store(tmp_path / "store", watching=True) as store:
+        assert [job.state for job in store.jobs.all()] == [State.DONE]
+        assert len(store.database.read("SELECT * FROM outputs")) == 1
+    assert [path for path in (tmp_path / "in").rglob("*") if path.is_file()] == []
+    assert not [path for path in tmp_path.rglob("*.partial") if os.path.lexists(path)]

@@ -1,0 +1,322 @@
+"""From a folder to a folder: each study once, whatever the worker, the disk or the sender does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arriving import instance, study_uid, told
+from watching import Stub, read_report
+
+from imaging.errors import DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
+from pipelines.delivery import Outbox, Result
+from pipelines.runner import Patience
+from pipelines.store import Store
+from pipelines.store.moves import State
+from pipelines.store.rules import Completeness, Retries
+from pipelines.watch import Rules, Watcher, watch
+
+QUICK = Rules(
+    complete=Completeness(series_quiet_s=0.1, study_quiet_s=0.3, timeout_s=30),
+    retries=Retries(most=2, first_s=0.1, jitter=0),
+    redeliveries=Retries(most=2, first_s=0.1, jitter=0),
+    patience=Patience(study_s=60, silence_s=60),
+    settle_s=0.1,
+    drain_s=20,
+)
+
+
+class Running:
+    """A watcher in this process, its `run` in a thread."""
+
+    def __init__(self, root: Path, reading: Any, *, rules: Rules = QUICK, destinations: Any = None) -> None:
+        self.store = Store(root / "store", watching=True)
+        self.outbox = root / "out"
+        self.inbox = root / "in"
+        self.inbox.mkdir(exist_ok=True)
+        places = destinations or [Outbox(self.outbox, owner="tests")]
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self._watcher = Watcher(self.store, reading, places, inbox=self.inbox, rules=rules)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._watcher.run(self.stop)
+        except BaseException as error:
+            self.error = error
+
+    def states(self) -> list[State]:
+        return [job.state for job in self.store.jobs.all()]
+
+    def until(self, condition: Callable[[], object], seconds: float = 40) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self._thread.is_alive(), self.error
+            assert time.monotonic() < deadline, self.store.jobs.all()
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        self.stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        self.store.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(reading: Any, **options: Any) -> Running:
+        started.append(Running(tmp_path, reading, **options))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.end()
+
+
+def send(store: Store, study: int, *numbers: int, **changed: Any) -> None:
+    for number in numbers:
+        store.put(instance(study, number, **changed), source="tests", **told(study, number))
+
+
+def test_files_in_the_inbox_become_a_study_in_the_outbox_and_a_late_one_a_new_version(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    watcher = run(Stub(log=tmp_path / "log"))
+    below = watcher.inbox / "CD" / "SER 1"
+    below.mkdir(parents=True)
+    for study in (1, 2):
+        for number in (1, 2, 3):
+            (below / f"{study}_{number}").write_bytes(instance(study, number))
+    (below / "notes.txt").write_text("no image")
+    watcher.until(lambda: watcher.states() == [State.DONE] * 2)
+    watcher.until(lambda: not any(path.is_file() for path in watcher.inbox.rglob("*")))
+    for study in (1, 2):
+        report = read_report(watcher.outbox / study_uid(study))
+        assert (report.version, report.replaces) == (1, None)
+    first = watcher.store.jobs.standing(study_uid(1))
+    assert first is not None
+    (watcher.inbox / "late").write_bytes(instance(1, 4))
+    (watcher.inbox / "again").write_bytes(instance(2, 1))
+    watcher.until(lambda: watcher.states() == [State.DONE] * 3)
+    report = read_report(watcher.outbox / study_uid(1))
+    assert report.version == 2
+    assert report.replaces is not None
+    assert (report.replaces.version, report.replaces.report_sha256) == (1, first.report_sha256)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert sorted(lines) == [f"{study_uid(1)} 1 3", f"{study_uid(1)} 2 4", f"{study_uid(2)} 1 3"]
+    assert sorted(path.name for path in watcher.outbox.iterdir()) == [study_uid(1), study_uid(2)]
+
+
+def test_what_raises_hangs_dies_or_lies_is_tried_again_and_quarantined_and_stops_no_other(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    trouble = {".1": "raise", ".2": "refuse", ".3": "hang", ".4": "die", ".5": "lie", ".6": "elsewhere"}
+    rules = Rules(**{**_fields(QUICK), "patience": Patience(study_s=1, per_mib_s=0)})
+    watcher = run(Stub(trouble=trouble, log=tmp_path / "log"), rules=rules)
+    for study in range(1, 8):
+        send(watcher.store, study, 1)
+    watcher.until(lambda: all(state in (State.DONE, State.FAILED, State.QUARANTINED) for state in watcher.states()))
+    jobs = watcher.store.jobs.all()
+    assert [job.state for job in jobs] == [
+        State.QUARANTINED, State.FAILED, *[State.QUARANTINED] * 4, State.DONE,
+    ]  # fmt: skip
+    codes = [job.reason["code"] if job.reason else None for job in jobs]
+    assert codes == ["study_failed", "missing_slices", "study_overdue", "worker_lost", "output_mismatch",
+                     "output_mismatch", None]  # fmt: skip
+    assert [job.starts for job in jobs] == [2, 1, 2, 2, 2, 2, 1]
+    assert "Doe" not in str([event.detail for event in watcher.store.jobs.events()])
+    assert [path.name for path in watcher.outbox.iterdir()] == [study_uid(7)]
+    assert [path.name for path in watcher.store.contents.results.iterdir()] == ["7.1"]
+
+
+def _fields(rules: Rules) -> dict[str, Any]:
+    return {name: getattr(rules, name) for name in Rules.__slots__}
+
+
+def test_what_goes_wrong_once_is_done_at_the_second_try(run: Callable[..., Running]) -> None:
+    watcher = run(Stub(trouble={".1": "once:die", ".2": "once:raise"}))
+    for study in (1, 2):
+        send(watcher.store, study, 1)
+    watcher.until(lambda: watcher.states() == [State.DONE] * 2)
+    assert [job.faults for job in watcher.store.jobs.all()] == [1, 1]
+
+
+def test_workers_that_cannot_start_end_the_watcher_with_the_reason(run: Callable[..., Running]) -> None:
+    watcher = run(Stub(setup="broken"))
+    with pytest.raises(AssertionError):
+        watcher.until(lambda: False)
+    assert isinstance(watcher.error, MissingSlices)
+
+
+def test_workers_that_die_at_the_start_end_the_watcher_after_some_tries(run: Callable[..., Running]) -> None:
+    watcher = run(Stub(setup="dies"), rules=Rules(**{**_fields(QUICK), "patience": Patience(starts=2)}))
+    with pytest.raises(AssertionError):
+        watcher.until(lambda: False)
+    assert isinstance(watcher.error, WorkerLost)
+
+
+def test_told_to_end_it_finishes_what_runs_and_begins_nothing(run: Callable[..., Running], tmp_path: Path) -> None:
+    watcher = run(Stub(seconds=1.0, log=tmp_path / "log"))
+    for study in (1, 2):
+        send(watcher.store, study, 1)
+    watcher.until(lambda: State.RUNNING in watcher.states())
+    watcher.stop.set()
+    watcher._thread.join(30)
+    assert watcher.states() == [State.DONE, State.READY]
+    assert [path.name for path in watcher.outbox.iterdir()] == [study_uid(1)]
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_what_does_not_end_in_time_is_given_back_without_a_fault(run: Callable[..., Running]) -> None:
+    watcher = run(Stub(trouble={".1": "hang"}), rules=Rules(**{**_fields(QUICK), "drain_s": 0.5}))
+    send(watcher.store, 1, 1)
+    watcher.until(lambda: State.RUNNING in watcher.states())
+    watcher.stop.set()
+    watcher._thread.join(30)
+    [job] = watcher.store.jobs.all()
+    assert (job.state, job.faults) == (State.READY, 0)
+    assert list(watcher.store.contents.results.iterdir()) == []
+
+
+class Away:
+    """A destination that is away for a while."""
+
+    name = "pacs"
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.got: list[str] = []
+
+    def deliver(self, result: Result) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise DeliveryFailed(self.name, seen="away")
+        self.got.append(result.study_uid)
+
+
+def test_a_destination_that_is_away_holds_up_no_other_and_gets_it_later(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    away, outbox = Away(1), Outbox(tmp_path / "out", owner="tests")
+    watcher = run(Stub(log=tmp_path / "log"), destinations=[away, outbox])
+    send(watcher.store, 1, 1)
+    watcher.until(lambda: watcher.states() == [State.DONE])
+    assert away.got == [study_uid(1)]
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    delivered = [event.detail for event in watcher.store.jobs.events() if event.code == "delivered"]
+    assert [detail["destination"] for detail in delivered if detail] == [outbox.name, "pacs"]
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """An outbox that cannot be written, by its parameter; gives what mends it."""
+    out = tmp_path / "out"
+    if request.param == "a file in its place":
+        out.write_text("a file")
+        yield out.unlink
+        return
+    out.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", out], check=False).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield lambda: subprocess.run(["mount", "-o", "remount,rw", out], check=True) and None
+    subprocess.run(["umount", "-l", out], check=True)
+
+
+@pytest.mark.parametrize("unwritable", ["a file in its place", "read-only"], indirect=True)
+def test_an_outbox_that_cannot_be_written_keeps_the_result_and_release_delivers_it(
+    unwritable: Callable[[], None], run: Callable[..., Running], tmp_path: Path
+) -> None:
+    watcher = run(Stub(log=tmp_path / "log"))
+    send(watcher.store, 1, 1)
+    watcher.until(lambda: watcher.states() == [State.QUARANTINED])
+    [job] = watcher.store.jobs.all()
+    assert job.reason is not None
+    assert job.reason["code"] == "delivery_failed"
+    unwritable()
+    watcher.store.jobs.release(job)
+    watcher.until(lambda: watcher.states() == [State.DONE])
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    read_report(tmp_path / "out" / study_uid(1))
+
+
+def test_what_should_go_where_nobody_delivers_any_more_waits_for_a_person(tmp_path: Path) -> None:
+    first = Running(tmp_path, Stub(), destinations=[Away(1000)])
+    send(first.store, 1, 1)
+    first.until(lambda: first.states() == [State.DELIVERING])
+    first.end()
+    second = Running(tmp_path, Stub())
+    second.until(lambda: second.states() == [State.QUARANTINED])
+    [job] = second.store.jobs.all()
+    second.end()
+    assert job.reason is not None
+    assert job.reason["subject"] == "pacs"
+
+
+def test_a_wall_clock_that_is_set_back_changes_nothing(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = run(Stub())
+    send(watcher.store, 1, 1)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    monkeypatch.setattr("pipelines.store.arrivals.wall", lambda: "1970-01-01T00:00:00.000Z")
+    send(watcher.store, 1, 2)
+    send(watcher.store, 2, 1)
+    watcher.until(lambda: watcher.states() == [State.DONE] * 2)
+    rows = watcher.store.database.read("SELECT seq, received_at FROM instances ORDER BY seq")
+    assert rows[0]["received_at"] > rows[1]["received_at"]
+    assert [len(watcher.store.jobs.members(job)) for job in watcher.store.jobs.all()] == [2, 1]
+
+
+def test_a_second_watcher_of_a_store_is_refused(run: Callable[..., Running], tmp_path: Path) -> None:
+    run(Stub())
+    with pytest.raises(StoreInUse):
+        watch(inbox=None, outbox=tmp_path / "o", store=tmp_path / "store", reading=Stub(), stop=threading.Event())
+
+
+def test_workers_end_with_the_watcher_however_it_ends(tmp_path: Path) -> None:
+    code = (
+        "import sys, threading; sys.path[:0] = sys.argv[1:3]\n"
+        "from pathlib import Path\nfrom watching import Stub\nfrom pipelines.watch import watch\n"
+        "if __name__ == '__main__':\n"
+        "    root = Path(sys.argv[3])\n"
+        "    watch(inbox=root / 'in', outbox=root / 'out', store=root / 'store', stop=threading.Event(),\n"
+        "          reading=Stub(trouble={'.1': 'hang'}, log=root / 'log'))\n"
+    )
+    here = Path(__file__)
+    script = tmp_path / "main.py"
+    script.write_text(code)
+    (tmp_path / "in").mkdir()
+    with Store(tmp_path / "store") as store:
+        send(store, 1, 1)
+        store.jobs.release(store.jobs.find("1"))
+    arguments = [sys.executable, str(script), str(here.parents[2]), str(here.parents[1]), str(tmp_path)]
+    process = subprocess.Popen(arguments)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(_runs(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(child) for child in children)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except (OSError, IndexError):
+        return False
