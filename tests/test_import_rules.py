@@ -15,7 +15,7 @@ LIGHT = (
     "imaging", "imaging.errors", "imaging.volume", "imaging.config", "imaging.nifti", "imaging.selection",
     "imaging.checkpoint", "imaging.dicom.scan", "imaging.dicom.geometry", "pipelines.cli", "pipelines.inspect",
     "pipelines.models", "pipelines.plan", "imaging.plan", "imaging.proposal", "imaging.dataset_check",
-    "imaging.text.document", "imaging.text.intake", "pipelines.receive", "pipelines.watch",
+    "imaging.text.document", "imaging.text.intake", "imaging.text.mentions", "pipelines.receive", "pipelines.watch",
 )  # fmt: skip
 IMAGING = sorted((ROOT / "imaging").rglob("*.py"))
 
