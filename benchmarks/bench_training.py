@@ -64,6 +64,7 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     print(machine())
     print(versions(["torch", "lightning", "monai"]), f"{torch.get_num_threads()} threads, {given.device}")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the loop's too, or the weights could not be compared
     seconds: dict[tuple[str, str], list[float]] = {}
     for repeat in range(given.repeats + 1):  # the first warms up
         weights: dict[tuple[str, str], torch.Tensor] = {}

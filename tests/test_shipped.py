@@ -36,9 +36,12 @@ def test_weights_are_under_20_mb(checkpoint: Checkpoint) -> None:
 
 
 def test_no_case_is_on_two_sides(checkpoint: Checkpoint) -> None:
-    metrics = checkpoint.metrics
-    sides = [set(metrics["training"]["names"]), set(metrics["validation"]["each"]), set(metrics["test"]["each"])]
-    assert sum(map(len, sides)) == len(set.union(*sides)) == 217
+    measured, training = checkpoint.metrics["cross_validation"], checkpoint.metrics["training"]
+    assert len(set(measured["each"])) == measured["cases"] == 217
+    folds = [set(fold["names"]) for fold in measured["folds"]]
+    assert sum(map(len, folds)) == len(set.union(*folds)) == 217
+    assert folds[0].isdisjoint(training["names"])  # the network that ships is that of the first fold
+    assert len(folds[0]) + len(training["names"]) == 217
 
 
 def test_it_labels_the_cases_that_ship(predictor: Predictor, data: Path) -> None:

@@ -222,7 +222,7 @@ def test_shipped_checkpoint_is_found_by_name_and_is_whole(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     assert checkpoint.name == folder.name
     assert checkpoint.config.data.root is None
-    test = checkpoint.metrics["test"]
+    test = checkpoint.metrics.get("test") or checkpoint.metrics["cross_validation"]
     if isinstance(checkpoint.config, SegmentConfig):
         assert {label.name for label in checkpoint.config.labels} == set(test["dice"])
     else:

@@ -332,7 +332,7 @@ def test_scales_that_say_nothing_are_refused(overrides: list[str], told: str) ->
 @pytest.mark.parametrize(
     "override",
     [
-        "name=other", "version='1.1'", "title=x", "applies_to.spacing_max_mm=2.5", "applies_to.description=null",
+        "name=other", "version='1.2'", "title=x", "applies_to.spacing_max_mm=2.5", "applies_to.description=null",
         "labels.0.colour='#000000'", "labels.1.modifier=null", "labels.1.code.value='1'", "data.folds=7", "data.fold=1",
         "data.test_fraction=0.2", "preprocess.orientation=LPS", "preprocess.spacing_mm.2=1.5", "network.name=UNet",
         "network.options.filters.0=16", "train.seed=1", "train.augment.0.options.prob=0.1", "train.epochs=91",

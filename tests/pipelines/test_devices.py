@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def losses(folder: Path) -> list[float]:
     lines = (folder / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     column = lines[0].split(",").index("train_loss")
     return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_gpu() -> Iterator[None]:
+    """The processes are those of a CPU, wherever the tests run: a machine with one GPU would refuse two of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        yield
 
 
 # ------------------------------------------------------------------------------------------------------- as one process

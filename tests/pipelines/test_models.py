@@ -32,8 +32,9 @@ def test_listing_is_what_the_checkpoint_says(folder: Path) -> None:
     config = checkpoint.config
     items = config.labels if isinstance(config, SegmentConfig) else config.classes
     assert model["labels"] == {item.id: item.name for item in items}
-    assert model["dice_on_test"] == checkpoint.metrics["test"].get("dice")
-    assert model["scores_on_test"] == checkpoint.metrics["test"].get("scores")
+    assert model["dice_on_test"] == checkpoint.metrics.get("test", {}).get("dice")
+    assert model["scores_on_test"] == checkpoint.metrics.get("test", {}).get("scores")
+    assert model["dice_cross_validated"] == checkpoint.metrics.get("cross_validation", {}).get("dice")
     assert model["weights_sha256"] == checkpoint.weights_sha256
     assert model["applies_to"]["modality"] == list(checkpoint.config.applies_to.modality)
 

@@ -68,7 +68,7 @@ def test_fine_tuning_begins_where_the_shipped_checkpoint_is(four_cases: list[str
     start = json.loads((tmp_path / "tuned" / "metrics.json").read_text())["training"]["start"]
     shipped_one = open_checkpoint(find_checkpoint("hippocampus_mr"))
     assert (start["taken_share"], start["random"], start["sha256"]) == (1.0, [], shipped_one.weights_sha256)
-    expected = [value["mean"] for value in shipped_one.metrics["validation"]["dice"].values()]
+    expected = [value["mean"] for value in shipped_one.metrics["cross_validation"]["dice"].values()]
     for tuned, untuned, known in zip(dice["tuned"], dice["random"], expected, strict=True):
         assert abs(tuned - known) < 0.06
         assert untuned < known - 0.3
