@@ -2,7 +2,7 @@
 
 Invariant: both sides are shown, the place on the picture and the sentence. What the picture's checkpoint left
 indeterminate raises no flag, and neither does a mention that the report leaves open; a request, written before the
-picture was seen, never does.
+picture was seen, never does, nor does the part of a report that repeats it or tells of earlier pictures.
 
 How far both sides are of opposite minds is told by ``score = p (1 - q) + (1 - p) q``: the probability that exactly one
 of two independent witnesses says that it is there, p and q being theirs. It is 0 where both are sure of the same and 1
@@ -12,7 +12,7 @@ where both are sure of opposite things.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imaging.codes import Codes, shipped_codes
 from imaging.report.report import Assessment, Disagreement, Finding, SentenceRef
@@ -23,6 +23,8 @@ _NOTES = {
     "image_abnormal_report_silent": "The picture is judged abnormal, and the report does not mention it.",
     "image_normal_report_abnormal": "The picture is judged normal, and the report says that it is there.",
 }
+# Sections that say nothing of what this picture shows: "rule out pneumonia" leaves no finding open.
+_NOT_SEEN = frozenset(("indication", "history", "technique", "comparison"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def disagreements(
     if words.document.role != "report":
         return ()
     known = codes or shipped_codes()
+    document = words.document
+    words = replace(words, spans=[span for span in words.spans if document.section_at(span.start) not in _NOT_SEEN])
     found = [_compared(finding, words, whole.get(finding.model) == finding.name, known) for finding in findings]
     return tuple(one for one in found if one is not None)
 

@@ -99,6 +99,10 @@ class Document:
         """The text of one section, without its heading."""
         return self.text[section.start : section.end]
 
+    def section_at(self, place: int) -> SectionName:
+        """The name of the section that a place lies in; `other` between sections, as in a heading."""
+        return next((part.name for part in self.sections if part.start <= place < part.end), "other")
+
 
 # What headings are called.
 _HEADINGS: dict[SectionName, str] = {

@@ -110,3 +110,18 @@ def test_a_mention_is_known_by_its_code_before_its_word() -> None:
 
 def test_score_orders_from_agreement_to_contradiction() -> None:
     assert [score_of(1, 1), score_of(0, 0), score_of(0.5, 0.9), score_of(1, 0)] == [0, 0, 0.5, 1]
+
+
+SAID: tuple[tuple[str, Assertion], ...] = (("pneumonia", "uncertain"), ("pneumothorax", "present"))
+
+
+@pytest.mark.parametrize("heading", ["INDICATION", "HISTORY", "COMPARISON", "TECHNIQUE"])
+def test_what_was_asked_or_seen_before_is_nothing_that_the_report_says_of_the_picture(heading: str) -> None:
+    text = f"{heading}: rule out pneumonia, known pneumothorax.\nFINDINGS: The heart is normal."
+    document = Document.of(text, role="report", source="file")
+    spans = [
+        Span(text.index(word), text.index(word) + len(word), "finding", kind, 1.0, None, (0, 10)) for word, kind in SAID
+    ]
+    collapsed = finding("normal", name="pneumothorax", code=Code(value="36118008", meaning="Pneumothorax"))
+    (found,) = disagreements([finding("abnormal"), collapsed], Words(document, spans), whole={})
+    assert (found.kind, found.name) == ("image_abnormal_report_silent", "pneumonia")

@@ -66,6 +66,13 @@ def test_a_text_is_kept_as_it_is_with_its_digest(text: str) -> None:
     assert document.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_a_place_has_a_section() -> None:
+    document = Document.of("Hello\nFINDINGS: Clear\nIMPRESSION: Normal", role="report", source="file report.txt")
+    places = [document.text.index(word) for word in ("Hello", "FINDINGS", "Clear", "Normal")]
+    assert [document.section_at(place) for place in places] == ["other", "other", "findings", "impression"]
+    assert document.section_at(len(document.text)) == "other"
+
+
 def test_no_words_in_what_is_printed() -> None:
     document = Document.of("Findings: a secret nodule", role="report", source="file report.txt", language="en")
     assert "secret" not in repr(document) + str(document)
