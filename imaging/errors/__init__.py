@@ -10,6 +10,7 @@ The three branches say whose turn it is: `InputRefused` (the data), `WrongUsage`
 
 from __future__ import annotations
 
+from imaging.errors.identity import BurnedIn, IdentityLeft, KeyInvalid, NotDeidentifiable
 from imaging.errors.making import (
     CaseChanged,
     ChannelMismatch,
@@ -145,6 +146,7 @@ __all__ = [
     "AssociationDeferred",
     "AssociationLost",
     "AssociationRejected",
+    "BurnedIn",
     "CaseChanged",
     "ChannelMismatch",
     "CheckpointCorrupt",
@@ -166,6 +168,7 @@ __all__ = [
     "FusionMismatch",
     "GantryTilt",
     "GridMismatch",
+    "IdentityLeft",
     "IllegalMove",
     "ImagingError",
     "InputRefused",
@@ -178,6 +181,7 @@ __all__ = [
     "InvalidUid",
     "InvertedGrey",
     "JobLost",
+    "KeyInvalid",
     "LabelConflict",
     "LabelMismatch",
     "LearntCases",
@@ -197,6 +201,7 @@ __all__ = [
     "NotAnImage",
     "NotApplicable",
     "NotConfirmed",
+    "NotDeidentifiable",
     "NotDicom",
     "NotFhir",
     "NotFinite",

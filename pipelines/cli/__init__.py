@@ -14,6 +14,7 @@ import sys
 import click
 
 from pipelines.cli.checkpoints import evaluate, models
+from pipelines.cli.privacy import deidentify
 from pipelines.cli.studies import convert, infer, inspect
 from pipelines.cli.training import plan, train, tune
 from pipelines.cli.watching import jobs, watch
@@ -41,5 +42,5 @@ def main(verbose: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-for command in (infer, watch, jobs, train, tune, evaluate, inspect, plan, convert, models):
+for command in (infer, watch, jobs, train, tune, evaluate, inspect, plan, convert, deidentify, models):
     main.add_command(command)
