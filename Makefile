@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-long lint docs fuzz clean
+.PHONY: help demo test test-long soak lint docs fuzz clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: lint  ## Linters, the type checker and all tests
 
 test-long: $(VENV)/installed-test  ## Tests that take minutes: runs killed at random moments, and continued
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
+
+soak: $(VENV)/installed-test  ## 200 studies through a watcher that is killed 60 times at random moments (SEED=n: others)
+	$(BIN)/pytest -m long tests/pipelines/test_killed_watcher.py
 
 docs: $(VENV)/installed  ## Write docs/config.md and the report's JSON Schema anew, after a key of a config or a report has changed
 	$(BIN)/python -m imaging.config.reference > docs/config.md
