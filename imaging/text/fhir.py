@@ -112,6 +112,26 @@ class _Request(_Resource):
     reason: list[_CodeableReference] = []  # R5
 
 
+class _Who(_Part):
+    """Who took part, by the kind of thing that the reference says or leads to."""
+
+    type: str = ""
+    reference: str = ""
+
+    def is_device(self, resources: Mapping[str, dict[str, Any]]) -> bool:
+        meant = [item for url, item in resources.items() if url == self.reference]
+        kinds = {self.type, self.reference.split("/")[0], *(item.get("resourceType") for item in meant)}
+        return "Device" in kinds
+
+
+class _Agent(_Part):
+    who: _Who = _Who()
+
+
+class _Provenance(_Part):
+    agent: list[_Agent] = []
+
+
 class _Identified(_Part):
     identifier: list[_Identifier] = []
 
@@ -237,6 +257,13 @@ def _check_written_by_a_reader(report: _Report, resources: Mapping[str, dict[str
     beside = [*report.contained, *resources.values()]
     if any(item.get("resourceType") == "Observation" and item.get("device") for item in beside):
         raise NotAReport(subject, seen="a DiagnosticReport with Observations that a device made")
+    for item in (item for item in beside if item.get("resourceType") == "Provenance"):
+        try:
+            agents = _Provenance.model_validate(item).agent
+        except ValidationError:
+            raise NotFhir(subject, seen="a Bundle with a malformed Provenance") from None
+        if agents and all(agent.who.is_device(resources) for agent in agents):
+            raise NotAReport(subject, seen="a DiagnosticReport that devices made, as its Provenance says")
 
 
 def _report_words(report: _Report, subject: object) -> str:

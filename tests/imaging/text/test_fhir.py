@@ -133,6 +133,8 @@ def test_of_a_request_and_its_report_the_role_chooses() -> None:
         (report(category=[{"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "LAB"}]}]),
          NotAReport),
         (bundle(report(), {"resourceType": "Observation", "device": {"reference": "Device/1"}}), NotAReport),
+        (bundle(report(), {"resourceType": "Provenance", "agent": [{"who": {"reference": "Device/1"}}]}), NotAReport),
+        (bundle(report(), {"resourceType": "Provenance", "agent": "XANTHIPPE"}), NotFhir),
         ({"resourceType": "ServiceRequest", "status": "revoked", "reasonCode": [{"text": "XANTHIPPE"}]}, NotAReport),
         ({"resourceType": "ServiceRequest", "code": {"text": "Chest"}}, TextEmpty),
     ],
@@ -142,6 +144,11 @@ def test_refusals_are_named_and_quote_nothing(content: object, error: type[Imagi
         words(content)
     assert "XANTHIPPE" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+def test_what_a_person_made_with_a_device_is_taken() -> None:
+    agents = [{"who": {"reference": "Device/1"}}, {"who": {"reference": "Practitioner/1"}}]
+    assert words(bundle(report(), {"resourceType": "Provenance", "agent": agents})).startswith("FINDINGS")
 
 
 def test_department_that_reads_images_is_taken() -> None:
