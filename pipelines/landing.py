@@ -17,7 +17,7 @@ from typing import Any
 from pydicom.uid import UID
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
-from imaging.dicom.header import values_in_memory
+from imaging.dicom.header import file_start, values_in_memory
 from imaging.dicom.values import is_uid
 from imaging.errors import InstanceMismatch, InstanceTooLarge, InvalidUid, MissingAttribute, StoreFull
 
@@ -159,23 +159,38 @@ def instance_in(
     else:
         head = file_head(sop_class_uid, sop_instance_uid, transfer_syntax, source_aet)
         whole, begin = head + stream.getbuffer(), len(head)
-    asked = InstanceUids(sop_class_uid, sop_instance_uid)
-    series, study = _names(whole, begin, transfer_syntax, asked)
+    values = _names(whole, begin, transfer_syntax, sop_instance_uid)
+    if values[_SOP_CLASS] != sop_class_uid:
+        raise InstanceMismatch(_about(sop_instance_uid), seen=f"its SOPClassUID is {values[_SOP_CLASS]}")
     content = whole if isinstance(whole, bytes) else memoryview(whole)
-    return Instance(content, sop_instance_uid, sop_class_uid, series, study, transfer_syntax)
+    return Instance(content, sop_instance_uid, sop_class_uid, values[_SERIES], values[_STUDY], transfer_syntax)
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceUids:
-    """What a request says of its data set."""
+def instance_of(content: bytes, *, sop_instance_uid: str) -> Instance:
+    """The instance that a DICOM file in memory holds.
 
-    sop_class_uid: str
-    sop_instance_uid: str
+    Parameters
+    ----------
+    content
+        The file.
+    sop_instance_uid
+        Which instance it should be.
+
+    Raises
+    ------
+    NotDicom, UnreadableDicom
+        If it is no DICOM file, or cannot be walked as far as its UIDs.
+    MissingAttribute, InvalidUid, InstanceMismatch
+        If one of them is missing or no UID, or it is another instance.
+    """
+    begin, syntax = file_start(content, _about(sop_instance_uid))
+    values = _names(content, begin, syntax, sop_instance_uid)
+    return Instance(content, sop_instance_uid, values[_SOP_CLASS], values[_SERIES], values[_STUDY], syntax)
 
 
-def _names(whole: bytes | mmap, begin: int, syntax: str, asked: InstanceUids) -> tuple[str, str]:
-    """Series and study, once the data set is what was asked."""
-    about = f"instance {asked.sop_instance_uid}" if is_uid(asked.sop_instance_uid) else "an instance"
+def _names(whole: bytes | mmap, begin: int, syntax: str, sop_instance_uid: str) -> dict[int, str]:
+    """The UIDs of a data set, once it is the instance that it should be."""
+    about = _about(sop_instance_uid)
     values = values_in_memory(whole, begin, syntax, frozenset(_NAMES), about)
     found: dict[int, str] = {}
     for tag, name in _NAMES.items():
@@ -185,10 +200,13 @@ def _names(whole: bytes | mmap, begin: int, syntax: str, asked: InstanceUids) ->
         if not is_uid(value):
             raise InvalidUid(about, seen=f"{name} is not a UID")
         found[tag] = value
-    for tag, said in ((_SOP_INSTANCE, asked.sop_instance_uid), (_SOP_CLASS, asked.sop_class_uid)):
-        if found[tag] != said:
-            raise InstanceMismatch(about, seen=f"its {_NAMES[tag]} is {found[tag]}")
-    return found[_SERIES], found[_STUDY]
+    if found[_SOP_INSTANCE] != sop_instance_uid:
+        raise InstanceMismatch(about, seen=f"its SOPInstanceUID is {found[_SOP_INSTANCE]}")
+    return found
+
+
+def _about(sop_instance_uid: str) -> str:
+    return f"instance {sop_instance_uid}" if is_uid(sop_instance_uid) else "an instance"
 
 
 def file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, source_aet: str) -> bytes:

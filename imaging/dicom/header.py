@@ -209,6 +209,23 @@ def data_set_start(head: bytes) -> int:
         return 0
 
 
+def file_start(content: bytes, about: Path | str) -> tuple[int, str]:
+    """Where the data set of a DICOM file in memory begins, and the UID of its transfer syntax.
+
+    Raises
+    ------
+    NotDicom
+        If it is none.
+    UnreadableDicom
+        If its meta header is broken.
+    """
+    try:
+        start = _begin(_Inflated(content), frozenset(), about)
+    except _Malformed as error:
+        raise UnreadableDicom(about, seen=str(error)) from error
+    return start.position, start.syntax
+
+
 def values_in_memory(
     data: bytes | mmap, begin: int, syntax: str, wanted: Set[int], about: Path | str
 ) -> Mapping[int, bytes]:
@@ -258,7 +275,7 @@ class _Start:
     has_meta: bool
 
 
-def _begin(window: _Window, wanted: Set[int], path: Path) -> _Start:
+def _begin(window: _Window, wanted: Set[int], path: Path | str) -> _Start:
     """PS3.10 section 7.1: preamble, meta header, data set; some writers leave out the first or both."""
     preamble = 132 if window.buffer[128:132] == b"DICM" else 0
     if preamble or window.buffer[:2] == b"\2\0":
@@ -324,7 +341,7 @@ def _meta(window: _Window, position: int, wanted: Set[int]) -> tuple[str, int, d
     return values.get(_SYNTAX, b"").rstrip(b"\0 ").decode("ascii", "replace"), position, values
 
 
-def _guess(head: bytes, path: Path) -> str:
+def _guess(head: bytes, path: Path | str) -> str:
     """The transfer syntax of a data set without meta header, by its first element."""
     if len(head) >= 8 and head[:2] == b"\x08\0":
         if head[4:6] in _LONG or head[4:6] in _SHORT:
