@@ -117,6 +117,8 @@ def checked(text: str, subject: object) -> str:
         raise TextTooLarge(subject, seen=f"{len(text)} characters")
     if _SURROGATE.search(text):
         raise TextEncoding(subject, seen="half of a surrogate pair")
+    if "\ufffd" in text:
+        raise TextEncoding(subject, seen="a replacement character: some letters were lost on the way")
     if _CONTROL.search(text):
         raise NotPlainText(subject, seen="control characters")
     if _MARKUP.match(text):

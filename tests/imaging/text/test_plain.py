@@ -54,11 +54,12 @@ def test_what_is_no_plain_text_is_named(data: bytes, seen: str) -> None:
         ("<html><body>XANTHIPPE</body></html>", NotPlainText),
         ('<?xml version="1.0"?><DiagnosticReport/>', NotPlainText),
         ("clear \ud800 XANTHIPPE", TextEncoding),
+        ("clear \ufffd XANTHIPPE", TextEncoding),
         ("Kein Nachweis von XANTHIPPE in der Lunge.", TextLanguage),
         ("Лёгкие без очаговых изменений XANTHIPPE", TextLanguage),
         ("clear " * (LARGEST_TEXT // 6 + 1), TextTooLarge),
     ],
-    ids=["nothing", "blank", "numbers", "escape", "html", "xml", "surrogate", "german", "russian", "large"],
+    ids=["nothing", "blank", "numbers", "escape", "html", "xml", "surrogate", "lost", "german", "russian", "large"],
 )
 def test_texts_that_cannot_be_read_are_refused_by_name(text: str, error: type[ImagingError]) -> None:
     with pytest.raises(error) as raised:

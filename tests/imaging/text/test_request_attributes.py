@@ -11,6 +11,7 @@ from written import coded
 
 from imaging.dicom.scan import scan
 from imaging.text.document import Document
+from imaging.text.intake import texts_of
 from imaging.text.request_attributes import request_words
 
 
@@ -60,3 +61,13 @@ def test_the_name_of_an_examination_alone_is_no_reason(tmp_path: Path) -> None:
 def test_letters_beyond_ascii_are_kept(tmp_path: Path) -> None:
     requested(tmp_path, AdditionalPatientHistory="Sjögren's syndrome, temperature 39 °C")
     assert asked(tmp_path)[0] == "HISTORY: Sjögren's syndrome, temperature 39 °C"
+
+
+def test_letters_that_the_character_set_does_not_have_are_not_passed_on(tmp_path: Path) -> None:
+    requested(tmp_path, AdditionalPatientHistory="XANTHIPPE Qxy pain")
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"Qxy", b"\xe9\xe9\xe9"))
+    (study,) = scan(tmp_path).studies
+    found = texts_of(study)
+    assert (found.documents, [error.code for error in found.refused]) == ((), ["text_encoding"])
+    assert "XANTHIPPE" not in str(found.refused)
