@@ -17,16 +17,19 @@ from imaging.checkpoint import Checkpoint, open_checkpoints
 from imaging.classifier import Explained, open_predictor
 from imaging.dicom import read_stack
 from imaging.dicom.scan import Scan, Study
+from imaging.dicom.seg import SegType
 from imaging.dicom.stack import Policy
-from imaging.errors import DuplicateName, ImagingError, OutputNotWritable, UnknownName
+from imaging.errors import DuplicateName, ImagingError, OutputNotWritable
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
+from imaging.report.fhir import Version
 from imaging.report.report import Replaced, StudyEntry
 from imaging.study_channels import view_study
 from imaging.volume import Volume
-from pipelines.outputs import FORMATS
-from pipelines.reporting import Source, StudyResult, report_on, stale_results
+from pipelines.asking import Source
+from pipelines.outputs import Wanted
+from pipelines.reporting import Asked, StudyResult, report_on, stale_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ def infer(
     models: Sequence[str] = (),
     out: Path = Path("out"),
     formats: Sequence[str] | None = None,
+    seg_type: SegType = "binary",
+    fhir_version: Version = "r4",
     policy: Policy = "repair",
     explain: Explained = "abnormal",
     on_study: Callable[[str, int, int], None] | None = None,
@@ -60,8 +65,12 @@ def infer(
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
     formats
-        Some of `FORMATS`; by default the report, and the mask as the input's own kind (``seg`` or ``nifti``). ``json``
-        is always written.
+        Some of `pipelines.outputs.FORMATS`; by default the page, the mask as the input's own kind (``seg`` or
+        ``nifti``), and of a DICOM study of which something is said an ``sr``. ``json`` is always written.
+    seg_type
+        Of DICOM SEG: ``binary``, which every archive takes, or ``labelmap``.
+    fhir_version
+        ``r4`` or ``r5``.
     policy
         Whether a series that would have to be changed to be a volume is taken or refused.
     explain
@@ -76,7 +85,8 @@ def infer(
     CheckpointCorrupt
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
-    inference = Inference(models=models, formats=formats, policy=policy, explain=explain)
+    inference = Inference(models=models, formats=formats, seg_type=seg_type, fhir_version=fhir_version, policy=policy,
+                          explain=explain)  # fmt: skip
     return inference(paths, out, on_study=on_study)
 
 
@@ -85,7 +95,7 @@ class Inference:
 
     Parameters
     ----------
-    models, formats, policy, explain
+    models, formats, seg_type, fhir_version, policy, explain
         As `infer` takes them.
 
     Attributes
@@ -104,22 +114,21 @@ class Inference:
         *,
         models: Sequence[str] = (),
         formats: Sequence[str] | None = None,
+        seg_type: SegType = "binary",
+        fhir_version: Version = "r4",
         policy: Policy = "repair",
         explain: Explained = "abnormal",
     ) -> None:
-        unknown = set(formats or ()) - set(FORMATS)
-        if unknown:
-            expected = f"some of {', '.join(FORMATS)} were expected"
-            raise UnknownName("formats", seen=repr(min(unknown)), expected=expected)
+        wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version)
         self.checkpoints, self._unusable = open_checkpoints(models)
-        self._named, self._formats, self._policy, self._explain = bool(models), formats, policy, explain
+        self._named, self._policy = bool(models), policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
-        self._predictor = cache(lambda name: open_predictor(by_name[name]))
+        self._asked = Asked(cache(lambda name: open_predictor(by_name[name])), explain, wanted)
 
     def warm_up(self) -> None:
         """Read the weights of every checkpoint, which the first study would wait for."""
         for checkpoint in self.checkpoints:
-            self._predictor(checkpoint.name)
+            self._asked.predictor(checkpoint.name)
 
     def __call__(
         self,
@@ -152,7 +161,7 @@ class Inference:
             if on_study:
                 on_study(source.entry.name, number, len(sources))
             told = replace(source, version=version, replaces=replaces)
-            results.append(report_on(told, self._predictor, out, self._formats, self._explain))
+            results.append(report_on(told, self._asked, out))
         stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
         return Inferred(tuple(results), (*self._unusable, *inputs.scan.refused, *doubles, *stale))
 
@@ -216,7 +225,8 @@ def _dicom_source(
         (item.view, partial(read_stack, item.series, item.stack) if item.stack is not None else _nothing)
         for item in view_study(study, checkpoints, named=named, policy=policy)
     )
-    return Source(entry, series, _refused_near(study, inputs.scan))
+    files = tuple(item.instances[0].path for item in study.series)
+    return Source(entry, series, _refused_near(study, inputs.scan), files)
 
 
 def _nothing() -> Volume:

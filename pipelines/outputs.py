@@ -6,75 +6,209 @@ Invariant: an output that fails its check, or that the input cannot have, is wit
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from imaging.classifier import Classification
-from imaging.dicom.seg import Algorithm, write_seg
-from imaging.errors import FormatNotApplicable, ImagingError, OutputMismatch, OutputNotWritable
-from imaging.files import sha256_of
+from imaging.dicom.seg import Algorithm, SegType, write_seg
+from imaging.errors import FormatNotApplicable, ImagingError, OutputNotWritable, UnknownName
+from imaging.files import sha256_of, write_whole
 from imaging.nifti import write_mask, write_volume
 from imaging.predict import Prediction
-from imaging.report.report import OutputEntry
+from imaging.report.fhir import Version, write_fhir
+from imaging.report.findings import refusals_of
+from imaging.report.html import render_html
+from imaging.report.pictures import key_pictures
+from imaging.report.report import OutputEntry, Report
+from imaging.report.sr import write_sr
 from imaging.volume import SeriesFacts, Volume
 
-FORMATS = ("json", "html", "seg", "nifti")
-REPORT = "report.json"
+FORMATS = ("json", "html", "seg", "sr", "fhir", "nifti")
+REPORT, PAGE, SR, FHIR = "report.json", "report.html", "sr.dcm", "fhir.json"
 # What a study's folder may hold from an earlier run, and is replaced.
-OURS = (REPORT, "report.html", "seg_*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
+OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
 
 
-def output_entries(stage: Path, made_from: Mapping[str, SeriesFacts]) -> tuple[OutputEntry, ...]:
-    """The files of a stage with their checksums, and the series that each was made from."""
-    return tuple(
-        OutputEntry(file=file.name, sha256=sha256_of(file), series_uid=facts.series_uid, volume=facts.volume)
-        for file in sorted(stage.iterdir())
-        for facts in [made_from.get(file.name, SeriesFacts())]
-    )
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which files are wanted of a study.
+
+    Attributes
+    ----------
+    formats
+        Some of `FORMATS`; None for what fits the input: the page, a mask as the input's own kind, and of a DICOM study
+        of which something is said an SR. `report.json` is always written: it vouches for the others.
+    seg_type
+        Of a SEG.
+    fhir_version
+        Of FHIR.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such format, type or version.
+    """
+
+    formats: frozenset[str] | None = None
+    seg_type: SegType = "binary"
+    fhir_version: Version = "r4"
+
+    def __post_init__(self) -> None:
+        _check("formats", self.formats or (), FORMATS)
+        _check("seg_type", (self.seg_type,), get_args(SegType))
+        _check("fhir_version", (self.fhir_version,), get_args(Version))
+
+    def has(self, name: str, *, by_default: bool = False) -> bool:
+        """Whether a format is wanted, by name or by default."""
+        return by_default if self.formats is None else name in self.formats
 
 
-def write_masks(stage: Path, prediction: Prediction, formats: Collection[str] | None) -> list[ImagingError]:
-    """Write the mask as the formats ask; an output that fails its check is withheld and told."""
+def _check(what: str, given: Sequence[str] | frozenset[str], known: Sequence[str]) -> None:
+    unknown = set(given) - set(known)
+    if unknown:
+        raise UnknownName(what, seen=repr(min(unknown)), expected=f"some of {', '.join(known)} were expected")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The folder that a study's files are put together in.
+
+    Attributes
+    ----------
+    folder
+        Where the files are; what is wrong leaves none there.
+    made_from
+        For a file made of one series what is known of that.
+    faults
+        Why an output was withheld.
+    """
+
+    folder: Path
+    made_from: dict[str, SeriesFacts]
+    faults: list[ImagingError]
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Write an output, or tell why it is withheld; a disk that is full withholds all."""
+        try:
+            write()
+        except OutputNotWritable:
+            raise
+        except ImagingError as error:
+            self.faults.append(error)
+
+    def entries(self) -> tuple[OutputEntry, ...]:
+        """The files with their checksums, and the series that each was made from."""
+        return tuple(
+            OutputEntry(file=file.name, sha256=sha256_of(file), series_uid=facts.series_uid, volume=facts.volume)
+            for file in sorted(self.folder.iterdir())
+            for facts in [self.made_from.get(file.name, SeriesFacts())]
+        )
+
+    def name(self, stem: str, suffix: str, facts: SeriesFacts) -> Path:
+        """A name that is not taken, for a checkpoint may take several series of one study; `facts` are the series'."""
+        path, number = self.folder / f"{stem}{suffix}", 2
+        while path.name in self.made_from:
+            path, number = self.folder / f"{stem}_{number}{suffix}", number + 1
+        self.made_from[path.name] = facts
+        return path
+
+
+def write_predictions(stage: Stage, predictions: Sequence[Prediction | Classification], wanted: Wanted) -> None:
+    """Write what has voxels: masks, and where NIfTI is asked for heat maps."""
+    for prediction in predictions:
+        if isinstance(prediction, Prediction):
+            _write_masks(stage, prediction, wanted)
+        elif wanted.has("nifti"):
+            _write_heat_maps(stage, prediction)
+
+
+def write_report(
+    stage: Stage,
+    report: Report,
+    predictions: Sequence[Prediction | Classification],
+    wanted: Wanted,
+    *,
+    instances: Sequence[Path] = (),
+    predecessors: Sequence[Path] = (),
+) -> Report:
+    """Write a report in every format that is wanted, and `report.json` last, which names and vouches for all others.
+
+    Parameters
+    ----------
+    stage
+        Holds the masks already.
+    report
+        What is said; its outputs, and what was refused of them, are added here.
+    predictions
+        What the pictures of the page are made of.
+    wanted
+        The formats.
+    instances
+        DICOM files of the study: those that were read, or where nothing was, any.
+    predecessors
+        SRs that this one replaces.
+
+    Returns
+    -------
+    Report
+        As `report.json` holds it.
+    """
+    said = bool(report.findings or report.texts)
+
+    def so_far() -> Report:
+        refused = (*report.refused, *refusals_of(stage.faults))
+        return report.model_copy(update={"outputs": stage.entries(), "refused": refused})
+
+    if wanted.has("sr", by_default=said and bool(report.study.uid)):
+        file = stage.folder / SR
+        stage.attempt(partial(write_sr, file, so_far(), instances, predecessors=predecessors))
+    if wanted.has("fhir"):
+        stage.attempt(partial(write_fhir, stage.folder / FHIR, so_far(), wanted.fhir_version))
+    if wanted.has("html", by_default=True):
+        pictures = [picture for prediction in predictions for picture in key_pictures(prediction)]
+        write_whole(stage.folder / PAGE, render_html(so_far(), pictures))
+    written = so_far()
+    write_whole(stage.folder / REPORT, written.to_json())
+    return written
+
+
+def _write_masks(stage: Stage, prediction: Prediction, wanted: Wanted) -> None:
     volume, config = prediction.volume, prediction.checkpoint.segmenter()
     # highdicom builds a SEG over single-frame instances, one for each slice.
     single = len({frame.sop_instance_uid for frame in volume.sources}) == len(volume.sources) > 0
     has_own_grid = single and not volume.resampled
-    wanted = formats if formats is not None else {"seg" if has_own_grid else "nifti"}
-    faults: list[ImagingError] = []
-    try:
-        if "nifti" in wanted:
-            write_mask(_free(stage, f"mask_{config.name}", ".nii.gz"), prediction.mask_XYZ, volume.affine)
-        if "seg" in wanted and not has_own_grid:
-            faults.append(FormatNotApplicable(volume.facts.subject, seen=_why_no_seg(volume)))
-        elif "seg" in wanted and prediction.mask_XYZ.any():
-            algorithm = Algorithm(
-                name=config.name,
-                version=config.version,
-                weights_sha256=prediction.checkpoint.weights_sha256,
-                config_sha256=config.digest(),
-                software_version=importlib.metadata.version("imgpipe"),
-            )
-            path = _free(stage, f"seg_{config.name}", ".dcm")
-            write_seg(path, prediction.found, volume, config.labels, algorithm)
-    except OutputNotWritable:
-        raise
-    except ImagingError as error:
-        faults.append(error)
-    return faults
+    if wanted.has("nifti", by_default=not has_own_grid):
+        path = stage.name(f"mask_{config.name}", ".nii.gz", volume.facts)
+        stage.attempt(partial(write_mask, path, prediction.mask_XYZ, volume.affine))
+    if not wanted.has("seg", by_default=has_own_grid):
+        return
+    if not has_own_grid:
+        stage.faults.append(FormatNotApplicable(volume.facts.subject, seen=_why_no_seg(volume)))
+    elif prediction.mask_XYZ.any():
+        algorithm = Algorithm(
+            name=config.name,
+            version=config.version,
+            weights_sha256=prediction.checkpoint.weights_sha256,
+            config_sha256=config.digest(),
+            software_version=importlib.metadata.version("imgpipe"),
+        )
+        path = stage.name(f"seg_{config.name}", ".dcm", volume.facts)
+        write = partial(write_seg, path, prediction.found, volume, config.labels, algorithm, seg_type=wanted.seg_type)
+        stage.attempt(write)
 
 
-def write_heat_maps(stage: Path, prediction: Classification) -> list[ImagingError]:
-    """Write each map on the image's grid, -1 where the network saw nothing; one that fails its check is withheld."""
-    faults: list[ImagingError] = []
+def _write_heat_maps(stage: Stage, prediction: Classification) -> None:
+    """Write each map on the image's grid, -1 where the network saw nothing."""
+    volume = prediction.volume
     for found in prediction.heat_maps:
-        path = _free(stage, f"heatmap_{prediction.checkpoint.name}_{found.target}", ".nii.gz")
-        try:
-            write_volume(path, Volume(np.nan_to_num(found.heat_XYZ, nan=-1.0)[np.newaxis], prediction.volume.affine))
-        except OutputMismatch as error:
-            faults.append(error)
-    return faults
+        path = stage.name(f"heatmap_{prediction.checkpoint.name}_{found.target}", ".nii.gz", volume.facts)
+        heat = Volume(np.nan_to_num(found.heat_XYZ, nan=-1.0)[np.newaxis], volume.affine)
+        stage.attempt(partial(write_volume, path, heat))
 
 
 def _why_no_seg(volume: Volume) -> str:
@@ -83,9 +217,7 @@ def _why_no_seg(volume: Volume) -> str:
     return "the volume was resampled" if volume.resampled else "its slices are frames of a multi-frame instance"
 
 
-def _free(stage: Path, stem: str, suffix: str) -> Path:
-    """A name that is not taken: a checkpoint may take several series of one study."""
-    path, number = stage / f"{stem}{suffix}", 2
-    while path.exists():
-        path, number = stage / f"{stem}_{number}{suffix}", number + 1
-    return path
+def instances_of(predictions: Sequence[Prediction | Classification], files: Sequence[Path]) -> tuple[Path, ...]:
+    """The DICOM files that were read; where none was, those of the study that are known."""
+    read = dict.fromkeys(frame.path for prediction in predictions for frame in prediction.volume.sources)
+    return tuple(read) or tuple(files)

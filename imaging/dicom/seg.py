@@ -32,6 +32,9 @@ from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
 PLACE_TOLERANCE_MM = 0.01
 SegType = Literal["binary", "labelmap"]
+_ONE_A_VOXEL = "a label map, whose voxels belong to one segment each, cannot hold them"
+# What highdicom raises for sources it cannot take.
+_REFUSALS = (AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +102,15 @@ def write_seg(
     present = [label for label in labels if structure_of(mask, label).any()]
     unknown = sorted(set(np.unique(mask).tolist()) - {0, *(label.id for label in labels)})
     if seg_type == "labelmap" and mask.ndim != 3:
-        raise FormatNotApplicable(
-            volume.facts.subject,
-            seen="its structures may overlap",
-            expected="a label map, whose voxels belong to one segment each, cannot hold them",
-            remedy="Ask for a binary SEG",
-        )
+        raise FormatNotApplicable(volume.facts.subject, seen="its structures may overlap", expected=_ONE_A_VOXEL,
+                                  remedy="Ask for a binary SEG")  # fmt: skip
     if unknown:
         raise OutputNotBuilt(path.name, seen=f"label ids {unknown} without a meaning")
     if not volume.facts.frame_of_reference_uid:
         raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
         segmentation = _build(mask, volume, present, algorithm, seg_type)
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # what highdicom raises for sources it cannot take
+    except _REFUSALS as error:
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
     stream = io.BytesIO()
     segmentation.save_as(stream)

@@ -309,8 +309,8 @@ class FormatNotApplicable(WrongUsage):
     """An output that cannot be made from this kind of input."""
 
     code = "format_not_applicable"
-    expected = "a DICOM series was expected for seg"
-    remedy = "Ask for nifti"
+    expected = "a DICOM series that it can be about was expected"
+    remedy = "Ask for nifti or json"
 
 
 class SeveralSeries(WrongUsage):

@@ -20,7 +20,9 @@ from pipelines.cli.verb import (
 
 if TYPE_CHECKING:
     from imaging.classifier import Explained
+    from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.report.fhir import Version
     from pipelines.infer import Inferred
 
 
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
-@click.option("--formats", metavar="LIST", help="Some of html,seg,nifti; by default what fits the input.")
+@click.option("--formats", metavar="LIST", help="Some of html,seg,sr,fhir,nifti; by default what fits the input.")
+@click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True,
+              help="Label maps are smaller, and not every archive takes them.")  # fmt: skip
+@click.option("--fhir-version", type=click.Choice(["r4", "r5"]), default="r4", show_default=True, help="Of fhir.json.")
 @click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
               help="Which findings of a classifier get a map of what raised their probability.")  # fmt: skip
 @with_policy
@@ -39,13 +44,15 @@ def infer(
     models: tuple[str, ...],
     out: Path,
     formats: str | None,
+    seg_type: SegType,
+    fhir_version: Version,
     explain: Explained,
     policy: Policy,
     as_json: bool,
 ) -> int:
     """Report on every study under PATHS (folders of DICOM, NIfTI files, PNG pictures).
 
-    Writes OUT/<StudyInstanceUID>/ with report.json, report.html and the mask as DICOM SEG; for a NIfTI or
+    Writes OUT/<StudyInstanceUID>/ with report.json, report.html, sr.dcm and the mask as DICOM SEG; for a NIfTI or
     PNG file OUT/<file name>/, with the mask as NIfTI. Without --model each shipped checkpoint takes the series
     it was made for.
     """
@@ -56,8 +63,8 @@ def infer(
         def on_study(name: str, number: int, total: int) -> None:
             tell(f"Study {number + 1} of {total}: {name}")
 
-        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, policy=policy, explain=explain,
-                              on_study=on_study)  # fmt: skip
+        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, seg_type=seg_type,
+                              fhir_version=fhir_version, policy=policy, explain=explain, on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)

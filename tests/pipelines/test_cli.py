@@ -49,7 +49,7 @@ def test_infer_as_a_user_runs_it(console: Console, both_studies: Path, model: st
         Report.model_validate(study["report"])
         assert json.loads((folder / "report.json").read_text()) == study["report"]
         assert sorted(path.name for path in folder.iterdir()) == [
-            "report.html", "report.json", "seg_hippocampus_mr.dcm"
+            "report.html", "report.json", "seg_hippocampus_mr.dcm", "sr.dcm"
         ]  # fmt: skip
     assert not [secret for secret in SECRETS if secret in result.stderr]
     assert "Traceback" not in result.stderr

@@ -6,6 +6,7 @@ import hashlib
 import html
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_study_is_written_to_a_folder_named_by_its_uid(done: StudyResult) -> Non
     assert done.folder is not None
     assert done.name == done.folder.name == UID1
     assert files_in(done.folder.parent) == [
-        f"{UID1}/report.html", f"{UID1}/report.json", f"{UID1}/seg_hippocampus_mr.dcm"
+        f"{UID1}/report.html", f"{UID1}/report.json", f"{UID1}/seg_hippocampus_mr.dcm", f"{UID1}/sr.dcm"
     ]  # fmt: skip
     assert done.problems == ()
 
@@ -178,7 +179,7 @@ def test_second_run_replaces_the_first_and_leaves_what_is_not_ours(run: Infer, s
     for name in ("report.json", "mask_old.nii.gz", "seg_old.dcm", "notes.txt"):
         (folder / name).write_text("old")
     run(study1)
-    assert files_in(folder) == ["notes.txt", "report.html", "report.json", "seg_hippocampus_mr.dcm"]
+    assert files_in(folder) == ["notes.txt", "report.html", "report.json", "seg_hippocampus_mr.dcm", "sr.dcm"]
     assert (folder / "notes.txt").read_text() == "old"
     Report.model_validate_json((folder / "report.json").read_text())
 
@@ -200,6 +201,8 @@ def test_output_below_the_input_is_not_read_as_input(run: Infer, study1: Path, t
         (["json"], ["report.json"]),
         (["html"], ["report.html", "report.json"]),
         (["seg"], ["report.json", "seg_hippocampus_mr.dcm"]),
+        (["sr"], ["report.json", "sr.dcm"]),
+        (["fhir"], ["fhir.json", "report.json"]),
         (["nifti", "json"], ["mask_hippocampus_mr.nii.gz", "report.json"]),
     ],
     ids="+".join,
@@ -223,6 +226,94 @@ def test_mask_of_dicom_as_nifti_lies_where_the_seg_lies(run: Infer, study1: Path
         if finding["structure"]["voxels"]:
             centre = mask.affine @ [*np.argwhere(array == label).mean(axis=0), 1]
             assert centre[:3] == pytest.approx(finding["structure"]["centre_ras_mm"], abs=1e-2)
+
+
+# ---------------------------------------------------------------------------------------------- the same every time
+
+MOMENTS = {"InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "ContributionDateTime"}
+TOLD = {"created", "timestamp", "issued", "occurredDateTime", "recorded"}
+
+
+def without_moments(path: Path) -> Any:
+    """What a file says but the moments that it states and, in report.json, the sums of files that state them."""
+    if path.suffix == ".dcm":
+        dataset = pydicom.dcmread(path)
+        for element in [found for found in dataset.iterall() if found.keyword in MOMENTS]:
+            element.value = ""
+        return dataset.to_json()
+    if path.suffix == ".json":
+        document = json.loads(path.read_text(encoding="utf-8"), object_hook=timeless)
+        assert document != json.loads(path.read_text(encoding="utf-8")), "it states a moment"
+        return document
+    page = path.read_bytes()
+    created = json.loads((path.parent / "report.json").read_text())["created"]
+    report = json.loads((path.parent / "report.json").read_text())
+    for told in (created, *(output["sha256"] for output in report["outputs"])):
+        page = page.replace(told.encode(), b"")
+    return page
+
+
+def timeless(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a JSON document without its moments, and an output without the sum of its bytes."""
+    left = {key: value for key, value in part.items() if key not in TOLD}
+    return {key: value for key, value in left.items() if "file" not in left or key != "sha256"}
+
+
+@pytest.mark.parametrize("seg_type", ["binary", "labelmap"])
+def test_same_input_gives_the_same_bytes_but_for_the_moment(
+    run: Infer, study1: Path, tmp_path: Path, seg_type: str
+) -> None:
+    formats = ["json", "html", "seg", "sr", "fhir", "nifti"]
+    first = only(run(study1, out=tmp_path / "first", formats=formats, seg_type=seg_type))
+    time.sleep(1.1)  # the moment is told in seconds
+    again = only(run(study1, out=tmp_path / "again", formats=formats, seg_type=seg_type))
+    assert first.folder is not None and again.folder is not None
+    assert first.problems == again.problems == ()
+    assert len(files_in(first.folder)) == 6
+    assert (first.folder / "sr.dcm").read_bytes() != (again.folder / "sr.dcm").read_bytes(), "it states the moment"
+    for name in files_in(first.folder):
+        assert without_moments(first.folder / name) == without_moments(again.folder / name), name
+
+
+def test_sr_refers_to_the_segments_of_the_seg(run: Infer, study1: Path) -> None:
+    study = only(run(study1))
+    assert study.folder is not None
+    seg, sr = (pydicom.dcmread(study.folder / name) for name in ("seg_hippocampus_mr.dcm", "sr.dcm"))
+    referred = {item.value for item in sr.iterall() if item.keyword == "ReferencedSOPInstanceUID"}
+    assert seg.SOPInstanceUID in referred
+
+
+def test_sr_of_a_new_version_names_the_one_that_it_replaces(model: str, study1: Path, tmp_path: Path) -> None:
+    inference = Inference(models=[model], formats=["sr"])
+    first = only(inference([study1], tmp_path))
+    assert first.folder is not None
+    old = pydicom.dcmread(first.folder / "sr.dcm").SOPInstanceUID
+    sha256 = hashlib.sha256((first.folder / "report.json").read_bytes()).hexdigest()
+    second = only(inference([study1], tmp_path, version=2, replaces=Replaced(version=1, report_sha256=sha256)))
+    assert second.folder is not None and second.problems == ()
+    new = pydicom.dcmread(second.folder / "sr.dcm")
+    (predecessor,) = new.PredecessorDocumentsSequence
+    assert predecessor.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == old
+    other = Replaced(version=2, report_sha256="0" * 64)
+    third = only(inference([study1], tmp_path, version=3, replaces=other))
+    assert third.folder is not None
+    assert "PredecessorDocumentsSequence" not in pydicom.dcmread(third.folder / "sr.dcm"), "another result lay there"
+
+
+@pytest.mark.parametrize(("option", "value"), [("seg_type", "fractional"), ("fhir_version", "r6")])
+def test_unknown_kind_of_output_is_refused(run: Infer, study1: Path, option: str, value: str) -> None:
+    with pytest.raises(UnknownName, match=value):
+        run(study1, **{option: value})
+
+
+def test_report_says_what_was_not_looked_at(run: Infer, data: Path, study1: Path) -> None:
+    study = only(run(data / "philips_localiser"))
+    assert study.report is not None
+    (unread,) = study.report.not_looked_at
+    assert study.report.series[0].uid in unread and "localizer" in unread
+    seen = only(run(study1, formats=["json"])).report
+    assert seen is not None
+    assert seen.not_looked_at == ("Anything but: Hippocampus, anterior part, Hippocampus, posterior part",)
 
 
 # ---------------------------------------------------------------------------------------------------------------- nifti
@@ -359,7 +450,7 @@ def test_fault_while_writing_leaves_nothing_behind(
     def broken(*_: object) -> str:
         raise RuntimeError
 
-    monkeypatch.setattr("pipelines.reporting.render_html", broken)
+    monkeypatch.setattr("pipelines.outputs.render_html", broken)
     study = only(run(study1))
     assert codes(*study.problems) == ["study_failed"]
     assert list((tmp_path / "out").iterdir()) == []
@@ -502,7 +593,7 @@ def test_a_resampled_volume_has_a_mask_of_its_own_grid_and_no_seg(run: Infer, be
     study = only(run(tilted(beside)))
     assert study.report is not None and study.folder is not None
     assert study.problems == ()
-    assert files_in(study.folder) == ["mask_hippocampus_mr.nii.gz", "report.html", "report.json"]
+    assert files_in(study.folder) == ["mask_hippocampus_mr.nii.gz", "report.html", "report.json", "sr.dcm"]
     (series,) = study.report.series
     assert {"gantry_tilt", "beyond_acquired"} <= {defect.code for defect in series.defects}
     assert nib.load(study.folder / "mask_hippocampus_mr.nii.gz").shape == series.shape
@@ -630,7 +721,7 @@ def test_same_checkpoint_twice_is_one(run: Infer, model: str, study1: Path) -> N
 
 @pytest.mark.parametrize("formats", [["pdf"], ["json", ""], ["JSON"]])
 def test_unknown_format_lists_the_known(run: Infer, study1: Path, formats: list[str]) -> None:
-    with pytest.raises(UnknownName, match="json, html, seg, nifti"):
+    with pytest.raises(UnknownName, match="json, html, seg, sr, fhir, nifti"):
         run(study1, formats=formats)
 
 

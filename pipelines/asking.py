@@ -1,0 +1,147 @@
+"""The pictures of one study: each series read once, and asked of every checkpoint that takes it.
+
+Invariant: no series goes unmentioned; what is refused is told with the series, and stops no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from imaging.channels import joined
+from imaging.classifier import Classification, Classifier, Explained
+from imaging.errors import ImagingError, InputRefused, NotApplicable
+from imaging.inputs import SeriesView
+from imaging.predict import Prediction, Predictor
+from imaging.report.findings import refusals_of
+from imaging.report.report import DefectEntry, Replaced, SeriesEntry, StudyEntry
+from imaging.volume import Volume, orientation_of, spacing_of
+
+# Gives the predictor of a checkpoint by its name.
+Predictors = Callable[[str], Predictor | Classifier]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One study before it is read.
+
+    Attributes
+    ----------
+    entry
+        Whose it is.
+    series
+        Each series as its header tells it, with the way to read it.
+    refused
+        Files beside its images that were refused, and so may belong to it.
+    files
+        One of each of its DICOM series.
+    version, replaces
+        As the report has them.
+    """
+
+    entry: StudyEntry
+    series: tuple[tuple[SeriesView, Callable[[], Volume]], ...]
+    refused: tuple[ImagingError, ...] = ()
+    files: tuple[Path, ...] = ()
+    version: int = 1
+    replaces: Replaced | None = None
+
+
+def ask_pictures(
+    source: Source,
+    predictor: Predictors,
+    problems: list[ImagingError],
+    explain: Explained,
+) -> tuple[list[SeriesEntry], list[Prediction | Classification]]:
+    """Read each series that a checkpoint takes and ask the checkpoint; what is refused goes to `problems`."""
+    entries: list[SeriesEntry] = []
+    predictions: list[Prediction | Classification] = []
+    cases: dict[str, dict[str, tuple[int, Volume | None]]] = {}
+    for view, read in source.series:
+        reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
+        if view.refusal is None and not view.taken_by:
+            reasons += [reason for _, reason in view.declined_by]
+        volume = attempt(read, reasons) if view.taken_by else None
+        found: list[Prediction | Classification] = []
+        if volume is not None:
+            alone = [model for model in view.taken_by if model not in dict(view.channel_of)]
+            said = [attempt(partial(_ask, predictor, model, volume, explain), reasons) for model in alone]
+            found = [prediction for prediction in said if prediction is not None]
+        for model, channel in view.channel_of:
+            cases.setdefault(model, {})[channel] = (len(entries), volume)
+        entries.append(_entry(view, volume, found, reasons))
+        predictions += found
+        # A study's own reason is that of each of its series.
+        problems += [reason for reason in reasons if not any(reason is problem for problem in problems)]
+    for model, members in cases.items():
+        reasons = []
+        together = attempt(partial(_ask_together, predictor, model, members), reasons)
+        models, refusals = ((model,) if together is not None else ()), refusals_of(reasons)
+        for place, _ in members.values():
+            entry = entries[place]
+            told = {"models": (*entry.models, *models), "refusals": (*entry.refusals, *refusals)}
+            entries[place] = entry.model_copy(update=told)
+        predictions += [together] if together is not None else []
+        problems += reasons
+    return entries, predictions
+
+
+def _ask_together(predictor: Predictors, model: str, members: Mapping[str, tuple[int, Volume | None]]) -> Prediction:
+    """What a checkpoint says of several series, each a channel; the case is that of the first channel's series."""
+    asked = predictor(model)
+    assert isinstance(asked, Predictor)
+    volumes = []
+    for channel in asked.checkpoint.segmenter().channels:
+        volume = members[channel.name][1]
+        if volume is None:
+            raise NotApplicable(model, seen=f"the series of channel {channel.name!r} could not be read",
+                                expected="every channel was expected")  # fmt: skip
+        volumes.append(volume)
+    return asked(joined(volumes, [(volume.facts.subject, volume.facts.subject) for volume in volumes]))
+
+
+def _ask(predictor: Predictors, model: str, volume: Volume, explain: Explained) -> Prediction | Classification:
+    asked = predictor(model)
+    return asked(volume) if isinstance(asked, Predictor) else asked.explain(asked(volume), of=explain)
+
+
+def attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:
+    """What a step gives, or None with the reason why the input was refused."""
+    try:
+        return step()
+    except InputRefused as error:
+        reasons.append(error)
+        return None
+
+
+def _entry(
+    view: SeriesView,
+    volume: Volume | None,
+    found: Sequence[Prediction | Classification],
+    reasons: Sequence[ImagingError],
+) -> SeriesEntry:
+    defects = volume.defects if volume is not None else view.defects
+    sources = volume.sources if volume is not None else ()
+    return SeriesEntry(
+        uid=view.facts.series_uid,
+        description=view.facts.description,
+        modality=view.facts.modality,
+        volume=view.facts.volume,
+        instances=view.instances,
+        models=tuple(prediction.checkpoint.name for prediction in found),
+        channel_of=dict(view.channel_of),
+        shape=view.shape,
+        spacing_mm=spacing_of(view.affine) if view.affine is not None else None,
+        orientation=orientation_of(view.affine) if view.affine is not None else None,
+        frame_of_reference_uid=view.facts.frame_of_reference_uid,
+        resampled=volume is not None and volume.resampled,
+        defects=tuple(DefectEntry(code=d.code, action=d.action, detail=d.detail, error_mm=d.error_mm) for d in defects),
+        source_sop_instance_uids=tuple(frame.sop_instance_uid for frame in sources),
+        sop_class_uid=sources[0].sop_class_uid if sources else "",
+        refusals=refusals_of(reasons),
+    )
