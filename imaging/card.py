@@ -233,7 +233,22 @@ def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[
                 lines += ["", f"Share of the {_SIDES[side]} cases called indeterminate for {name}: {_share(share)}."]
         lines += _over_folds(metrics, name, "auc", f"AUC of {name}")
     lines += ["", f"Temperature on the logits: {calibration['temperature']}."] if calibration else []
+    lines += _novelty(metrics)
     return [*lines, *_likeliest(config, metrics), *_beside_facts(metrics), *_by_group(metrics)]
+
+
+def _novelty(metrics: Mapping[str, Any]) -> list[str]:
+    """How strange pictures are known, and how often usual ones are taken for strange."""
+    told = metrics.get("novelty")
+    if not told:
+        return []
+    shares = "; ".join(f"{_SIDES[side]} {Interval(**share)}" for side, share in told["flagged"].items())
+    return [
+        "",
+        f"Knows pictures that are unlike its {told['cases']['train']} training cases by {', '.join(told['aspects'])}"
+        f" (embedding: {told['embedding']}), and calls them indeterminate. Limits chosen so that"
+        f" {told['false_flags']:.0%} of the validation cases are flagged at most; flagged: {shares}.",
+    ]
 
 
 def _share(told: Mapping[str, Any] | float) -> Interval:

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from imaging.calibrate import calibrated_probability, likeness
-from imaging.checkpoint import Checkpoint
+from imaging.checkpoint import Checkpoint, read_arrays
 from imaging.config import TOGETHER, ClassifyConfig, Code
 from imaging.conformal import Conformal
 from imaging.explain import Explainer, HeatMap
 from imaging.gridding import affine_of_grid, classify_preprocessing
-from imaging.networks import build_classifier
+from imaging.networks import build_classifier, stages_of
+from imaging.novelty import FILE, Familiar, Traits, traits_of
 from imaging.predict import Predictor, check_not_mask, networks_of
 from imaging.selection import check_choice, check_fit, check_grey
 from imaging.transforms import IMAGE, apply, restore_values
@@ -131,6 +132,9 @@ class Classification:
         One for each target.
     heat_maps
         Where that comes from, for those targets that were explained.
+    novelty
+        Why the volume is unlike those that trained the checkpoint, empty where it is like them; None where the
+        checkpoint does not know what these were like.
     """
 
     checkpoint: Checkpoint
@@ -138,14 +142,20 @@ class Classification:
     probability: dict[str, float]
     judgements: tuple[Judgement, ...]
     heat_maps: tuple[HeatMap, ...] = ()
+    novelty: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """The network's own numbers (K,), and a thumbnail of what it was given."""
+    """The network's own numbers (K,), a thumbnail of what it was given, and what the picture is like.
+
+    `novelty` is as in `Classification`.
+    """
 
     logits_K: NDArray[np.float64]
     thumbnail: NDArray[np.float64]
+    traits: Traits
+    novelty: tuple[str, ...] | None
 
 
 class Classifier:
@@ -181,6 +191,10 @@ class Classifier:
         )
         self._networks = networks_of(checkpoint, build, self._device)
         self._explainer: Explainer | None = None
+        stages = stages_of(config.network, self._networks[0])
+        self._last_stage = self._networks[0].get_submodule(stages[-1]) if stages else None
+        kept = checkpoint.sums.get(FILE)
+        self._familiar = Familiar.of_arrays(read_arrays(checkpoint.folder / FILE, kept)) if kept else None
 
     def __call__(self, volume: Volume) -> Classification:
         """Classify a picture or a volume.
@@ -195,15 +209,17 @@ class Classifier:
         calibration = self.checkpoint.metrics.get("calibration") or {}
         answer = self.ask(volume)
         logits_1K = answer.logits_K[None]
-        strange = is_strange(answer.thumbnail[None], calibration)[0]
+        novelty = answer.novelty
+        if is_strange(answer.thumbnail[None], calibration)[0]:
+            novelty = (_UNLIKE, *(novelty or ()))
         softmax = self._config.output == "softmax"
         probability_1K = calibrated_probability(logits_1K, calibration, softmax=softmax)
         named = {item.name: float(probability_1K[0, item.id]) for item in self._config.classes}
         judgements = tuple(
-            judge(target, float(target.probability(probability_1K)[0]), calibration, strange=bool(strange))
+            judge(target, float(target.probability(probability_1K)[0]), calibration, strange="; ".join(novelty or ()))
             for target in targets_of(self._config)
         )
-        return Classification(self.checkpoint, volume, named, judgements)
+        return Classification(self.checkpoint, volume, named, judgements, novelty=novelty)
 
     def ask(self, volume: Volume) -> Answer:
         """What the network says before any calibration; see the call for what is raised."""
@@ -213,7 +229,10 @@ class Classifier:
         check_fit(config, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
         values = self._prepared(volume)
-        return Answer(self._logits(values[None].to(self._device)), _thumbnail(values))
+        logits_K, embedding = self._logits(values[None].to(self._device))
+        traits = traits_of(values.numpy(), volume.shape, volume.spacing, embedding)
+        novelty = self._familiar.reasons(traits) if self._familiar else None
+        return Answer(logits_K, _thumbnail(values), traits, novelty)
 
     def explain(self, said: Classification, *, of: Explained = "abnormal") -> Classification:
         """The same with a map of where the probabilities come from, on the image's own grid.
@@ -252,8 +271,10 @@ class Classifier:
         return torch.as_tensor(np.asarray(image))
 
     @torch.inference_mode()
-    def _logits(self, image: torch.Tensor) -> NDArray[np.float64]:
-        """Averaged over the flips that the config asks for, and over the members of an ensemble.
+    def _logits(self, image: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Averaged over the flips that the config asks for, and over the members of an ensemble; and the embedding.
+
+        That is the mean over the image of what the last stage of the first network gives, without a flip.
 
         Logits, not probabilities: a mean of calibrated probabilities is less sure than it should be (Ranjan and
         Gneiting, *Combining probability forecasts*, JRSS B 72 (2010) 71-91).
@@ -262,11 +283,22 @@ class Classifier:
         flips: list[tuple[int, ...]] = [()]
         for axis in settings.flip_axes:
             flips += [(*flip, axis + 2) for flip in flips]
+        maps: list[torch.Tensor] = []
+        kept = (
+            self._last_stage.register_forward_hook(lambda *given: maps.append(given[2])) if self._last_stage else None
+        )
         with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = [
                 network(image.flip(flip) if flip else image)[0].float() for network in self._networks for flip in flips
             ]
-        return np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64)
+        if kept is not None:
+            kept.remove()
+        # The first flip of the first network is none.
+        embedding = maps[0][0].flatten(1).float().mean(1) if maps else torch.zeros(0)
+        return (
+            np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64),
+            np.asarray(embedding.cpu().numpy(), dtype=np.float64),
+        )
 
 
 def _with_slices(heat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -289,7 +321,10 @@ def is_strange(thumbnails: NDArray[np.float64], calibration: Mapping[str, Any]) 
     return np.asarray(likeness(thumbnails, np.array(familiar["template"])) < familiar["least"])
 
 
-def judge(target: Target, probability: float, calibration: Mapping[str, Any], *, strange: bool = False) -> Judgement:
+_UNLIKE = "it does not look like those that the checkpoint was calibrated on"
+
+
+def judge(target: Target, probability: float, calibration: Mapping[str, Any], *, strange: str = "") -> Judgement:
     """What follows from a calibrated probability.
 
     Parameters
@@ -300,7 +335,7 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
         The checkpoint's: ``thresholds`` by target, ``margin``, and ``sensitivity`` that the threshold was chosen for,
         and ``conformal`` by target, where an error rate was asked for; empty where it has none.
     strange
-        Whether the picture looks like nothing that the checkpoint knows.
+        Why the picture looks like nothing that the checkpoint knows; empty where it does not.
     """
     threshold = (calibration.get("thresholds") or {}).get(target.name)
     if not target.abnormal:
@@ -310,7 +345,7 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
     if threshold is None:
         return Judgement(target, probability, None, "indeterminate", "The checkpoint has no threshold for it.")
     if strange:
-        reason = "The picture does not look like those that the checkpoint was calibrated on."
+        reason = f"The picture is strange to the checkpoint: {strange}."
         return Judgement(target, probability, threshold, "indeterminate", reason, strange=True)
     margin = calibration.get("margin", 0.0)
     if abs(probability - threshold) < margin:

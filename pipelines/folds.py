@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from imaging.checkpoint import Checkpoint, open_checkpoint
-from imaging.config import Config, SegmentConfig, find_config, load_config
+from imaging.config import ClassifyConfig, Config, SegmentConfig, find_config, load_config
 from imaging.dataset_check import OnCase
 from imaging.errors import (
     CheckpointCorrupt,
@@ -141,6 +141,10 @@ def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | 
     if getattr(first.data, "split", "patient") != "patient":
         raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
                             remedy="Add data.split=patient")  # fmt: skip
+    if isinstance(first, ClassifyConfig) and first.calibrate.novelty is not None:
+        raise ConfigInvalid("calibrate.novelty", seen="given, with --folds",
+                            expected="no novelty was expected: every case trains one of the networks",
+                            remedy="Add calibrate.novelty=null")  # fmt: skip
     given = load_config(find_config(config), overrides).train
     if given.keep != "last":
         log.info("train.keep is last: the cases that are held out of a fold must not choose its epoch")

@@ -40,21 +40,27 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """Some cases with their truth and what the network said; ``logits_NK``, ``truth_NK``, (N, ...)."""
+    """Some cases with their truth and what the network said; ``logits_NK``, ``truth_NK``, (N, ...).
+
+    `strange` has the numbers of the cases that are unlike those that trained the network, as far as that is known.
+    """
 
     cases: Sequence[ClassifiedCase]
     truth_NK: NDArray[np.bool_]
     logits_NK: NDArray[np.float64]
     thumbnails: NDArray[np.float64]
+    strange: frozenset[int] = frozenset()
 
     @classmethod
     def joined(cls, parts: Sequence[Asked]) -> Asked:
         """The cases of several parts, one after the other."""
+        begins = np.cumsum([0, *(len(part.cases) for part in parts)]).tolist()
         return cls(
             [case for part in parts for case in part.cases],
             np.concatenate([part.truth_NK for part in parts]),
             np.concatenate([part.logits_NK for part in parts]),
             np.concatenate([part.thumbnails for part in parts]),
+            frozenset(begin + number for begin, part in zip(begins, parts, strict=False) for number in part.strange),
         )
 
 
@@ -192,6 +198,7 @@ def ask_each(
         np.array([[name in case.classes for name in classes] for case in taken], dtype=np.bool_),
         np.stack([answer.logits_K for answer in answers]),
         np.stack([answer.thumbnail for answer in answers]),
+        frozenset(number for number, answer in enumerate(answers) if answer.novelty),
     )
     return asked, refused
 
@@ -269,7 +276,8 @@ def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mappi
     Of a checkpoint without one the temperature is 1 and every threshold NaN, and everybody is left undecided.
     """
     probability_NK = calibrated_probability(answers.logits_NK, calibration, softmax=config.output == "softmax")
-    strange_N = is_strange(answers.thumbnails, calibration).tolist()
+    unlike_N = is_strange(answers.thumbnails, calibration).tolist()
+    strange_N = ["strange" if unlike or number in answers.strange else "" for number, unlike in enumerate(unlike_N)]
     undecided, thresholds = {}, {}
     for target in targets_of(config):
         threshold = (calibration.get("thresholds") or {}).get(target.name)

@@ -38,6 +38,7 @@ from imaging.transfer import Begun, begin, merge
 from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import fit
 from pipelines.loggers import check_loggers
+from pipelines.novelty import novelty_of
 from pipelines.run_folder import data_digest, identity, open_run, versions
 from pipelines.sides import Classified, Masked, deal, list_for
 from pipelines.states import STATES, read_state
@@ -194,8 +195,11 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     weights, epoch = _kept(config, folder)
     # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
     unmeasured = save_checkpoint(folder / STATES / "unmeasured", config, weights, {})
+    extras, novelty = _novelty(cases, unmeasured)
+    if extras:  # it is measured as it will serve
+        unmeasured = save_checkpoint(unmeasured.folder, config, weights, {}, extras)
     measured = cases.measure(unmeasured)
-    metrics = measured.metrics
+    metrics = {**measured.metrics, **novelty}
     begun = {"start": _start_of(cases, folder)} if (folder / START).is_file() else {}
     patience = config.train.early_stopping
     ended = {} if patience is None else {"early_stopping": patience}
@@ -211,12 +215,20 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
         **data_digest(folder),
         "versions": versions(),
     }
-    checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics)
+    checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics, extras)
     shutil.rmtree(unmeasured.folder)
     for side, page in measured.pages.items():
         write_whole(folder / f"evaluation_{side}.html", page)
     write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
     return checkpoint
+
+
+def _novelty(cases: Masked | Classified, unmeasured: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """What the checkpoint keeps to know strange pictures by, as files, and what its metrics tell of that."""
+    if not isinstance(cases, Classified) or cases.config.calibrate.novelty is None:
+        return {}, {}
+    files, told = novelty_of(unmeasured, cases.sides, cases.config.calibrate.novelty)
+    return files, {"novelty": told}
 
 
 def _start_of(cases: Masked | Classified, folder: Path) -> dict[str, Any]:

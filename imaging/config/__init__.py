@@ -30,6 +30,7 @@ from imaging.config.fitting import (
     Explain,
     Fit,
     Network,
+    Novelty,
     Predict,
     Train,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Label",
     "Lora",
     "Network",
+    "Novelty",
     "PicturesTaken",
     "Predict",
     "Preprocess",

@@ -96,6 +96,21 @@ class ClassifyTrain(Fit):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class Novelty(Section):
+    """How a picture is known to be unlike those that trained the checkpoint, and so to be beyond what it can say.
+
+    `false_flags` is the share of the validation cases that may be taken for strange; intensity, geometry and embedding
+    have equal parts of it, as far as they can be known. `embedding` says how the distance of the network's last feature
+    vector is taken: ``mahalanobis`` from the mean of the training cases in units of their spread, ``knn`` from the one
+    that is the `neighbour`-th nearest of at most `kept` that the checkpoint keeps.
+    """
+
+    false_flags: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    embedding: Literal["mahalanobis", "knn"] = "mahalanobis"
+    neighbour: Count = 10
+    kept: Count = 1000
+
+
 class Calibrate(Section):
     """How a classifier's numbers are made to mean what they say, on the validation cases.
 
@@ -107,7 +122,7 @@ class Calibrate(Section):
     `isotonic` then bends the probabilities along a rising curve a class, which needs some hundreds of validation cases.
     With an `error_rate` a case is also called indeterminate where conformal prediction leaves both answers open, so
     that at most this share of cases like those is called what it is not; `by_class`: of the normal and of the abnormal
-    ones each.
+    ones each. With `novelty` the checkpoint keeps what its training pictures are like, to know strange ones by.
     """
 
     temperature: Literal["fitted", "one"] = "fitted"
@@ -117,6 +132,7 @@ class Calibrate(Section):
     isotonic: Annotated[bool, LATER] = False
     error_rate: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, LATER] = None
     by_class: Annotated[bool, LATER] = True
+    novelty: Annotated[Novelty | None, LATER] = None
 
 
 class Explain(Section):

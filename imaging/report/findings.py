@@ -64,6 +64,8 @@ def _finding(prediction: Prediction, label: Label) -> Finding:
 
 def _judged(prediction: Classification, judgement: Judgement) -> Finding:
     calibration = prediction.checkpoint.metrics.get("calibration") or {}
+    unknown = prediction.novelty is None and not calibration.get("familiar")
+    note = " Whether the picture is strange to the checkpoint is not known." if unknown else ""
     return Finding(
         name=judgement.target.name,
         title=judgement.target.title,
@@ -71,7 +73,8 @@ def _judged(prediction: Classification, judgement: Judgement) -> Finding:
         code=judgement.target.code,
         modifier=None,
         assessment=judgement.assessment,
-        assessment_reason=judgement.reason,
+        assessment_reason=judgement.reason + note,
+        novelty=prediction.novelty or (),
         model=prediction.checkpoint.name,
         series_uid=prediction.volume.facts.series_uid,
         volume=prediction.volume.facts.volume,

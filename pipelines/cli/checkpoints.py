@@ -20,6 +20,38 @@ from pipelines.cli.verb import (
 )
 
 
+@click.command(short_help="Teach a classifier to know strange pictures.")
+@click.argument("checkpoint")
+@click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="What it was trained on.")
+@click.option("--out", type=PATH, required=True, help="The folder of the copy; a new one.")
+@click.option("--false-flags", type=click.FloatRange(min=0, max=1, min_open=True, max_open=True), default=0.03,
+              show_default=True, help="Share of the validation cases that may be flagged.")  # fmt: skip
+@click.option("--embedding", type=click.Choice(["mahalanobis", "knn"]), default="mahalanobis", show_default=True,
+              help="How far the network's last features may be.")  # fmt: skip
+@as_json
+@verb_of
+def novelty(checkpoint: str, data: Path, out: Path, false_flags: float, embedding: str, as_json: bool) -> int:
+    """Write a copy of CHECKPOINT that calls pictures indeterminate which are unlike those that trained it.
+
+    Config and weights stay as they are. What is usual is measured on the cases that trained the checkpoint, and how
+    unusual a picture may be on those that validated it; both are found in MANIFEST by the names that its metrics have.
+    """
+    with progress("Reading") as tell:
+        from pipelines.novelty import add_novelty
+
+        made = add_novelty(checkpoint=checkpoint, data=data, out=out, false_flags=false_flags, embedding=embedding,
+                           on_case=case_teller(tell))  # fmt: skip
+    told = made.metrics["novelty"]
+    if as_json:
+        print_json({"checkpoint": str(made.folder), "novelty": told, "exit_status": 0})
+        return 0
+    click.echo(f"known by: {', '.join(told['aspects'])}")
+    for side, share in told["flagged"].items():
+        click.echo(f"{side} cases that are flagged: {interval(share)} over {told['cases'][side]} case(s)")
+    click.echo(f"checkpoint: {made.folder}")
+    return 0
+
+
 @click.command(short_help="Measure a checkpoint on cases whose truth is known.")
 @click.argument("checkpoint")
 @click.option(

@@ -1,0 +1,129 @@
+"""Statistics of strangeness are added without a new training, and what is strange is not judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from classified import picture, write_config, write_pictures
+from PIL import Image
+
+from imaging.checkpoint import CONFIG, WEIGHTS, open_checkpoint
+from imaging.classifier import Classifier
+from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, TooFewCases
+from imaging.novelty import FILE
+from imaging.png import read_png
+from imaging.report.findings import findings_of
+from pipelines.folds import cross_validate
+from pipelines.novelty import add_novelty
+from pipelines.train import Run, train
+
+RATE = 0.3
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("films"), cases=96)
+
+
+@pytest.fixture(scope="module")
+def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose config asks for it."""
+    folder = tmp_path_factory.mktemp("run")
+    overrides = [f"data.root={films}", f"calibrate.novelty={{false_flags: {RATE}}}"]
+    run = train(config=write_config(folder / "toy.yaml", *overrides), out=folder / "run", progress=False)
+    assert run is not None
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same without."""
+    folder = tmp_path_factory.mktemp("plain")
+    run = train(config=write_config(folder / "toy.yaml", f"data.root={films}"), out=folder / "run", progress=False)
+    assert run is not None
+    return run
+
+
+def strange(folder: Path) -> Path:
+    """A picture of checks, and broad."""
+    checks = (np.indices((16, 60)).sum(axis=0) // 4 % 2 * 200 + np.arange(60)[None] % 50).astype(np.uint8)
+    Image.fromarray(checks).save(folder / "checks.png")
+    return folder / "checks.png"
+
+
+def test_training_keeps_it_and_tells_it(trained: Run) -> None:
+    checkpoint = trained.checkpoint
+    assert FILE in checkpoint.sums
+    told = checkpoint.metrics["novelty"]
+    assert told["false_flags"] == RATE
+    assert {"intensity", "embedding"} <= set(told["aspects"])
+    assert "geometry" not in told["aspects"]  # all of them have one size
+    assert told["flagged"]["validation"]["mean"] <= RATE
+    assert "Knows pictures that are unlike its" in (checkpoint.folder / "README.md").read_text()
+
+
+def test_strange_pictures_are_indeterminate_with_the_reason(trained: Run, plain: Run, tmp_path: Path) -> None:
+    said = Classifier(trained.checkpoint)(read_png(strange(tmp_path)))
+    (judgement,) = said.judgements
+    assert (judgement.assessment, judgement.strange) == ("indeterminate", True)
+    assert said.novelty
+    assert said.novelty[0] in judgement.reason
+    (finding,) = findings_of(said)
+    assert (finding.novelty, finding.assessment) == (said.novelty, "indeterminate")
+    (known,) = findings_of(Classifier(plain.checkpoint)(read_png(tmp_path / "checks.png")))
+    assert known.novelty == ()
+    assert "is not known" in known.assessment_reason
+
+
+def test_usual_pictures_are_judged(trained: Run, tmp_path: Path) -> None:
+    classifier, generator, told = Classifier(trained.checkpoint), np.random.default_rng(7), []
+    for number in range(20):
+        Image.fromarray(picture(generator, odd=number % 2 == 1)).save(tmp_path / "film.png")
+        told.append(classifier(read_png(tmp_path / "film.png")).novelty)
+    assert sum(bool(reasons) for reasons in told) <= 12
+    assert () in told
+
+
+def test_figures_count_strange_cases_as_indeterminate(trained: Run) -> None:
+    metrics = trained.checkpoint.metrics
+    assert metrics["test"]["indeterminate"]["odd"]["mean"] >= metrics["novelty"]["flagged"]["test"]["mean"] > 0
+
+
+def test_command_adds_it_and_leaves_the_rest(
+    plain: Run, trained: Run, films: Path, tmp_path: Path, invoke: Any
+) -> None:
+    before, out = plain.checkpoint, tmp_path / "copy"
+    result = invoke("novelty", before.folder, "--data", films, "--out", out, "--false-flags", RATE, "--json")
+    assert result.exit_code == 0, result.output
+    after = open_checkpoint(out)
+    assert after.weights_sha256 == before.weights_sha256
+    for name in (CONFIG, WEIGHTS):
+        assert (out / name).read_bytes() == (before.folder / name).read_bytes()
+    assert {key: value for key, value in after.metrics.items() if key != "novelty"} == before.metrics
+    # The weights are those of the other run, so that what is found is the same.
+    assert json.loads(result.stdout)["novelty"] == after.metrics["novelty"] == trained.checkpoint.metrics["novelty"]
+    assert Classifier(after)(read_png(strange(tmp_path))).judgements[0].assessment == "indeterminate"
+
+
+def test_what_cannot_be_added_is_refused(plain: Run, films: Path, tmp_path: Path) -> None:
+    folder = str(plain.checkpoint.folder)
+    with pytest.raises(OutputNotWritable, match="there already"):
+        add_novelty(checkpoint=folder, data=films, out=tmp_path)
+    with pytest.raises(TooFewCases, match="validation cases"):
+        add_novelty(checkpoint=folder, data=films, out=tmp_path / "few", false_flags=0.001)
+    lines = films.read_text().splitlines()
+    fewer = films.with_name("fewer.csv")
+    fewer.write_text("\n".join(lines[:40]) + "\n")
+    with pytest.raises(ManifestInvalid, match="cases for train are not there"):
+        add_novelty(checkpoint=folder, data=fewer, out=tmp_path / "fewer", false_flags=RATE)
+    assert not any((tmp_path / name).exists() for name in ("few", "fewer"))
+
+
+def test_a_cross_validation_has_none(films: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "toy.yaml", f"data.root={films}", "calibrate.novelty={}")
+    with pytest.raises(ConfigInvalid, match="every case trains one"):
+        cross_validate(config=config, folds=2, out=tmp_path / "run")
