@@ -171,8 +171,12 @@ def measure_language() -> None:
 def measure_mentions(reports: Path) -> None:
     """Precision and recall of findings beside the index terms."""
     counts: dict[tuple[str, ...], Counter[str]] = {terms: Counter() for terms in TERMS.values()}
+    normal: Counter[str] = Counter()
     for document, indexed in _reports(reports):
         spans = [span for span in find_mentions(document) if span.code is not None]
+        if indexed == {"normal"}:
+            normal["reports"] += 1
+            normal["told"] += any(span.assertion != "absent" for span in spans)
         for terms, count in counts.items():
             of_these = [s.assertion for s in spans if s.code and TERMS.get(s.code.meaning) == terms]
             truth = bool(indexed & set(terms))
@@ -192,6 +196,9 @@ def measure_mentions(reports: Path) -> None:
             )
         ]
         print(f"| {name} | {count['indexed']} | {' | '.join(cells)} |")
+    print(
+        f"\n{normal['reports']} reports indexed as normal, {normal['told']} with a coded finding present or uncertain"
+    )
 
 
 def _reports(path: Path) -> Iterator[tuple[Document, set[str]]]:
