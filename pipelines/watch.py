@@ -11,11 +11,14 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from imaging.errors import DeliveryFailed, NothingFound, OutputMismatch, StoreBusy, StoreFull
+from imaging.errors import ConfigInvalid, DeliveryFailed, NothingFound, OutputMismatch, StoreBusy, StoreFull
 from imaging.files import sync_folder
 from pipelines.delivery import Destination, Outbox, read_back, reason_of
 from pipelines.inbox import Inbox
@@ -26,10 +29,15 @@ from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
 from pipelines.worker import Reading
 
+if TYPE_CHECKING:
+    from pipelines.receive import Listening
+
 log = logging.getLogger(__name__)
 
 # How often the store is looked through, in seconds, when nothing tells of news.
 _TICK_S = 0.2
+# How long associations may go on once the watcher is told to end.
+_LAST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,18 @@ class Rules:
     drain_s: float = 60.0
 
 
+class Listener(Protocol):
+    """Receives instances from when it is entered until it is told to stop; `pipelines.receive.Receiver` is one."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more associations, and give those that are there so long to end."""
+        ...
+
+
 class Watcher:
     """A watcher over a store.
 
@@ -68,6 +88,8 @@ class Watcher:
         Where results go; a job is done when each has it.
     inbox
         A folder to take files from.
+    receiver
+        Listens for instances, which it puts into the store.
     devices
         As `Runner` takes them.
     rules
@@ -81,11 +103,12 @@ class Watcher:
         destinations: Sequence[Destination],
         *,
         inbox: Path | None = None,
+        receiver: Listener | None = None,
         devices: Sequence[dict[str, str]] = ({},),
         rules: Rules | None = None,
     ) -> None:
         self._store, self._rules = store, rules or Rules()
-        self._destinations = tuple(destinations)
+        self._destinations, self._receiver = tuple(destinations), receiver
         self._runner = Runner(
             store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries
         )
@@ -115,10 +138,13 @@ class Watcher:
         for thread in threads:
             thread.start()
         try:
-            while not stop.is_set() and self._failure is None:
-                self._patiently(self._tick)
-                self._runner.wait(_TICK_S)
-            self._taking.set()
+            with self._receiver or nullcontext():
+                while not stop.is_set() and self._failure is None:
+                    self._patiently(self._tick)
+                    self._runner.wait(_TICK_S)
+                self._taking.set()
+                if self._receiver is not None:
+                    self._receiver.stop(min(_LAST_WORDS_S, self._rules.drain_s))
             self._drain()
         finally:
             self._taking.set()
@@ -231,10 +257,11 @@ def watch(
     store: Path,
     reading: Reading,
     stop: threading.Event,
+    listening: Listening | None = None,
     devices: Sequence[dict[str, str]] = ({},),
     rules: Rules | None = None,
-) -> None:
-    """Watch a folder for studies and report on each of them.
+) -> dict[str, int]:
+    """Take in studies from a folder and from the network, and report on each of them.
 
     Parameters
     ----------
@@ -248,14 +275,26 @@ def watch(
         What is done with a study.
     stop
         Set it, from a signal handler, to end.
+    listening
+        Where to listen for C-STORE, and to whom.
     devices, rules
         As `Watcher` takes them.
 
+    Returns
+    -------
+    dict of int
+        How many jobs there are in the end, by state.
+
     Raises
     ------
+    ConfigInvalid
+        If there is nowhere for studies to come from.
     ImagingError
-        If the store is in use or damaged, or the workers cannot start.
+        If the store is in use or damaged, the address cannot be listened on, or the workers cannot start.
     """
+    if inbox is None and listening is None:
+        raise ConfigInvalid("imgpipe watch", seen="neither --inbox nor --listen",
+                            expected="somewhere for studies to come from was expected")  # fmt: skip
     if inbox is not None:
         try:
             inbox.mkdir(parents=True, exist_ok=True)
@@ -264,4 +303,11 @@ def watch(
     with Store(store, watching=True) as opened:
         place = Outbox(outbox, owner=str(store.resolve()))
         place.sweep()
-        Watcher(opened, reading, [place], inbox=inbox, devices=devices, rules=rules).run(stop)
+        receiver = None
+        if listening is not None:
+            from pipelines.receive import Receiver
+
+            receiver = Receiver(listening, opened, folder=opened.root, holds=opened.holds)
+        watcher = Watcher(opened, reading, [place], inbox=inbox, receiver=receiver, devices=devices, rules=rules)
+        watcher.run(stop)
+        return dict(Counter(str(job.state) for job in opened.jobs.all()))

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -148,18 +149,16 @@ def serve(pipe: Connection, reading: Reading, environment: dict[str, str], level
             time.sleep(BEAT_S)
 
     threading.Thread(target=beat, daemon=True).start()
-    try:
-        reader = reading.open()
-    except ImagingError as error:
-        say(Outcome(error))
-        return
-    say(Ready(reader.setup))
-    while True:
+    # Where the watcher is gone there is nobody to tell.
+    with suppress(EOFError, OSError):
         try:
-            task = pipe.recv()
-        except EOFError:
+            reader = reading.open()
+        except ImagingError as error:
+            say(Outcome(error))
             return
-        say(_tried(reader, task))
+        say(Ready(reader.setup))
+        while True:
+            say(_tried(reader, pipe.recv()))
 
 
 def _tried(reader: Reader, task: Task) -> Outcome:

@@ -14,6 +14,7 @@ from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_policy
 if TYPE_CHECKING:
     from imaging.classifier import Explained
     from imaging.dicom.stack import Policy
+    from pipelines.receive import Listening
     from pipelines.store import Store
     from pipelines.store.view import Job
 
@@ -25,7 +26,9 @@ _SECONDS = click.FloatRange(min=0)
 
 
 @click.command(short_help="Report on each study that arrives, for months.")
-@click.option("--inbox", type=PATH, required=True, metavar="DIR", help="Files that are put in here are taken.")
+@click.option("--inbox", type=PATH, metavar="DIR", help="Files that are put in here are taken.")
+@click.option("--listen", metavar="AET:PORT", help="Receive by C-STORE under this AE title.")
+@click.option("--caller", "callers", multiple=True, metavar="AET", help="Only these may send. Repeatable.")
 @click.option("--outbox", type=PATH, required=True, metavar="DIR", help="A folder for each study appears in here.")
 @_store
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
@@ -47,9 +50,12 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--drain", "drain_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
               help="Told to end, finish what runs for at most this long.")  # fmt: skip
 @with_policy
+@as_json
 @verb_of
 def watch(
-    inbox: Path,
+    inbox: Path | None,
+    listen: str | None,
+    callers: tuple[str, ...],
     outbox: Path,
     store: Path,
     models: tuple[str, ...],
@@ -63,12 +69,13 @@ def watch(
     study_s: float,
     tries: int,
     drain_s: float,
+    as_json: bool,
 ) -> int:
-    """Report on each study whose files are put into the inbox, once, into a folder of its own in the outbox.
+    """Report on each study that is put into the inbox or sent by C-STORE, once, into a folder of its own in the outbox.
 
-    Files move into the store. An image that comes late makes a new version of the study's result, which names the one
-    that it replaces. SIGTERM or Ctrl-C ends it when what runs is finished; a second one ends it at once. Whatever ends
-    it, the next start goes on from there.
+    Files of the inbox move into the store. An image that comes late makes a new version of the study's result, which
+    names the one that it replaces. SIGTERM or Ctrl-C ends it when what runs is finished; a second one ends it at once.
+    Whatever ends it, the next start goes on from there.
     """
     from pipelines import watch as verb
     from pipelines.runner import Patience
@@ -96,9 +103,23 @@ def watch(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     reading = Reporting(models=models, formats=chosen, policy=policy, explain=explain)
-    verb.watch(inbox=inbox, outbox=outbox, store=store, reading=reading, stop=stop, devices=verb.devices(),
-               rules=rules)  # fmt: skip
+    left = verb.watch(inbox=inbox, outbox=outbox, store=store, reading=reading, stop=stop, devices=verb.devices(),
+                      listening=_listening(listen, callers) if listen else None, rules=rules)  # fmt: skip
+    if as_json:
+        print_json({"jobs": left, "exit_status": 0})
+    else:
+        click.echo(", ".join(f"{count} {state}" for state, count in sorted(left.items())) or "no study came")
     return 0
+
+
+def _listening(text: str, callers: tuple[str, ...]) -> Listening:
+    from imaging.errors import ConfigInvalid
+    from pipelines.receive import Listening
+
+    aet, _, port = text.rpartition(":")
+    if not aet or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigInvalid("--listen", seen=repr(text[:80]), expected="AET:PORT was expected")
+    return Listening(aet, int(port), callers=frozenset(callers))
 
 
 @click.group(short_help="Look at the watcher's jobs, and help those that are stuck.")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from arriving import instance, study_uid, told
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE
 from watching import Stub, read_report
 
-from imaging.errors import DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
+from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
 from pipelines.delivery import Outbox, Result
+from pipelines.receive import Listening, Receiver
 from pipelines.runner import Patience
 from pipelines.store import Store
 from pipelines.store.moves import State
@@ -37,7 +44,9 @@ QUICK = Rules(
 class Running:
     """A watcher in this process, its `run` in a thread."""
 
-    def __init__(self, root: Path, reading: Any, *, rules: Rules = QUICK, destinations: Any = None) -> None:
+    def __init__(
+        self, root: Path, reading: Any, *, rules: Rules = QUICK, destinations: Any = None, listen: bool = False
+    ) -> None:
         self.store = Store(root / "store", watching=True)
         self.outbox = root / "out"
         self.inbox = root / "in"
@@ -45,9 +54,16 @@ class Running:
         places = destinations or [Outbox(self.outbox, owner="tests")]
         self.stop = threading.Event()
         self.error: BaseException | None = None
-        self._watcher = Watcher(self.store, reading, places, inbox=self.inbox, rules=rules)
+        receiver = None
+        if listen:
+            listening = Listening("IMGPIPE", 0, host="127.0.0.1")
+            receiver = Receiver(listening, self.store, folder=self.store.root, holds=self.store.holds)
+        self._watcher = Watcher(self.store, reading, places, inbox=self.inbox, receiver=receiver, rules=rules)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+        if receiver is not None:
+            self.until(lambda: receiver._server is not None)
+            self.port = receiver.port
 
     def _run(self) -> None:
         try:
@@ -279,10 +295,47 @@ def test_a_wall_clock_that_is_set_back_changes_nothing(
     assert [len(watcher.store.jobs.members(job)) for job in watcher.store.jobs.all()] == [2, 1]
 
 
+def test_a_study_sent_twice_at_once_and_ten_interleaved_are_reported_once_each(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    patient = Completeness(series_quiet_s=0.1, study_quiet_s=4)  # longer than the sending takes
+    watcher = run(Stub(log=tmp_path / "log"), listen=True, rules=Rules(**{**_fields(QUICK), "complete": patient}))
+    orders = [[(study, number) for study in range(10) for number in range(3)] for _ in range(4)]
+    for seed, order in enumerate(orders):
+        random.Random(seed).shuffle(order)
+    with ThreadPoolExecutor(4) as threads:
+        statuses = [status for sent in threads.map(lambda order: scu(watcher.port, order), orders) for status in sent]
+    assert statuses == [0] * 120
+    watcher.until(lambda: watcher.states() == [State.DONE] * 10)
+    assert len(watcher.store.database.read("SELECT * FROM instances")) == 30
+    for study in range(10):
+        folder = watcher.outbox / study_uid(study)
+        assert read_report(folder).version == 1
+        assert (folder / "count.txt").read_text().startswith("3 files,")
+    assert len((tmp_path / "log").read_text().splitlines()) == 10
+
+
+def scu(port: int, order: list[tuple[int, int]]) -> list[int]:
+    """Send instances over one association; gives the statuses."""
+    entity = AE("TESTS")
+    entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", port, ae_title="IMGPIPE")
+    assert association.is_established
+    datasets = [pydicom.dcmread(BytesIO(instance(study, number))) for study, number in order]
+    statuses = [int(association.send_c_store(dataset).Status) for dataset in datasets]
+    association.release()
+    return statuses
+
+
+def test_it_needs_somewhere_for_studies_to_come_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid):
+        watch(inbox=None, outbox=tmp_path / "o", store=tmp_path / "s", reading=Stub(), stop=threading.Event())
+
+
 def test_a_second_watcher_of_a_store_is_refused(run: Callable[..., Running], tmp_path: Path) -> None:
     run(Stub())
     with pytest.raises(StoreInUse):
-        watch(inbox=None, outbox=tmp_path / "o", store=tmp_path / "store", reading=Stub(), stop=threading.Event())
+        watch(inbox=tmp_path, outbox=tmp_path / "o", store=tmp_path / "store", reading=Stub(), stop=threading.Event())
 
 
 def test_workers_end_with_the_watcher_however_it_ends(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""A worker's studies go through the code of `imgpipe infer`, and what is wrong with one says whose turn it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from imaging.errors import (
+    CheckpointCorrupt,
+    InputRefused,
+    MissingSlices,
+    MixedPatients,
+    NothingFound,
+    OutputNotWritable,
+    StudyFailed,
+    UnknownCheckpoint,
+)
+from pipelines.delivery import read_back
+from pipelines.infer import infer
+from pipelines.warm import WarmReader
+from pipelines.worker import Outcome, Reporting, Task, serve, why_not
+
+UID1 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.290332099546120305394775536058"
+
+
+@pytest.fixture(scope="module")
+def reader(model: str) -> WarmReader:
+    return WarmReader(Reporting(models=(model,)))
+
+
+def task(study: Path, out: Path, **more: object) -> Task:
+    files = tuple(sorted(path for path in study.rglob("*") if path.is_file()))
+    out.mkdir()
+    return Task(UID1, files, out, **more)  # type: ignore[arg-type]
+
+
+def test_the_findings_are_those_of_infer(reader: WarmReader, model: str, study1: Path, tmp_path: Path) -> None:
+    reader(task(study1, tmp_path / "warm", version=3, replaces=(2, "c" * 64)))
+    [cold] = infer(paths=[study1], models=[model], out=tmp_path / "cold").studies
+    result = read_back(tmp_path / "warm" / UID1, UID1, 3)
+    assert cold.report is not None
+    [seg] = [name for name in result.sums if name.endswith(".dcm")]
+    assert (result.folder / seg).read_bytes()[-4096:] == (tmp_path / "cold" / UID1 / seg).read_bytes()[-4096:]
+    assert result.dicom == (str(pydicom.dcmread(result.folder / seg).SOPInstanceUID),)
+    assert '"report_sha256": "ccc' in (result.folder / "report.json").read_text()
+
+
+def test_a_broken_file_in_a_study_is_told_and_the_rest_reported(
+    reader: WarmReader, study1: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(study1, tmp_path / "study")
+    one = sorted((tmp_path / "study").rglob("*.dcm"))[0]
+    one.write_bytes(one.read_bytes()[:-500])
+    reader(task(tmp_path / "study", tmp_path / "out"))
+    result = read_back(tmp_path / "out" / UID1, UID1, 1)
+    assert "truncated" in (result.folder / "report.json").read_text()
+
+
+def test_a_study_of_two_patients_is_refused_and_would_be_again(
+    reader: WarmReader, study1: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(study1, tmp_path / "study")
+    one = sorted((tmp_path / "study").rglob("*.dcm"))[0]
+    dataset = pydicom.dcmread(one)
+    dataset.PatientID = "ANOTHER"
+    dataset.save_as(one)
+    with pytest.raises(MixedPatients) as caught:
+        reader(task(tmp_path / "study", tmp_path / "out"))
+    assert Outcome(caught.value).is_refusal
+
+
+def test_files_of_another_study_than_was_said_are_refused(reader: WarmReader, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=UID1):
+        reader(task(data / "hippocrop_study2", tmp_path / "out"))
+
+
+def test_whose_turn_it_is_is_that_of_the_gravest() -> None:
+    refused, full = MissingSlices("series 1", seen="3"), OutputNotWritable("out", seen="No space left on device")
+    fault = StudyFailed("study 1", seen="KeyError")
+    assert why_not([refused, full, fault], "1") is fault
+    assert why_not([refused, full], "1") is full
+    assert not Outcome(full).is_refusal
+    assert why_not([CheckpointCorrupt("c", seen="x"), refused], "1") is refused
+    assert isinstance(why_not([], "1"), NothingFound)
+
+
+def test_the_setup_names_all_that_decides_the_output(reader: WarmReader, model: str) -> None:
+    assert WarmReader(Reporting(models=(model,))).setup == reader.setup
+    others = [
+        Reporting(models=(model,), formats=("html",)),
+        Reporting(models=(model,), policy="strict"),
+        Reporting(models=(model, "chest_xray")),
+    ]
+    assert len({reader.setup, *(WarmReader(other).setup for other in others)}) == 4
+
+
+def test_a_process_says_why_it_will_never_be_ready() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    mine, other = spawn.Pipe()
+    reading = Reporting(models=("none_such",))
+    process = spawn.Process(target=serve, args=(other, reading, {}, 30, os.getpid()), daemon=True)
+    process.start()
+    other.close()
+    said = mine.recv()
+    while not isinstance(said, Outcome):
+        said = mine.recv()
+    assert isinstance(said.error, UnknownCheckpoint)
+    mine.close()
+    process.join(30)
+    assert process.exitcode == 0
