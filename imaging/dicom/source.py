@@ -17,6 +17,10 @@ from imaging.dicom.frames import quietly
 
 MANUFACTURER = "imgpipe"
 UNICODE = "ISO_IR 192"
+# Whose a result is: what must be the same in it and in its source (PS3.3 C.7.1.1, C.7.2.1).
+OF_THE_PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+                  "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+                  "ReferringPhysicianName")  # fmt: skip
 # Attributes that are taken from the source and that highdicom wants present (type 2: may be empty).
 _MAY_BE_EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                  "AccessionNumber", "ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator")  # fmt: skip

@@ -22,15 +22,11 @@ from pydicom.valuerep import DT
 
 from imaging.config import Code
 from imaging.dicom.frames import quietly
-from imaging.dicom.source import MANUFACTURER, read_source, to_unicode, uid_of
+from imaging.dicom.source import MANUFACTURER, OF_THE_PATIENT, read_source, to_unicode, uid_of
 from imaging.dicom.sr_content import COMMENT, LOWER, UPPER, Group, Maker, Measured, read_content
 from imaging.errors import OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
 
-# Whose report it is: what must be the same in the source and in the report (PS3.3 C.7.1.1, C.7.2.1).
-_OF_THE_PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
-                   "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
-                   "ReferringPhysicianName")  # fmt: skip
 _IDENTITY = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
 _ENGLISH = hd.sr.CodedConcept("en", "RFC5646", "English")
 _PROCEDURE = DicomCode("363679005", "SCT", "Imaging procedure")
@@ -287,7 +283,7 @@ def check_report(
         If it says something else or of somebody else, or claims to be verified.
     """
     report = pydicom.dcmread(io.BytesIO(content))
-    others = [keyword for keyword in _OF_THE_PATIENT if str(report.get(keyword, "")) != str(source.get(keyword, ""))]
+    others = [keyword for keyword in OF_THE_PATIENT if str(report.get(keyword, "")) != str(source.get(keyword, ""))]
     if others:
         raise OutputMismatch("sr", seen=f"{others[0]} is not that of the source")
     if report.VerificationFlag != "UNVERIFIED" or report.PreliminaryFlag != "PRELIMINARY":

@@ -91,9 +91,11 @@ def test_it_is_a_preliminary_report_of_a_device_that_nobody_verified(tmp_path: P
 
 
 def test_it_is_of_the_patient_and_the_study_of_its_source_and_refers_to_it(tmp_path: Path, film: Path) -> None:
+    film = write_film(film, np.arange(80).reshape(8, 10), IssuerOfPatientID="Hospital", StudyDescription="Thorax")
     report, source = read(write(tmp_path, STATEMENT, film)), pydicom.dcmread(film)
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
-                    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):  # fmt: skip
+                    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+                    "IssuerOfPatientID", "StudyDescription"):  # fmt: skip
         assert report[keyword].value == source[keyword].value
     assert "PixelData" not in report and "ViewPosition" not in report
     (study,) = report.CurrentRequestedProcedureEvidenceSequence
