@@ -39,7 +39,7 @@ _HEADING_OF = {code: heading for heading, codes in _HEADINGS.items() for code in
 _OTHER = "COMMENT"
 _OBSERVER_TYPE, _DEVICE = ("DCM", "121005"), ("DCM", "121007")
 _DEEPEST = 32
-_MOST_ITEMS = 20_000
+_MOST_ITEMS = 2_000
 
 
 def is_text_report(instance: Instance) -> bool:

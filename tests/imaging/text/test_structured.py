@@ -63,7 +63,7 @@ def deep(levels: int) -> Dataset:
         ([text("XANTHIPPE " * 60_000), text("XANTHIPPE " * 60_000)], TextTooLarge),
         ([text("x" * 4_100_000)], TextTooLarge),
         ([deep(40)], UnreadableDicom),
-        ([item("TEXT", FINDINGS, TextValue=["XANTHIPPE"] * 3)] * 20_001, UnreadableDicom),
+        ([item("TEXT", FINDINGS, TextValue=["XANTHIPPE"] * 3)] * 2_001, UnreadableDicom),
     ],
     ids=["device", "no items", "no text", "long", "large", "deep", "many"],
 )
