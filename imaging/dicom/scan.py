@@ -27,6 +27,8 @@ from imaging.volume import Defect, SeriesFacts
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 # Files that media and operating systems leave beside images; they hold no image by design.
 _KNOWN_STRAYS = ("dicomdir", "dirfile", "thumbs.db", ".ds_store", "desktop.ini", "autorun.inf")
+# The words beside a study, which `imaging.text.intake` reads; nobody does in an archive.
+TEXTS = ("report.txt", "request.txt")
 # Read from a folder, not from an archive.
 _NIFTI = (".nii", ".nii.gz")
 # Root of UIDs made from a UUID (PS3.5 annex B.2).
@@ -91,8 +93,8 @@ class Scan:
     refused
         For each file or study that could not be taken, the named reason.
     strays
-        Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``), archives of nothing else, and links
-        to folders, which are not followed.
+        Files that are known to hold no image (DICOMDIR, Thumbs.db, ``._*``, report.txt), archives of nothing else, and
+        links to folders, which are not followed.
     unpacked
         Archives whose files are among the studies; they can be read as long as this, or a series of it, is alive.
     """
@@ -129,8 +131,8 @@ def scan(paths: Paths) -> Scan:
 
 def scan_files(files: Sequence[Path]) -> Scan:
     """The same of files that were found before; see `files_under`."""
-    found = _Found([], [path for path in files if _is_stray(path.name)], [], [])
-    _read_all([path for path in files if not _is_stray(path.name)], found)
+    found = _Found([], [path for path in files if _holds_no_image(path.name)], [], [])
+    _read_all([path for path in files if not _holds_no_image(path.name)], found)
     studies, conflicts = _group(found.read, tuple(found.unpacked))
     return Scan(studies, (*found.refused, *conflicts), tuple(found.strays), tuple(found.unpacked))
 
@@ -290,6 +292,10 @@ def _place(path: Path, folders: dict[Path, Path]) -> str:
     if path.parent not in folders:
         folders[path.parent] = path.parent.resolve()
     return f"{folders[path.parent]}/{path.name}"
+
+
+def _holds_no_image(name: str) -> bool:
+    return _is_stray(name) or name.lower() in TEXTS
 
 
 def _is_stray(name: str) -> bool:

@@ -244,7 +244,9 @@ def test_an_unknown_vr_in_the_meta_header_loses_nothing(tmp_path: Path) -> None:
     assert {instance.sop_instance_uid for instance in instances} == set(phantom.uids)
 
 
-@pytest.mark.parametrize("name", ["DIRFILE", "DICOMDIR", "dicomdir", "._0001.dcm", "Thumbs.db", ".DS_Store"])
+@pytest.mark.parametrize(
+    "name", ["DIRFILE", "DICOMDIR", "dicomdir", "._0001.dcm", "Thumbs.db", ".DS_Store", "Report.txt"]
+)
 def test_known_strays_are_listed_apart(tmp_path: Path, name: str) -> None:
     write_series(tmp_path)
     stray = tmp_path / name

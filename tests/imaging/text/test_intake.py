@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from phantom import PATIENT_ID, STUDY_UID, write_series
 from pydicom.dataset import Dataset
 from written import text, write_sr
 
-from imaging.dicom.scan import Study, scan
+from imaging.dicom.scan import TEXTS, Study, scan
 from imaging.errors import ImagingError, NotAReport, NotFhir, TextOfAnother, TextRole, TextTooLarge
 from imaging.text.intake import Found, read_text, texts_of
 
@@ -62,6 +63,20 @@ def test_everything_beside_a_study_is_found_once_and_told_apart(folder: Path) ->
     }
     assert {path.name for path in found.sidecars} == {"report.txt", "REPORT.TXT", "order.json"}
     assert [item.language for item in found.documents if item.text == REPORT] == ["en"]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_the_scan_passes_over_is_read_here(folder: Path, name: str) -> None:
+    (folder / name).write_text("No nodule is seen in the lungs.")
+    assert scan(folder).refused == ()
+    documents = {item.source: item.role for item in found_in(folder).documents}
+    assert documents[f"file {name}"] == name.removesuffix(".txt")
+
+
+def test_a_text_in_an_archive_is_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "report.txt").write_text(REPORT)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", folder))
+    assert [error.code for error in scan(archive).refused] == ["not_dicom"]
 
 
 def test_one_bad_text_does_not_stop_the_others(folder: Path) -> None:
