@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imaging.config import AnyConfig, ClassifyConfig, FuseConfig, FusedImage, FusedText, SegmentConfig
+from imaging.config import AnyConfig, FuseConfig, FusedImage, FusedText, JudgedConfig, SegmentConfig, TextConfig
 from imaging.interval import Interval
 from imaging.scores import TITLES
 
@@ -175,7 +175,32 @@ def _figures(config: AnyConfig, metrics: Mapping[str, Any]) -> list[str]:
     """What was measured, by what the checkpoint does."""
     if isinstance(config, SegmentConfig):
         return _overlap(config, metrics)
-    return _fused(config, metrics) if isinstance(config, FuseConfig) else _discrimination(config, metrics)
+    if isinstance(config, FuseConfig):
+        return _fused(config, metrics)
+    judged = _discrimination(config, metrics) if config.classes else []
+    return [*judged, *(_mentions(config, metrics) if isinstance(config, TextConfig) else [])]
+
+
+def _mentions(config: TextConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """How well mentions are found."""
+    parts = [side for side in _measured(metrics) if "spans" in metrics[side]]
+    if not parts:
+        return []
+    lines = [
+        "Mentions, strictly: right where both ends and the kind are as marked; with the 95 % bootstrap interval over",
+        "sentences.",
+        "",
+        "| cases | sentences | kind | mentions | precision | recall | F1 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for side in parts:
+        for kind in config.kinds:
+            found = metrics[side]["spans"][kind.name]
+            cells = " | ".join(str(Interval(**found[name])) for name in ("precision", "recall", "f1"))
+            lines.append(
+                f"| {_SIDES[side]} | {metrics[side]['sentences']} | {kind.title} | {found['mentions']} | {cells} |"
+            )
+    return lines
 
 
 def _fused(config: FuseConfig, metrics: Mapping[str, Any]) -> list[str]:
@@ -200,7 +225,7 @@ def _fused(config: FuseConfig, metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _discrimination(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
+def _discrimination(config: JudgedConfig, metrics: Mapping[str, Any]) -> list[str]:
     """How well a classifier tells cases apart, how it was calibrated, and where it abstains."""
     chosen = "" if _epoch_is_unchosen(metrics.get("training", {})) else "epoch, the "
     lines = [
@@ -283,7 +308,7 @@ def _beside_facts(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _likeliest(config: ClassifyConfig, metrics: Mapping[str, Any]) -> list[str]:
+def _likeliest(config: JudgedConfig, metrics: Mapping[str, Any]) -> list[str]:
     told = [side for side in _measured(metrics) if "likeliest_accuracy" in metrics[side]]
     if config.output != "softmax" or not told:
         return []

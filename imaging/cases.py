@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from imaging.channels import read_image
-from imaging.config import ClassifyConfig, ClassifyData
+from imaging.config import ClassifyConfig, ClassifyData, JudgedConfig, TextData
 from imaging.dicom import load_series
 from imaging.dicom.owner import owner_of
 from imaging.errors import ManifestInvalid, TooFewCases
@@ -206,7 +207,31 @@ def load_picture(case: ClassifiedCase) -> Volume:
     return read_image(case.image)
 
 
-def split_cases(cases: Sequence[ClassifiedCase], config: ClassifyConfig) -> Split:
+class Classed(Protocol):
+    """What a split by classes asks of a case; see `ClassifiedCase`."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the manifest."""
+
+    @property
+    def patient(self) -> str:
+        """Whose it is."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes."""
+
+    @property
+    def side(self) -> str:
+        """Where the data set itself puts it."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What else is known of it."""
+
+
+def split_cases(cases: Sequence[Classed], config: JudgedConfig) -> Split:
     """Divide classified cases into train, validation and test, all cases of a patient on one side.
 
     By patient: patients are dealt class by class, so that each side has about the same share of each class. As given:
@@ -232,14 +257,14 @@ def split_cases(cases: Sequence[ClassifiedCase], config: ClassifyConfig) -> Spli
             case.name: "test" if case.patient in tested else "validation" if case.patient in validated else "train"
             for case in cases
         }
-    sides: dict[str, list[ClassifiedCase]] = {"train": [], "validation": [], "test": []}
+    sides: dict[str, list[Classed]] = {"train": [], "validation": [], "test": []}
     for case in sorted(cases, key=lambda case: case.name):
         sides[side_of[case.name]].append(case)
     _check_sides(sides, config)
     return Split(*(tuple(case.name for case in sides[side]) for side in ("train", "validation", "test")))
 
 
-def _given(cases: Sequence[ClassifiedCase], settings: ClassifyData) -> dict[str, str]:
+def _given(cases: Sequence[Classed], settings: ClassifyData | TextData) -> dict[str, str]:
     side_of = {case.name: case.side for case in cases}
     if "test" not in side_of.values():
         trained = [case for case in cases if case.side == "train"]
@@ -248,7 +273,7 @@ def _given(cases: Sequence[ClassifiedCase], settings: ClassifyData) -> dict[str,
     return side_of
 
 
-def _dealt(cases: Sequence[ClassifiedCase], settings: ClassifyData) -> tuple[set[str], set[str]]:
+def _dealt(cases: Sequence[Classed], settings: ClassifyData | TextData) -> tuple[set[str], set[str]]:
     """The patients to test on, the same in every fold, and those to validate on in this one."""
     patients = _by_class(cases, settings.seed)
     tested = _drawn(patients, settings.test_fraction)
@@ -256,7 +281,7 @@ def _dealt(cases: Sequence[ClassifiedCase], settings: ClassifyData) -> tuple[set
     return tested, set(rest[settings.fold :: settings.folds])
 
 
-def _by_class(cases: Sequence[ClassifiedCase], seed: int) -> list[str]:
+def _by_class(cases: Sequence[Classed], seed: int) -> list[str]:
     """The patients in random order within each set of classes, one set after the other.
 
     Those who have the rarest class come first and next to each other, so that every so manyeth of them is drawn.
@@ -276,7 +301,7 @@ def _drawn(patients: Sequence[str], share: float) -> set[str]:
     return {patient for i, patient in enumerate(patients) if int((i + 1) * share + 1e-9) > int(i * share + 1e-9)}
 
 
-def _check_sides(sides: Mapping[str, Sequence[ClassifiedCase]], config: ClassifyConfig) -> None:
+def _check_sides(sides: Mapping[str, Sequence[Classed]], config: JudgedConfig) -> None:
     for side, members in sides.items():
         if not members and side == "test":
             continue
@@ -288,7 +313,7 @@ def _check_sides(sides: Mapping[str, Sequence[ClassifiedCase]], config: Classify
                 _lacking(f"class {item.name}", f"all {having} cases for {side} have it", side, config)
 
 
-def _lacking(subject: str, seen: str, side: str, config: ClassifyConfig) -> None:
+def _lacking(subject: str, seen: str, side: str, config: JudgedConfig) -> None:
     if side == "train" or config.data.absent == "refuse":
         raise TooFewCases(subject, seen=seen, remedy="Add cases, change data.folds and data.test_fraction, or, where"
                           " validation or test lack it, let data.absent=tell measure it without")  # fmt: skip

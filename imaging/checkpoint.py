@@ -11,12 +11,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from imaging.card import model_card
-from imaging.config import AnyConfig, ClassifyConfig, Config, FuseConfig, SegmentConfig, load_any
+from imaging.config import (
+    AnyConfig,
+    ClassifyConfig,
+    Config,
+    FuseConfig,
+    NetworkConfig,
+    SegmentConfig,
+    TextConfig,
+    load_any,
+)
 from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint, WrongTask
 from imaging.files import sha256_of, shipped, staged_folder, write_whole
 
@@ -30,9 +39,12 @@ _SUMMED = (CONFIG, WEIGHTS, METRICS, CARD)
 _MEMBER = "member_"
 
 
+C = TypeVar("C", Config, TextConfig)
+
+
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A verified checkpoint of a network that looks at images.
+class _OfNetworks(Generic[C]):
+    """A verified checkpoint of a network, or of several.
 
     Attributes
     ----------
@@ -49,7 +61,7 @@ class Checkpoint:
     """
 
     folder: Path
-    config: Config
+    config: C
     metrics: dict[str, Any]
     weights_sha256: str
     sums: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -58,30 +70,6 @@ class Checkpoint:
     def name(self) -> str:
         """The config's name, used in file names and reports."""
         return self.config.name
-
-    def segmenter(self) -> SegmentConfig:
-        """The config of a checkpoint that labels voxels.
-
-        Raises
-        ------
-        WrongTask
-            If it does something else.
-        """
-        if not isinstance(self.config, SegmentConfig):
-            raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
-        return self.config
-
-    def classifier(self) -> ClassifyConfig:
-        """The config of a checkpoint that says what a picture shows.
-
-        Raises
-        ------
-        WrongTask
-            If it does something else.
-        """
-        if not isinstance(self.config, ClassifyConfig):
-            raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
-        return self.config
 
     def load_members(self) -> tuple[dict[str, torch.Tensor], ...]:
         """The state dictionary of each network of the checkpoint, on the CPU: of one, or of the members of an ensemble.
@@ -120,6 +108,43 @@ class Checkpoint:
             return load(content)
         except SafetensorError as error:
             raise CheckpointCorrupt(self.folder / WEIGHTS, seen=f"is not safetensors ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(_OfNetworks[Config]):
+    """A verified checkpoint of a network that looks at images; its attributes are those of `_OfNetworks`."""
+
+    def segmenter(self) -> SegmentConfig:
+        """The config of a checkpoint that labels voxels.
+
+        Raises
+        ------
+        WrongTask
+            If it does something else.
+        """
+        if not isinstance(self.config, SegmentConfig):
+            raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
+        return self.config
+
+    def classifier(self) -> ClassifyConfig:
+        """The config of a checkpoint that says what a picture shows.
+
+        Raises
+        ------
+        WrongTask
+            If it does something else.
+        """
+        if not isinstance(self.config, ClassifyConfig):
+            raise WrongTask(f"checkpoint {self.name}", seen=f"its task is {self.config.task}")
+        return self.config
+
+
+@dataclass(frozen=True, slots=True)
+class TextCheckpoint(_OfNetworks[TextConfig]):
+    """A verified checkpoint of a model that reads texts; it holds what was added to the encoder, and the heads."""
+
+
+NetworkCheckpoint = Checkpoint | TextCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +255,39 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, metrics, sums[WEIGHTS], sums)
 
 
+def open_text(folder: Path) -> TextCheckpoint:
+    """The same for a checkpoint of a model that reads texts.
+
+    Raises
+    ------
+    CheckpointCorrupt, ConfigInvalid, UnknownKey, WrongTask
+        As `open_checkpoint`.
+    """
+    config, metrics, sums = _opened(folder)
+    if not isinstance(config, TextConfig):
+        raise WrongTask(f"checkpoint {config.name}", seen=f"its task is {config.task}",
+                        expected="one that reads texts was expected",
+                        remedy="Give a checkpoint that reads texts")  # fmt: skip
+    return TextCheckpoint(folder, config, metrics, sums[WEIGHTS], sums)
+
+
+def open_texts() -> tuple[list[TextCheckpoint], list[CheckpointCorrupt]]:
+    """The checkpoints that ship and read texts, and those of them that are not what their checksums say."""
+    checkpoints, unusable = [], []
+    for folder in shipped_checkpoints():
+        try:
+            if task_of(folder) == "text":
+                checkpoints.append(open_text(folder))
+        except CheckpointCorrupt as error:
+            unusable.append(error)
+    return checkpoints, unusable
+
+
+def open_network(folder: Path) -> NetworkCheckpoint:
+    """The same for a checkpoint of any network; see `open_checkpoint`."""
+    return open_text(folder) if task_of(folder) == "text" else open_checkpoint(folder)
+
+
 def open_fusion(folder: Path) -> FusionCheckpoint:
     """The same for a checkpoint of a fusion.
 
@@ -318,13 +376,33 @@ def joined(members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Ten
     }
 
 
+@overload
 def save_checkpoint(
     folder: Path,
     config: Config,
     weights: Mapping[str, torch.Tensor],
     metrics: Mapping[str, Any],
     extras: Mapping[str, bytes] | None = None,
-) -> Checkpoint:
+) -> Checkpoint: ...
+
+
+@overload
+def save_checkpoint(
+    folder: Path,
+    config: TextConfig,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Any],
+    extras: Mapping[str, bytes] | None = None,
+) -> TextCheckpoint: ...
+
+
+def save_checkpoint(
+    folder: Path,
+    config: NetworkConfig,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Any],
+    extras: Mapping[str, bytes] | None = None,
+) -> NetworkCheckpoint:
     """Write a checkpoint, its model card and its checksums, and open it again.
 
     Parameters
@@ -344,7 +422,7 @@ def save_checkpoint(
 
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     _save(folder, config, content, metrics, extras or {})
-    return open_checkpoint(folder)
+    return open_network(folder)
 
 
 def save_fusion(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import calibrated_probability, likeness
 from imaging.checkpoint import Checkpoint, read_arrays
-from imaging.config import TOGETHER, ClassifyConfig, Code
+from imaging.config import TOGETHER, ClassifyConfig, Code, JudgedConfig
 from imaging.conformal import Conformal
 from imaging.explain import Explainer, HeatMap
 from imaging.gridding import affine_of_grid, classify_preprocessing
@@ -71,7 +71,7 @@ class Target:
         return np.asarray(truth_NK[:, list(self.classes)].any(axis=1), dtype=np.bool_)
 
 
-def targets_of(config: ClassifyConfig) -> tuple[Target, ...]:
+def targets_of(config: JudgedConfig) -> tuple[Target, ...]:
     """What a config's cases are judged by.
 
     With sigmoid each class is one. With softmax the abnormal classes together are the one that is judged; of more than

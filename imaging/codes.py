@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from imaging.config import ClassifyConfig, Code, Config
+from imaging.config import Code, NetworkConfig, SegmentConfig
 from imaging.errors import CodesInvalid, UnknownCode
 
 _TABLE = Path(__file__).with_name("codes.csv")
@@ -213,7 +213,7 @@ def _entry(path: Path, number: int, row: Mapping[str, str | None]) -> Entry:
     return Entry(cells["name"], code, synonyms, cells["category"], cells["radlex"], cells["source"])
 
 
-def check_config(config: Config) -> None:
+def check_config(config: NetworkConfig) -> None:
     """Refuse a config whose labels or classes have a code that is not known with its meaning.
 
     Raises
@@ -224,9 +224,9 @@ def check_config(config: Config) -> None:
         If the config names a table of codes that cannot be used.
     """
     codes = codes_with(Path(config.data.codes) if config.data.codes else None)
-    named = config.classes if isinstance(config, ClassifyConfig) else config.labels
+    named = config.labels if isinstance(config, SegmentConfig) else config.classes
     for item in named:
-        kind = "class" if isinstance(config, ClassifyConfig) else "label"
+        kind = "label" if isinstance(config, SegmentConfig) else "class"
         modifier = getattr(item, "modifier", None)
         for code in (item.category, item.code, *((modifier,) if modifier else ())):
             codes.check(f"{kind} {item.name}", code)

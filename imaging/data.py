@@ -6,11 +6,11 @@ patches an epoch, on the patch's number; never on how many workers there are or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning
 import numpy as np
@@ -214,7 +214,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 class _Telling(Dataset[Any]):
     """A data set whose refusals are its values: what is raised in a worker reaches the training as text alone."""
 
-    def __init__(self, cases: _Cached) -> None:
+    def __init__(self, cases: Items) -> None:
         self._cases = cases
 
     def __len__(self) -> int:
@@ -227,9 +227,9 @@ class _Telling(Dataset[Any]):
             return error
 
 
-def _batch_of(samples: list[Any]) -> Any:
+def _batch_of(samples: list[Any], *, collate: Callable[[list[Sample]], Any]) -> Any:
     """Samples as a batch, or the first refusal among them."""
-    return next((sample for sample in samples if isinstance(sample, ImagingError)), None) or default_collate(samples)
+    return next((sample for sample in samples if isinstance(sample, ImagingError)), None) or collate(samples)
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:
@@ -373,25 +373,53 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return share or [int(order[0])]
 
 
-class _RunData(lightning.LightningDataModule):
-    """The batches of one run, whatever its task."""
+class Items(Protocol):
+    """Cases as they are batched: each asked for by ``(epoch, index)``, with their names by their index."""
+
+    names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int], /) -> Sample: ...
+
+
+class RunData(lightning.LightningDataModule):
+    """The batches of one run, whatever its task.
+
+    Parameters
+    ----------
+    train, validation
+        The cases on either side.
+    made
+        How their samples came about.
+    seed
+        Of the run.
+    batch_size, validated
+        How many are trained on, and validated on, at a time.
+    workers
+        Processes that make the batches.
+    collate
+        Samples -> a batch.
+    """
 
     def __init__(
         self,
-        train: _Cached,
-        validation: _Cached,
+        train: Items,
+        validation: Items,
         made: Made,
         *,
         seed: int,
         batch_size: int,
         validated: int,
         workers: int,
+        collate: Callable[[list[Sample]], Any] = default_collate,
     ) -> None:
         super().__init__()
         self.made = made
         self._train, self._validation = train, validation
         self._seed, self._batch_size, self._validated = seed, batch_size, validated
         self._workers = workers
+        self._collate = partial(_batch_of, collate=collate)
         self._begin = Position()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -424,9 +452,9 @@ class _RunData(lightning.LightningDataModule):
                                ranks=ranks)  # fmt: skip
         return self._loader(self._validation, sampler, batch_size=self._validated)
 
-    def _loader(self, cases: _Cached, sampler: EpochSampler, *, batch_size: int) -> DataLoader[Sample]:
+    def _loader(self, cases: Items, sampler: EpochSampler, *, batch_size: int) -> DataLoader[Sample]:
         workers = self._workers
-        return DataLoader(_Telling(cases), batch_size=batch_size, sampler=sampler, collate_fn=_batch_of,
+        return DataLoader(_Telling(cases), batch_size=batch_size, sampler=sampler, collate_fn=self._collate,
                           num_workers=workers, persistent_workers=workers > 0,
                           pin_memory=torch.cuda.is_available())  # fmt: skip
 
@@ -435,7 +463,7 @@ class _RunData(lightning.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-class SegmentationData(_RunData):
+class SegmentationData(RunData):
     """Augmented patches (B, C, X, Y, Z) to train on, one whole volume at a time to validate on."""
 
     def __init__(self, config: SegmentConfig, train: Sequence[Case], validation: Sequence[Case]) -> None:
@@ -451,7 +479,7 @@ class SegmentationData(_RunData):
         )
 
 
-class ClassificationData(_RunData):
+class ClassificationData(RunData):
     """Pictures (B, C, X, Y) or volumes (B, C, X, Y, Z): augmented to train on, as they are to validate on."""
 
     def __init__(

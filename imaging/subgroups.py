@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.cases import ClassifiedCase
+from imaging.cases import Classed
 from imaging.facts import mostly_numbers, number_of
 from imaging.label_table import is_age
 
@@ -23,7 +23,7 @@ SMALLEST_GROUP = 20
 _AGES = (0.0, 18.0, 40.0, 60.0, 80.0, 125.0)
 
 
-def subgroups(cases: Sequence[ClassifiedCase]) -> dict[str, NDArray[np.int64]]:
+def subgroups(cases: Sequence[Classed]) -> dict[str, NDArray[np.int64]]:
     """The indices of the cases of each group.
 
     Returns

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from imaging.checkpoint import Checkpoint, joined, save_checkpoint
-from imaging.classifier import Classifier
-from imaging.config import Config, SegmentConfig
+from imaging.checkpoint import Checkpoint, NetworkCheckpoint, joined, save_checkpoint
+from imaging.config import NetworkConfig, SegmentConfig
 from imaging.mask_scores import summary
 from imaging.predict import Predictor
 from pipelines.facts_alone import by_facts
-from pipelines.measure_classifier import apply_calibration, ask, figures
+from pipelines.measure_classifier import apply_calibration, figures
 from pipelines.measure_segmenter import default_tolerance, score_case, volume_intervals
+from pipelines.measure_texts import ask_checkpoint
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured
 from pipelines.run_folder import versions
-from pipelines.sides import Classified, Masked
+from pipelines.sides import Masked
 
 Form = Literal["ensemble", "single"]
 F = TypeVar("F", bound=Fold[Any])
@@ -37,12 +37,12 @@ _CROSS_FITTED = (
 )
 
 
-def protocol(config: Config) -> str:
+def protocol(config: NetworkConfig) -> str:
     """How cross-validated figures came about, in words."""
     return _PROTOCOL if isinstance(config, SegmentConfig) else _PROTOCOL + _CROSS_FITTED
 
 
-def publish_masks(folder: Path, folds: Sequence[Fold[Masked]], found: MasksMeasured, form: Form) -> Checkpoint:
+def publish_masks(folder: Path, folds: Sequence[Fold[Masked]], found: MasksMeasured, form: Form) -> NetworkCheckpoint:
     """Publish a segmenter in ``folder/checkpoint``.
 
     Where there are test cases, it is measured on these, and how often the conformal factors of the held-out cases hold
@@ -50,7 +50,8 @@ def publish_masks(folder: Path, folds: Sequence[Fold[Masked]], found: MasksMeasu
     """
     labels = folds[0].cases.config.labels
 
-    def tested(unmeasured: Checkpoint) -> dict[str, Any]:
+    def tested(unmeasured: NetworkCheckpoint) -> dict[str, Any]:
+        assert isinstance(unmeasured, Checkpoint)
         predictor, tolerance = Predictor(unmeasured), default_tolerance(unmeasured.segmenter())
         scores = [score_case(predictor, case, tolerance_mm=tolerance).score for case in folds[0].cases.sides["test"]]
         return {
@@ -61,16 +62,18 @@ def publish_masks(folder: Path, folds: Sequence[Fold[Masked]], found: MasksMeasu
     return _published(folder, folds, found.metrics, form, tested)
 
 
-def publish_classes(folder: Path, folds: Sequence[Fold[Classified]], found: ClassesMeasured, form: Form) -> Checkpoint:
-    """Publish a classifier in ``folder/checkpoint``, calibrated by what each network said of its held-out cases.
+def publish_classes(folder: Path, folds: Sequence[Fold[Any]], found: ClassesMeasured, form: Form) -> NetworkCheckpoint:
+    """Publish a classifier or a text model in ``folder/checkpoint``.
 
-    That calibration was made for single networks, from many more cases than one of them has. An ensemble's logits are
+    It is calibrated by what each network said of its held-out cases.
+
+    That was made for single networks, from many more cases than one of them has. An ensemble's logits are
     the mean of theirs; what that changes is seen on the test cases, where there are any.
     """
     config = folds[0].cases.config
 
-    def tested(unmeasured: Checkpoint) -> dict[str, Any]:
-        answers = ask(Classifier(unmeasured), folds[0].cases.sides["test"])
+    def tested(unmeasured: NetworkCheckpoint) -> dict[str, Any]:
+        answers = ask_checkpoint(unmeasured, config, folds[0].cases.sides["test"])
         applied = apply_calibration(config, answers, found.metrics["calibration"])
         # What the facts teach is learnt from whoever trained one of the published networks.
         trained = {case.name: case for fold in _chosen(folds, form) for case in fold.cases.sides["train"]}
@@ -90,11 +93,11 @@ def _published(
     folds: Sequence[Fold[Any]],
     measured: dict[str, Any],
     form: Form,
-    tested: Callable[[Checkpoint], dict[str, Any]],
-) -> Checkpoint:
+    tested: Callable[[NetworkCheckpoint], dict[str, Any]],
+) -> NetworkCheckpoint:
     """Join the networks, or take the first, ask it about the test cases, and publish it with all that was measured."""
     chosen = _chosen(folds, form)
-    config: Config = folds[0].cases.config.model_copy(update={"members": len(chosen)})
+    config: NetworkConfig = folds[0].cases.config.model_copy(update={"members": len(chosen)})
     weights = joined([fold.checkpoint.load_weights() for fold in chosen])
     metrics = {**measured, "cross_validation": {"protocol": protocol(config), **measured["cross_validation"]}}
     if folds[0].cases.sides["test"]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imaging.cases import read_cases
-from imaging.checkpoint import METRICS, Checkpoint, find_checkpoint, open_checkpoint
+from imaging.checkpoint import METRICS, NetworkCheckpoint, TextCheckpoint, find_checkpoint, open_network
 from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig
 from imaging.dataset_check import OnCase
@@ -26,8 +26,11 @@ from imaging.errors import ImagingError, WrongTask
 from imaging.files import staged_folder, write_whole
 from imaging.manifest import read_manifest
 from imaging.predict import Predictor
+from imaging.text.cases import read_spans, read_texts
+from imaging.text.reading import TextModel
 from pipelines.measure_classifier import evaluate_classifier
 from pipelines.measure_segmenter import default_tolerance, evaluate_segmenter
+from pipelines.measure_texts import evaluate_texts
 from pipelines.result import PAGE, PREDICTIONS, Result
 
 
@@ -66,7 +69,7 @@ def evaluate(
         A shipped checkpoint's name, or a folder.
     data
         As ``data.root`` takes it: for a segmenter a CSV, a ``dataset.json``, or its folder; for a classifier a CSV or a
-        MedMNIST file.
+        MedMNIST file; for a text model a CSV, or marked sentences.
     out
         The result's folder; by default ``evaluation/<checkpoint>``.
     tolerance_mm
@@ -79,13 +82,13 @@ def evaluate(
     UnknownCheckpoint, CheckpointCorrupt
         If there is no such checkpoint, or it is not what its checksums say.
     WrongTask
-        If a tolerance is given for a classifier.
+        If a tolerance is given for what draws no masks.
     ManifestInvalid
         If the cases cannot be listed, or a file is missing.
     OutputNotWritable
         If the folder cannot be written.
     """
-    opened = open_checkpoint(find_checkpoint(checkpoint))
+    opened = open_network(find_checkpoint(checkpoint))
     result = _result(opened, data, tolerance_mm, on_case)
     folder = (out or Path("evaluation") / opened.name) if result.metrics["cases"] else None
     if folder is not None:
@@ -96,15 +99,25 @@ def evaluate(
     return Evaluation(folder, result.metrics, result.refused)
 
 
-def _result(opened: Checkpoint, data: Path, tolerance_mm: float | None, on_case: OnCase | None) -> Result:
+def _result(opened: NetworkCheckpoint, data: Path, tolerance_mm: float | None, on_case: OnCase | None) -> Result:
     name = data.resolve().name
+    if isinstance(opened, TextCheckpoint):
+        _no_tolerance(opened, tolerance_mm)
+        spans = opened.config.kinds and not (opened.config.classes and data.suffix.lower() == ".csv")
+        texts = read_spans(data, opened.config) if spans else read_texts(data, opened.config)[0]
+        return evaluate_texts(TextModel(opened), texts, data=name, on_case=on_case)
     if isinstance(opened.config, ClassifyConfig):
-        if tolerance_mm is not None:
-            raise WrongTask(f"checkpoint {opened.name}", seen="a tolerance was given, and its task is classify",
-                            expected="a checkpoint that draws masks was expected",
-                            remedy="Leave the tolerance out")  # fmt: skip
+        _no_tolerance(opened, tolerance_mm)
         return evaluate_classifier(Classifier(opened), read_cases(data, opened.config), data=name, on_case=on_case)
     tolerance = default_tolerance(opened.segmenter()) if tolerance_mm is None else tolerance_mm
     return evaluate_segmenter(
         Predictor(opened), read_manifest(data), data=name, tolerance_mm=tolerance, on_case=on_case
     )
+
+
+def _no_tolerance(opened: NetworkCheckpoint, tolerance_mm: float | None) -> None:
+    if tolerance_mm is not None:
+        seen = f"a tolerance was given, and its task is {opened.config.task}"
+        raise WrongTask(f"checkpoint {opened.name}", seen=seen,
+                        expected="a checkpoint that draws masks was expected",
+                        remedy="Leave the tolerance out")  # fmt: skip

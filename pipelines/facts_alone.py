@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.cases import ClassifiedCase
+from imaging.cases import Classed
 from imaging.classifier import targets_of
-from imaging.config import ClassifyConfig
+from imaging.config import JudgedConfig
 from imaging.facts import FactsAlone
 from imaging.scores import Probability, Truth, auc_within, bootstrap_scores
 
@@ -53,7 +53,7 @@ class ByFacts:
         )
 
 
-def by_facts(config: ClassifyConfig, train: Sequence[ClassifiedCase], cases: Sequence[ClassifiedCase]) -> ByFacts:
+def by_facts(config: JudgedConfig, train: Sequence[Classed], cases: Sequence[Classed]) -> ByFacts:
     """Fit a regression for each target on the facts of some cases, and ask it about others."""
     alone = FactsAlone([case.facts for case in train])
     classes = [item.name for item in config.classes]
@@ -68,8 +68,8 @@ def by_facts(config: ClassifyConfig, train: Sequence[ClassifiedCase], cases: Seq
 
 
 def facts_alone(
-    config: ClassifyConfig,
-    cases: Sequence[ClassifiedCase],
+    config: JudgedConfig,
+    cases: Sequence[Classed],
     truth_NK: NDArray[np.bool_],
     probability_NK: NDArray[np.float64],
     said: ByFacts,

@@ -21,11 +21,12 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
-from imaging.data import ClassificationData, SegmentationData
+from imaging.data import RunData
 from imaging.errors import DataWorkerDied, OutputNotWritable
 from imaging.tasks.batch_norm import SharedBatchNorms
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from imaging.tasks.text import TextTask
 from pipelines.busy import BusyLog, StepTimes
 from pipelines.devices import World
 from pipelines.loggers import close, loggers_for
@@ -33,6 +34,8 @@ from pipelines.run_folder import identity
 from pipelines.states import LAST, RESUME_REMEDY, STATES, BestState, LastState, SeededSteps, Stopped, WholeStates, sweep
 
 log = logging.getLogger(__name__)
+
+Task = SegmentTask | ClassifyTask | TextTask
 
 # How PyTorch tells it, wherever the training is when the kernel tells PyTorch.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^.]*)")
@@ -63,8 +66,8 @@ class _EpochLog(Callback):
 
 
 def fit(
-    task: SegmentTask | ClassifyTask,
-    data: SegmentationData | ClassificationData,
+    task: Task,
+    data: RunData,
     folder: Path,
     world: World,
     *,
@@ -129,9 +132,7 @@ def _faults_named(folder: Path) -> Iterator[None]:
         raise OutputNotWritable(folder, seen=error.strerror, remedy=RESUME_REMEDY) from error
 
 
-def callbacks_for(
-    task: SegmentTask | ClassifyTask, folder: Path, *, progress: bool, state_minutes: float
-) -> list[Callback]:
+def callbacks_for(task: Task, folder: Path, *, progress: bool, state_minutes: float) -> list[Callback]:
     """What accompanies a training: its states, its log, its moving average."""
     settings = task.config.train
     callbacks: list[Callback] = [
@@ -156,7 +157,7 @@ def callbacks_for(
 
 
 def trainer_for(
-    task: SegmentTask | ClassifyTask, folder: Path, world: World, callbacks: list[Callback], *, progress: bool
+    task: Task, folder: Path, world: World, callbacks: list[Callback], *, progress: bool
 ) -> lightning.Trainer:
     """Lightning's Trainer for a task on the devices of a world."""
     settings = task.config.train

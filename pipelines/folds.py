@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from imaging.checkpoint import Checkpoint, open_checkpoint
-from imaging.config import ClassifyConfig, Config, SegmentConfig, find_config, load_config
+from imaging.checkpoint import NetworkCheckpoint, open_network
+from imaging.config import ClassifyConfig, NetworkConfig, SegmentConfig, TextConfig, find_config, load_network
 from imaging.dataset_check import OnCase
 from imaging.errors import (
     CheckpointCorrupt,
@@ -49,7 +49,7 @@ from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured, measure_
 from pipelines.predictions import class_rows, mask_rows
 from pipelines.result import PREDICTIONS
 from pipelines.run_folder import check_same, identity
-from pipelines.sides import Classified, Listed, Masked, deal, list_for
+from pipelines.sides import Cases, Listed, Masked, deal, list_for
 from pipelines.states import LAST, STATES, has_ended, read_state
 from pipelines.train import Run, publish, resolve, run
 
@@ -74,7 +74,7 @@ class CrossValidation:
 
     folder: Path
     metrics: dict[str, Any]
-    checkpoint: Checkpoint
+    checkpoint: NetworkCheckpoint
 
 
 def cross_validate(
@@ -134,7 +134,7 @@ def cross_validate(
     return _collected(folder, done, form, on_case)
 
 
-def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | None) -> Config:
+def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | None) -> NetworkConfig:
     """The config of the first fold; the others differ by their number alone."""
     settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last", "train.early_stopping=null"]
     first = resolve(config, settled, precision=precision)
@@ -145,7 +145,10 @@ def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | 
         raise ConfigInvalid("calibrate.novelty", seen="given, with --folds",
                             expected="no novelty was expected: every case trains one of the networks",
                             remedy="Add calibrate.novelty=null")  # fmt: skip
-    given = load_config(find_config(config), overrides).train
+    if isinstance(first, TextConfig) and not first.classes:
+        raise ConfigInvalid("--folds", seen="a text model without classes", expected="marked sentences have sides of"
+                            " their own", remedy="Leave --folds out")  # fmt: skip
+    given = load_network(find_config(config), overrides).train
     if given.keep != "last":
         log.info("train.keep is last: the cases that are held out of a fold must not choose its epoch")
     if given.early_stopping is not None:
@@ -153,7 +156,7 @@ def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | 
     return first
 
 
-def _check_devices(devices: int, config: Config) -> None:
+def _check_devices(devices: int, config: NetworkConfig) -> None:
     """Refuse devices that cannot be used, and processes that somebody else has started for all folds together."""
     world = open_world(devices=devices, nodes=1, batch_size=config.train.batch_size)
     if world.size > 1 and world.complete:
@@ -165,7 +168,7 @@ def _check_devices(devices: int, config: Config) -> None:
         )
 
 
-def _dealt(config: Config, listed: Listed, number: int) -> Masked | Classified:
+def _dealt(config: NetworkConfig, listed: Listed, number: int) -> Cases:
     """The cases of one fold; what makes it impossible names the fold."""
     data = config.data.model_copy(update={"fold": number})
     try:
@@ -174,7 +177,7 @@ def _dealt(config: Config, listed: Listed, number: int) -> Masked | Classified:
         raise TooFewCases(f"fold {number}, {error.subject}", seen=error.seen) from error
 
 
-def _check_structures(folds: Sequence[Masked | Classified]) -> None:
+def _check_structures(folds: Sequence[Cases]) -> None:
     """Refuse folds in which nobody has a structure, or nobody else has it.
 
     Raises
@@ -184,7 +187,7 @@ def _check_structures(folds: Sequence[Masked | Classified]) -> None:
     """
     present: dict[str, frozenset[float]] = {}
     for number, fold in enumerate(folds):
-        if isinstance(fold, Classified):  # `deal` has checked the classes
+        if not isinstance(fold, Masked):  # `deal` has checked the classes
             return
         for side in ("train", "validation"):
             there = [_values_of(case, present) for case in fold.sides[side]]
@@ -201,7 +204,7 @@ def _values_of(case: Case, known: dict[str, frozenset[float]]) -> frozenset[floa
     return known[case.name]
 
 
-def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked | Classified], *, resume: bool) -> None:
+def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Cases], *, resume: bool) -> None:
     """Refuse a folder that holds something else, before the first fold is trained."""
     if folder.exists() and not folder.is_dir():
         raise OutputNotWritable(folder, seen="it is a file, not a folder")
@@ -220,7 +223,7 @@ def _check_places(folder: Path, places: Sequence[Path], cases: Sequence[Masked |
             check_same(place, one.config, one.split, contents)
 
 
-def _finished(cases: Masked | Classified, folder: Path, train_one: Callable[..., Run | None]) -> Checkpoint:
+def _finished(cases: Cases, folder: Path, train_one: Callable[..., Run | None]) -> NetworkCheckpoint:
     """The checkpoint of one fold with its last weights: as it lies there, or published, trained on, or trained anew."""
     last = folder / STATES / LAST
     if not last.is_file():
@@ -231,14 +234,14 @@ def _finished(cases: Masked | Classified, folder: Path, train_one: Callable[...,
     if not has_ended(read_state(last, identity=identity(cases.config)), cases.config.train.epochs):
         return _checkpoint_of(train_one(cases, folder, resume=True))
     try:
-        checkpoint = open_checkpoint(folder / "checkpoint")
+        checkpoint = open_network(folder / "checkpoint")
     except CheckpointCorrupt:  # stopped before, or while, it was published
         return publish(cases, folder)
     # An older run may have published its best epoch.
     return checkpoint if "last_epoch" in checkpoint.metrics["training"] else publish(cases, folder)
 
 
-def _checkpoint_of(done: Run | None) -> Checkpoint:
+def _checkpoint_of(done: Run | None) -> NetworkCheckpoint:
     assert done is not None, "this process is the first, or has started them all"
     return done.checkpoint
 
@@ -264,7 +267,7 @@ def _collected(folder: Path, folds: Sequence[Fold[Any]], form: Form, on_case: On
     return CrossValidation(folder, metrics, checkpoint)
 
 
-def _about(config: Config, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
+def _about(config: NetworkConfig, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
     """What was cross-validated, and how."""
     return {
         "name": config.name,
@@ -280,7 +283,7 @@ def _about(config: Config, folds: Sequence[Fold[Any]]) -> dict[str, Any]:
     }
 
 
-def _page(config: Config, metrics: dict[str, Any], found: MasksMeasured | ClassesMeasured) -> str:
+def _page(config: NetworkConfig, metrics: dict[str, Any], found: MasksMeasured | ClassesMeasured) -> str:
     """The page of an evaluation, of no one checkpoint."""
     shown = {**metrics["cross_validation"], "refused": [], "seen_in_training": [], "seen_in_validation": []}
     shown |= {key: metrics[key] for key in ("data", "software", "software_version")}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from imaging.config import Config
+from imaging.config import NetworkConfig
 from imaging.errors import LoggerMissing
 
 _PROJECT = "imgpipe"
@@ -32,19 +32,19 @@ class _Kind:
         What must be importable.
     """
 
-    make: Callable[[Path, Config, int], Logger]
+    make: Callable[[Path, NetworkConfig, int], Logger]
     package: str | None = None
 
 
-def _csv(folder: Path, config: Config, part: int) -> Logger:
+def _csv(folder: Path, config: NetworkConfig, part: int) -> Logger:
     return CSVLogger(folder, name="log", version=part)
 
 
-def _tensorboard(folder: Path, config: Config, part: int) -> Logger:
+def _tensorboard(folder: Path, config: NetworkConfig, part: int) -> Logger:
     return TensorBoardLogger(folder, name="log", version=part, default_hp_metric=False)
 
 
-def _wandb(folder: Path, config: Config, part: int) -> Logger:
+def _wandb(folder: Path, config: NetworkConfig, part: int) -> Logger:
     import wandb
 
     # Without these it would send the command line, the program's path, the host and the user.
@@ -63,7 +63,7 @@ def _wandb(folder: Path, config: Config, part: int) -> Logger:
     return logger
 
 
-def _mlflow(folder: Path, config: Config, part: int) -> Logger:
+def _mlflow(folder: Path, config: NetworkConfig, part: int) -> Logger:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
     # By default the first is the path of the program, the second the name of who is logged in.
     tags = {"mlflow.source.name": _PROJECT, "mlflow.user": _PROJECT}
@@ -72,7 +72,7 @@ def _mlflow(folder: Path, config: Config, part: int) -> Logger:
     return logger
 
 
-def _name(config: Config, part: int) -> str:
+def _name(config: NetworkConfig, part: int) -> str:
     """What the run is called there; a resumed run is a further part."""
     return f"{config.name}_fold{config.data.fold}" + (f"_part{part}" if part else "")
 
@@ -100,7 +100,7 @@ def check_loggers(names: Sequence[str]) -> None:
                                 remedy=f"pip install 'imgpipe[{name}]', or take it out of train.loggers")  # fmt: skip
 
 
-def loggers_for(folder: Path, config: Config) -> list[Logger]:
+def loggers_for(folder: Path, config: NetworkConfig) -> list[Logger]:
     """The loggers that a config names; a resumed run logs beside its first part.
 
     Parameters

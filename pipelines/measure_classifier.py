@@ -20,9 +20,9 @@ from imaging.calibrate import (
     temperature_of,
     threshold_for,
 )
-from imaging.cases import ClassifiedCase, load_picture
+from imaging.cases import Classed, ClassifiedCase, load_picture
 from imaging.classifier import Assessment, Classifier, is_strange, judge, targets_of
-from imaging.config import ClassifyConfig
+from imaging.config import JudgedConfig
 from imaging.conformal import conformal_of
 from imaging.dataset_check import OnCase
 from imaging.errors import ImagingError, TooFewCases
@@ -45,7 +45,7 @@ class Asked:
     `strange` has the numbers of the cases that are unlike those that trained the network, as far as that is known.
     """
 
-    cases: Sequence[ClassifiedCase]
+    cases: Sequence[Classed]
     truth_NK: NDArray[np.bool_]
     logits_NK: NDArray[np.float64]
     thumbnails: NDArray[np.float64]
@@ -213,7 +213,7 @@ def _familiar(share: float | None, thumbnails: NDArray[np.float64]) -> dict[str,
     return {"share": share, "least": float(np.floor(least * 1e5) / 1e5), "template": template.tolist()}
 
 
-def calibrated(config: ClassifyConfig, answers: Asked) -> dict[str, Any]:
+def calibrated(config: JudgedConfig, answers: Asked) -> dict[str, Any]:
     """What some cases say of the network's certainty, and where they put the thresholds.
 
     Returns
@@ -270,7 +270,7 @@ def _just_below(threshold: float) -> float:
     return float(1 / (1 + np.exp(np.log1p(-threshold) - np.log(threshold) + _ROUNDING)))
 
 
-def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mapping[str, Any]) -> Applied:
+def apply_calibration(config: JudgedConfig, answers: Asked, calibration: Mapping[str, Any]) -> Applied:
     """Probabilities, thresholds and who is left undecided, by a calibration as `calibrated` gives it.
 
     Of a checkpoint without one the temperature is 1 and every threshold NaN, and everybody is left undecided.
@@ -290,7 +290,7 @@ def apply_calibration(config: ClassifyConfig, answers: Asked, calibration: Mappi
 
 
 def figures(
-    config: ClassifyConfig, answers: Asked, applied: Applied, said_by_facts: ByFacts | None = None
+    config: JudgedConfig, answers: Asked, applied: Applied, said_by_facts: ByFacts | None = None
 ) -> dict[str, Any]:
     """Every figure of some cases.
 
@@ -334,7 +334,7 @@ def figures(
     }
 
 
-def _counted(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[str, Any]:
+def _counted(config: JudgedConfig, answers: Asked, applied: Applied) -> dict[str, Any]:
     """How many cases were called what, and how often what was probable was true."""
     found: dict[str, Any] = {"confusion": {}, "reliability": {}}
     for target in targets_of(config):
@@ -355,7 +355,7 @@ def _counted(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[s
     return found
 
 
-def unknowable(config: ClassifyConfig, found: Mapping[str, Any]) -> list[str]:
+def unknowable(config: JudgedConfig, found: Mapping[str, Any]) -> list[str]:
     """In words, which figures some cases cannot show; `found` is what `figures` gives."""
     told = []
     for target in targets_of(config):
@@ -369,7 +369,7 @@ def unknowable(config: ClassifyConfig, found: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _measured(config: ClassifyConfig, answers: Asked, applied: Applied, chosen: NDArray[np.int64]) -> dict[str, Any]:
+def _measured(config: JudgedConfig, answers: Asked, applied: Applied, chosen: NDArray[np.int64]) -> dict[str, Any]:
     """All figures of some of the cases."""
     patients = [answers.cases[i].patient for i in chosen]
     truth_NK, probability_NK = answers.truth_NK[chosen], applied.probability_NK[chosen]
@@ -387,7 +387,7 @@ def _measured(config: ClassifyConfig, answers: Asked, applied: Applied, chosen: 
     return measured
 
 
-def results_of(config: ClassifyConfig, answers: Asked, applied: Applied) -> list[CaseResult]:
+def results_of(config: JudgedConfig, answers: Asked, applied: Applied) -> list[CaseResult]:
     """What is said of each case, as serving would say it."""
     targets: dict[str, list[TargetResult]] = {}
     for target in targets_of(config):
@@ -419,9 +419,13 @@ def _assessed(probability: float, threshold: float, *, undecided: bool) -> Asses
     return "abnormal" if probability >= threshold else "normal"
 
 
-def class_page(metrics: Mapping[str, Any], config: ClassifyConfig, answers: Asked, applied: Applied) -> str:
+def class_page(metrics: Mapping[str, Any], config: JudgedConfig, answers: Asked, applied: Applied) -> str:
     """The page, with the pictures of the surest mistakes; only these are read again."""
     results = results_of(config, answers, applied)
     wrong = {found.name for target in targets_of(config) for found in surest_mistakes(results, target.name)}
-    pictures = {case.name: overview(load_picture(case)) for case in answers.cases if case.name in wrong}
+    pictures = {
+        case.name: overview(load_picture(case))
+        for case in answers.cases
+        if case.name in wrong and isinstance(case, ClassifiedCase)
+    }
     return render_classes(metrics, config, results, pictures)

@@ -5,10 +5,11 @@ Invariant: a checkpoint is listed as usable only after its checksums held. Impor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from imaging.checkpoint import open_checkpoints
-from imaging.config import Class, Config, Label, SegmentConfig
+from imaging.checkpoint import NetworkCheckpoint, open_checkpoints, open_texts
+from imaging.config import Class, Label, NetworkConfig, SegmentConfig
 
 
 def models() -> dict[str, Any]:
@@ -21,7 +22,9 @@ def models() -> dict[str, Any]:
         in cross-validation, members of an ensemble, folder) and ``refused`` (checkpoints that differ from their
         checksums).
     """
-    checkpoints, unusable = open_checkpoints(())
+    images, unusable = open_checkpoints(())
+    texts, broken = open_texts()
+    checkpoints: list[NetworkCheckpoint] = sorted([*images, *texts], key=lambda checkpoint: checkpoint.name)
     listed = []
     for checkpoint in checkpoints:
         config = checkpoint.config
@@ -32,9 +35,10 @@ def models() -> dict[str, Any]:
                 "title": config.title,
                 "task": config.task,
                 "applies_to": config.applies_to.model_dump(mode="json"),
-                "labels": {item.id: item.name for item in _labels(config)},
+                "labels": _labels(config),
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
                 "scores_on_test": checkpoint.metrics.get("test", {}).get("scores"),
+                "spans_on_test": checkpoint.metrics.get("test", {}).get("spans"),
                 "members": config.members,
                 "dice_cross_validated": checkpoint.metrics.get("cross_validation", {}).get("dice"),
                 "scores_cross_validated": checkpoint.metrics.get("cross_validation", {}).get("scores"),
@@ -43,8 +47,9 @@ def models() -> dict[str, Any]:
                 "folder": str(checkpoint.folder),
             }
         )
-    return {"models": listed, "refused": [error.as_dict() for error in unusable]}
+    return {"models": listed, "refused": [error.as_dict() for error in (*unusable, *broken)]}
 
 
-def _labels(config: Config) -> tuple[Label, ...] | tuple[Class, ...]:
-    return config.labels if isinstance(config, SegmentConfig) else config.classes
+def _labels(config: NetworkConfig) -> dict[int, str]:
+    items: Sequence[Label | Class] = config.labels if isinstance(config, SegmentConfig) else config.classes
+    return {item.id: item.name for item in items}

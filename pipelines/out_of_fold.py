@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.checkpoint import Checkpoint
-from imaging.classifier import Classifier, targets_of
-from imaging.config import ClassifyConfig
+from imaging.checkpoint import Checkpoint, NetworkCheckpoint
+from imaging.classifier import targets_of
+from imaging.config import JudgedConfig
 from imaging.dataset_check import OnCase
 from imaging.errors import PatientLeak
 from imaging.mask_scores import TITLES, CaseScore, rounded, summary
@@ -25,18 +25,19 @@ from imaging.predict import Predictor
 from imaging.report.mask_page import WorstCase
 from imaging.scores import scores_of
 from pipelines.facts_alone import ByFacts, by_facts
-from pipelines.measure_classifier import Applied, Asked, apply_calibration, ask, calibrated, figures
+from pipelines.measure_classifier import Applied, Asked, apply_calibration, calibrated, figures
 from pipelines.measure_segmenter import default_tolerance, score_each, volume_intervals, worst_of
-from pipelines.sides import Classified, Masked
+from pipelines.measure_texts import ask_checkpoint
+from pipelines.sides import Cases, Masked
 
-S = TypeVar("S", bound=Masked | Classified)
+S = TypeVar("S", bound=Cases)
 
 
 @dataclass(frozen=True, slots=True)
 class Fold(Generic[S]):
     """One fold: its network, and who stood on which side of its training."""
 
-    checkpoint: Checkpoint
+    checkpoint: NetworkCheckpoint
     cases: S
 
 
@@ -76,7 +77,7 @@ class ClassesMeasured:
         Every case with what its network said, what was made of it, and which fold it was of.
     """
 
-    config: ClassifyConfig
+    config: JudgedConfig
     metrics: dict[str, Any]
     asked: Asked
     applied: Applied
@@ -100,6 +101,7 @@ def measure_masks(folds: Sequence[Fold[Masked]], on_case: OnCase | None = None) 
     worst: list[WorstCase] = []
     told = []
     for number, fold in enumerate(folds):
+        assert isinstance(fold.checkpoint, Checkpoint)
         found = score_each(
             Predictor(fold.checkpoint),
             fold.cases.sides["validation"],
@@ -124,8 +126,8 @@ def measure_masks(folds: Sequence[Fold[Masked]], on_case: OnCase | None = None) 
     return MasksMeasured(metrics, tuple(scores), fold_of, worst_of(worst))
 
 
-def measure_classes(folds: Sequence[Fold[Classified]]) -> ClassesMeasured:
-    """Measure each classifier on its held-out cases, calibrated by the cases of the other folds.
+def measure_classes(folds: Sequence[Fold[Any]]) -> ClassesMeasured:
+    """Measure each classifier or text model on its held-out cases, calibrated by the cases of the other folds.
 
     Raises
     ------
@@ -136,7 +138,7 @@ def measure_classes(folds: Sequence[Fold[Classified]]) -> ClassesMeasured:
     """
     config = folds[0].cases.config
     fold_of = _fold_of(folds)
-    asked = [ask(Classifier(fold.checkpoint), fold.cases.sides["validation"]) for fold in folds]
+    asked = [ask_checkpoint(fold.checkpoint, config, fold.cases.sides["validation"]) for fold in folds]
     applied, told = [], []
     parts = list(zip(folds, asked, strict=True))
     for number, (fold, answers) in enumerate(parts):
@@ -173,7 +175,7 @@ def _fold_of(folds: Sequence[Fold[Any]]) -> dict[str, int]:
     return fold_of
 
 
-def _scores(config: ClassifyConfig, answers: Asked, applied: Applied) -> dict[str, dict[str, float | None]]:
+def _scores(config: JudgedConfig, answers: Asked, applied: Applied) -> dict[str, dict[str, float | None]]:
     """The figures of one fold's cases for each target; a fold is too small for intervals of its own."""
     return {
         target.name: {

@@ -10,10 +10,12 @@ import io
 from collections.abc import Mapping, Sequence
 
 from imaging.classifier import targets_of
-from imaging.config import ClassifyConfig, Label
+from imaging.config import JudgedConfig, Label
 from imaging.manifest import SEPARATOR
 from imaging.mask_scores import TITLES, CaseScore, rounded
 from imaging.report.class_page import CaseResult
+from imaging.text.cases import TextCase
+from imaging.text.reading import Marked
 
 _DIGITS = 5
 
@@ -28,7 +30,7 @@ def mask_rows(scores: Sequence[CaseScore], labels: Sequence[Label], fold_of: Map
     return _written([f"{score}_{name}" for score, name in columns], rows, fold_of)
 
 
-def class_rows(results: Sequence[CaseResult], config: ClassifyConfig, fold_of: Mapping[str, int] | None = None) -> str:
+def class_rows(results: Sequence[CaseResult], config: JudgedConfig, fold_of: Mapping[str, int] | None = None) -> str:
     """``case``, ``label`` (the true classes, separated by ``|``), ``probability_<class>``, ``assessment_<target>``.
 
     The assessments are those of what is judged, normal or abnormal; and ``fold`` where `fold_of` tells it.
@@ -44,6 +46,15 @@ def class_rows(results: Sequence[CaseResult], config: ClassifyConfig, fold_of: M
         for result in results
     }
     return _written(["label", *heading], rows, fold_of)
+
+
+def span_rows(cases: Sequence[TextCase], found: Sequence[Sequence[Marked]]) -> str:
+    """A row a sentence: ``marked``, ``found`` and ``right``, how many mentions of any kind; no words."""
+    rows = {}
+    for case, marks in zip(cases, found, strict=True):
+        truth, said = set(case.mentions or ()), {one.mention for one in marks}
+        rows[case.name] = [len(truth), len(said), len(truth & said)]
+    return _written(["marked", "found", "right"], rows, None)
 
 
 def _written(heading: Sequence[str], rows: Mapping[str, Sequence[object]], fold_of: Mapping[str, int] | None) -> str:

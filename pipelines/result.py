@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imaging.checkpoint import Checkpoint
+from imaging.checkpoint import NetworkCheckpoint
 from imaging.errors import ImagingError
 
 PREDICTIONS, PAGE = "predictions.csv", "evaluation.html"
@@ -52,7 +52,7 @@ class Measured:
     pages: dict[str, str]
 
 
-def provenance(checkpoint: Checkpoint, data: str, names: Sequence[str]) -> dict[str, Any]:
+def provenance(checkpoint: NetworkCheckpoint, data: str, names: Sequence[str]) -> dict[str, Any]:
     """Which checkpoint on what; a case with the name of one that it has met is told, for its figure proves nothing.
 
     Returns
@@ -83,7 +83,7 @@ def provenance(checkpoint: Checkpoint, data: str, names: Sequence[str]) -> dict[
     }
 
 
-def of_side(checkpoint: Checkpoint, data: str, side: str, names: Sequence[str]) -> dict[str, Any]:
+def of_side(checkpoint: NetworkCheckpoint, data: str, side: str, names: Sequence[str]) -> dict[str, Any]:
     """The same for one side of a training, whose checkpoint has no metrics yet."""
     about = provenance(checkpoint, f"the {side} cases of {data}", names)
     return {**about, "seen_in_validation": list(names) if side == "validation" else [], "refused": []}

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from imaging.config import AnyConfig, Config, FuseConfig, load_config
+from imaging.config import AnyConfig, FuseConfig, NetworkConfig, load_network
 from imaging.config.section import FOR_DIGEST
 from imaging.config.task import OF_THE_MACHINE
 from imaging.errors import NothingToResume, OutputNotWritable, ResumeMismatch, RunExists
@@ -64,7 +64,7 @@ def open_run(folder: Path, config: AnyConfig, split: Split, contents: Mapping[st
 
 
 def check_same(
-    folder: Path, config: Config, split: Split, contents: Mapping[str, str], *, but: tuple[str, ...] = _NO_STEP
+    folder: Path, config: NetworkConfig, split: Split, contents: Mapping[str, str], *, but: tuple[str, ...] = _NO_STEP
 ) -> None:
     """Refuse to go on with a run that was started with another config or on other cases.
 
@@ -84,7 +84,7 @@ def check_same(
     ResumeMismatch
         With the keys that differ, or the cases.
     """
-    started = load_config(folder / "config.yaml")
+    started = load_network(folder / "config.yaml")
     differing = _differing_keys(started.model_dump(), config.model_dump(), but=but)
     if differing:
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
@@ -130,7 +130,7 @@ def data_digest(folder: Path) -> dict[str, str]:
     return {} if data is None else {"data_sha256": data["sha256"]}
 
 
-def identity(config: Config) -> str:
+def identity(config: NetworkConfig) -> str:
     """SHA-256 of what decides the steps of a training, to know its states by: the config without `_NO_STEP`.
 
     As for a digest, a key that a later version added and that holds its default makes no difference.

@@ -57,6 +57,10 @@ def evaluation_lines(metrics: dict[str, Any]) -> list[str]:
         for score, title in mask_scores.TITLES.items()
         for name, value in metrics.get(score, {}).items()
     ]
+    for name, found in metrics.get("spans", {}).items():
+        lines.append(f"{name}, {found['mentions']} mention(s) in {metrics['sentences']} sentence(s):")
+        lines += [f"  {title} {Interval(**found[key])}"
+                  for key, title in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))]  # fmt: skip
     for name, figures in metrics.get("scores", {}).items():
         lines.append(f"{name}, in {figures['true_cases']} of {metrics['cases']} case(s):")
         lines += [f"  {title} {Interval(**figures[score])}" for score, title in scores.TITLES.items()]

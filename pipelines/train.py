@@ -25,22 +25,22 @@ from typing import Any
 
 import torch
 
-from imaging.checkpoint import METRICS, Checkpoint, open_checkpoint, save_checkpoint
+from imaging.checkpoint import METRICS, Checkpoint, NetworkCheckpoint, open_network, save_checkpoint
 from imaging.codes import check_config
-from imaging.config import Config, SegmentConfig, find_config, load_config
+from imaging.config import ClassifyConfig, NetworkConfig, SegmentConfig, find_config, load_network
 from imaging.errors import ConfigInvalid, TooFewCases
 from imaging.explain import layer_of
 from imaging.files import write_whole
-from imaging.networks import weights_of
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
-from imaging.transfer import Begun, begin, merge
+from imaging.tasks.text import TextTask
+from imaging.transfer import Begun, begin
 from pipelines.devices import check_precision, launch, open_world
-from pipelines.fitting import fit
+from pipelines.fitting import Task, fit
 from pipelines.loggers import check_loggers
 from pipelines.novelty import novelty_of
 from pipelines.run_folder import data_digest, identity, open_run, versions
-from pipelines.sides import Classified, Masked, deal, list_for
+from pipelines.sides import Cases, Classified, deal, list_for
 from pipelines.states import STATES, read_state
 
 START = "start.json"
@@ -61,7 +61,7 @@ class Run:
     """
 
     folder: Path
-    checkpoint: Checkpoint
+    checkpoint: NetworkCheckpoint
 
 
 def train(
@@ -125,10 +125,10 @@ def train(
     )
 
 
-def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) -> Config:
+def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) -> NetworkConfig:
     """The config of a run, with what the command line says beside it; see `train`."""
     extra = [f"train.precision={precision!r}"] if precision else []
-    resolved = load_config(find_config(config), [*overrides, *extra])
+    resolved = load_network(find_config(config), [*overrides, *extra])
     check_precision(resolved.train.precision)
     check_loggers(resolved.train.loggers)
     check_config(resolved)
@@ -139,7 +139,7 @@ def resolve(config: Path, overrides: Sequence[str], *, precision: str | None) ->
 
 
 def run(
-    cases: Masked | Classified,
+    cases: Cases,
     folder: Path,
     *,
     devices: int = 1,
@@ -153,7 +153,7 @@ def run(
     if not world.complete:
         given = {"devices": devices, "nodes": nodes, "resume": resume, "progress": progress}
         launch(run, world, {"cases": cases, "folder": folder, **given, "state_minutes": state_minutes})
-        return Run(folder, open_checkpoint(folder / "checkpoint"))
+        return Run(folder, open_network(folder / "checkpoint"))
     if world.rank:
         # What there is to tell, the first rank tells.
         logging.getLogger("pipelines").setLevel(logging.WARNING)
@@ -173,19 +173,22 @@ def run(
     return Run(folder, publish(cases, folder)) if world.rank == 0 else None
 
 
-def _begun(task: SegmentTask | ClassifyTask, *, resume: bool) -> Begun | None:
+def _begun(task: Task, *, resume: bool) -> Begun | None:
     """Give a fresh network the weights that it is to begin with; a run that is continued has them from its state."""
     if isinstance(task, ClassifyTask):
         layer_of(task.config, task.network)  # what can never be explained is told now
     start = task.config.train.start
-    begun = None if start is None or resume else begin(task.network, start, name=task.config.network.name)
+    begun = None
+    if start is not None and not resume:
+        assert not isinstance(task, TextTask), "its config takes no start"
+        begun = begin(task.network, start, name=task.config.network.name)
     weights = list(task.network.parameters())
     trained = sum(tensor.numel() for tensor in weights if tensor.requires_grad)
     log.info("weights: %d, %d of them trained", sum(tensor.numel() for tensor in weights), trained)
     return begun
 
 
-def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
+def publish(cases: Cases, folder: Path) -> NetworkCheckpoint:
     """Make a checkpoint of the run's weights, measured on validation and test by the code that serves it.
 
     Which weights is said by `train.keep`: those of ``state/best.ckpt``, or of ``state/last.ckpt``. Both hold the moving
@@ -223,25 +226,31 @@ def publish(cases: Masked | Classified, folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _novelty(cases: Masked | Classified, unmeasured: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _novelty(cases: Cases, unmeasured: NetworkCheckpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
     """What the checkpoint keeps to know strange pictures by, as files, and what its metrics tell of that."""
     if not isinstance(cases, Classified) or cases.config.calibrate.novelty is None:
         return {}, {}
+    assert isinstance(unmeasured, Checkpoint)
     files, told = novelty_of(unmeasured, cases.sides, cases.config.calibrate.novelty)
     return files, {"novelty": told}
 
 
-def _start_of(cases: Masked | Classified, folder: Path) -> dict[str, Any]:
+def _start_of(cases: Cases, folder: Path) -> dict[str, Any]:
     """What the run began with; a held-out case with the name of one that trained that is told: it proves nothing."""
     start: dict[str, Any] = json.loads((folder / START).read_text())
     known = set(start.get("trained_on", ()))
     return {**start, "held_out_seen": [name for name in (*cases.split.validation, *cases.split.test) if name in known]}
 
 
-def _kept(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
+def _kept(config: NetworkConfig, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
     """The weights that `train.keep` asks for, and the number of epochs that made them."""
     state = read_state(folder / STATES / f"{config.train.keep}.ckpt", identity=identity(config))
-    task = SegmentTask(config, []) if isinstance(config, SegmentConfig) else ClassifyTask(config, [])
+    task = _task_of(config)
     task.load_state_dict(state["state_dict"])
-    merge(task.network)
-    return weights_of(task.network), int(state["epoch"]) + 1
+    return task.published(), int(state["epoch"]) + 1
+
+
+def _task_of(config: NetworkConfig) -> Task:
+    if isinstance(config, SegmentConfig):
+        return SegmentTask(config, [])
+    return ClassifyTask(config, []) if isinstance(config, ClassifyConfig) else TextTask(config, [])

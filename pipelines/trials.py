@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from imaging.config import Config, Searched, with_values
+from imaging.config import NetworkConfig, Searched, with_values
 from imaging.errors import ImagingError, MissingPackage, TrainingDiverged
+from imaging.tasks.text import TextTask
 from imaging.transfer import begin
 from pipelines.devices import open_world
 from pipelines.fitting import fit
-from pipelines.sides import Classified, Masked
+from pipelines.sides import Cases
 from pipelines.states import STATES
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Trials:
         If Optuna is not installed.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: NetworkConfig) -> None:
         optuna = the_optuna()
         from sqlalchemy.engine import URL
 
@@ -142,7 +143,7 @@ class Trials:
     def _place(self, number: int) -> Path:
         return self._folder / "trials" / f"{number:04d}"
 
-    def measure_until(self, count: int, cases: Masked | Classified) -> None:
+    def measure_until(self, count: int, cases: Cases) -> None:
         """Measure trials until `count` have been begun, by this process or by others.
 
         Raises
@@ -171,7 +172,7 @@ class Trials:
             for key, searched in self._config.tune.items()
         }
 
-    def _measure(self, trial: optuna.Trial, values: Mapping[str, Any], cases: Masked | Classified) -> None:
+    def _measure(self, trial: optuna.Trial, values: Mapping[str, Any], cases: Cases) -> None:
         """Train with these values and tell what came of it; whatever is not told counts as interrupted."""
         optuna = the_optuna()
         failed = optuna.trial.TrialState.FAIL
@@ -182,6 +183,7 @@ class Trials:
             task, data = cases.with_config(with_values(cases.config, values)).loaded()
             world = open_world(devices=1, nodes=1, batch_size=task.config.train.batch_size)
             if task.config.train.start is not None:
+                assert not isinstance(task, TextTask), "its config takes no start"
                 begin(task.network, task.config.train.start, name=task.config.network.name)
             (place / STATES).mkdir(parents=True, exist_ok=True)
             fit(task, data, place, world, resume=False, progress=False, state_minutes=math.inf, also=[reporter])

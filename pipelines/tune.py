@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from imaging.config import ClassifyConfig, Config, SegmentConfig, with_values
+from imaging.config import ClassifyConfig, NetworkConfig, SegmentConfig, TextConfig, with_values
 from imaging.errors import (
     ConfigInvalid,
     ImagingError,
@@ -46,9 +46,10 @@ from imaging.networks import check_patches
 from imaging.patches import Patches
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
+from imaging.tasks.text import TextTask
 from pipelines.devices import LogSettings, check_precision
 from pipelines.run_folder import NO_TRAINING, check_same, open_run
-from pipelines.sides import Classified, Masked, deal_unseen
+from pipelines.sides import Cases, deal_unseen
 from pipelines.states import STATES
 from pipelines.train import resolve
 from pipelines.trials import DATABASE, Trial, Trials, is_whole, the_optuna, value_at
@@ -135,7 +136,7 @@ def tune(
         return _result(folder, search.all(), resolved)
 
 
-def check_search(config: Config) -> None:
+def check_search(config: NetworkConfig) -> None:
     """Refuse what cannot be searched, by really making config, network and transforms with each end and each choice.
 
     Raises
@@ -164,19 +165,21 @@ def check_search(config: Config) -> None:
             _make(value, key)
 
 
-def _make(config: Config, key: str) -> None:
+def _make(config: NetworkConfig, key: str) -> None:
     """What a key has a part in, made as a training makes it."""
     check_precision(config.train.precision)
     if isinstance(config, SegmentConfig):
         check_patches(config)
         Patches(config.train)
+    elif isinstance(config, TextConfig):
+        TextTask(config, [])
     elif key.startswith("train."):
         classify_augmentation(config.train.augment, axes=len(config.preprocess.size))
     else:
         ClassifyTask(config, [])
 
 
-def _open(folder: Path, cases: Masked | Classified, *, resume: bool) -> None:
+def _open(folder: Path, cases: Cases, *, resume: bool) -> None:
     """Write what explains the search, or check that one to be resumed is the same one."""
     if not resume:
         open_run(folder, cases.config, cases.split, cases.contents(), resume=False)
@@ -201,7 +204,7 @@ def _nobody_else(folder: Path) -> Iterator[None]:
         yield
 
 
-def _measure(search: Trials, folder: Path, cases: Masked | Classified, trials: int, jobs: int) -> None:
+def _measure(search: Trials, folder: Path, cases: Cases, trials: int, jobs: int) -> None:
     """Measure trials in this process, or in some others."""
     if jobs == 1:
         search.measure_until(trials, _with_cache(cases, folder))
@@ -233,7 +236,7 @@ def _measure(search: Trials, folder: Path, cases: Masked | Classified, trials: i
 
 def _job(
     folder: Path,
-    config: Config,
+    config: NetworkConfig,
     trials: int,
     threads: int,
     log_settings: LogSettings,
@@ -250,7 +253,7 @@ def _job(
             told.put(error)
 
 
-def _with_cache(cases: Masked | Classified, folder: Path) -> Masked | Classified:
+def _with_cache(cases: Cases, folder: Path) -> Cases:
     """The cases with a cache on disk, unless the config has one: all trials begin with the same samples."""
     data = cases.config.data
     if data.cache is None:
@@ -258,18 +261,23 @@ def _with_cache(cases: Masked | Classified, folder: Path) -> Masked | Classified
     return cases.with_config(cases.config.model_copy(update={"data": data}))
 
 
-def _result(folder: Path, trials: Sequence[Trial], config: Config) -> Tuned:
+def _result(folder: Path, trials: Sequence[Trial], config: NetworkConfig) -> Tuned:
     complete = [trial for trial in trials if trial.state == "complete" and trial.score is not None]
     if not complete:
         why = next((trial.why for trial in trials if trial.why), f"{len(trials)} trials")
         raise NoTrialComplete(folder, seen=why)
     best = max(complete, key=lambda trial: (trial.score or 0.0, -trial.number))
     write_whole(folder / BEST, with_values(config, best.values).model_copy(update={"tune": {}}).to_yaml())
-    monitor = SegmentTask.monitor if isinstance(config, SegmentConfig) else ClassifyTask.monitor
-    return Tuned(folder, monitor, tuple(trials), best)
+    return Tuned(folder, _monitor(config), tuple(trials), best)
 
 
-def _write_trials(folder: Path, trials: Sequence[Trial], config: Config) -> None:
+def _monitor(config: NetworkConfig) -> str:
+    if isinstance(config, SegmentConfig):
+        return SegmentTask.monitor
+    return ClassifyTask.monitor if isinstance(config, ClassifyConfig) else TextTask.monitor
+
+
+def _write_trials(folder: Path, trials: Sequence[Trial], config: NetworkConfig) -> None:
     """`trials.csv`: a row a trial, a column a key."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -69,7 +69,7 @@ def test_every_key_of_a_config_is_explained() -> None:
 
 def test_page_shows_bounds_choices_and_defaults() -> None:
     rows = (ROOT / "docs/config.md").read_text().splitlines()
-    assert "| `ema_decay` | number, at least 0, below 1 | `0.995` | segment, classify |" in rows
-    assert '| `schedule` | `cosine`, `poly` | `"cosine"` | segment, classify |' in rows
-    assert "| `epochs` | whole number, at least 1 |  | segment, classify |" in rows
+    assert "| `ema_decay` | number, at least 0, below 1 | `0.995` | segment, classify, text |" in rows
+    assert '| `schedule` | `cosine`, `poly` | `"cosine"` | segment, classify, text |' in rows
+    assert "| `epochs` | whole number, at least 1 |  | segment, classify, text |" in rows
     assert "| `foreground` | number, at least 0, at most 1 | `0.0` | segment |" in rows

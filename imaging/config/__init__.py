@@ -5,8 +5,9 @@ one; networks and augmentations are names from a registry. The same file trains 
 so that training and serving cannot drift apart.
 
 `task` says which kind of config it is: `SegmentConfig` (label voxels), `ClassifyConfig` (say what is on a picture, or
-in a volume, as a whole) or `FuseConfig` (bring together what several checkpoints and facts say). `Config` is one of the
-first two, those of networks that look at images, and `AnyConfig` any.
+in a volume, as a whole), `TextConfig` (read a text) or `FuseConfig` (bring together what several checkpoints and
+facts say). `Config` is one of the first two, those of networks that look at images, `NetworkConfig` one of the first
+three, those of networks that are trained, and `AnyConfig` any.
 """
 
 from __future__ import annotations
@@ -35,12 +36,23 @@ from imaging.config.fitting import (
     Train,
 )
 from imaging.config.fuse import FuseConfig, FusedFact, FusedImage, FusedText
-from imaging.config.load import find_config, load_any, load_config, with_values
-from imaging.config.meaning import AppliesTo, Card, Class, Code, Label, PicturesTaken, VolumesTaken
+from imaging.config.load import find_config, load_any, load_config, load_network, with_values
+from imaging.config.meaning import AppliesTo, Card, Class, Code, Kind, Label, PicturesTaken, VolumesTaken
 from imaging.config.search import Searched
 from imaging.config.section import Size, Size3, Spacing3, Vector3
-from imaging.config.task import IGNORED, TOGETHER, ClassifyConfig, Config, Described, SegmentConfig
+from imaging.config.task import (
+    IGNORED,
+    TOGETHER,
+    ClassifyConfig,
+    Config,
+    Described,
+    JudgedConfig,
+    NetworkConfig,
+    SegmentConfig,
+    TextConfig,
+)
 from imaging.config.tasks import AnyConfig
+from imaging.config.text import Encoder, TextColumns, TextData, TextPredict, TextsTaken, TextTrain, Tuning
 from imaging.config.transfer import Lora, Start
 
 __all__ = [
@@ -63,15 +75,19 @@ __all__ = [
     "Config",
     "Data",
     "Described",
+    "Encoder",
     "Explain",
     "Fit",
     "FuseConfig",
     "FusedFact",
     "FusedImage",
     "FusedText",
+    "JudgedConfig",
+    "Kind",
     "Label",
     "Lora",
     "Network",
+    "NetworkConfig",
     "Novelty",
     "PicturesTaken",
     "Predict",
@@ -84,12 +100,20 @@ __all__ = [
     "Size3",
     "Spacing3",
     "Start",
+    "TextColumns",
+    "TextConfig",
+    "TextData",
+    "TextPredict",
+    "TextTrain",
+    "TextsTaken",
     "Train",
+    "Tuning",
     "Vector3",
     "VolumesTaken",
     "Window",
     "find_config",
     "load_any",
     "load_config",
+    "load_network",
     "with_values",
 ]

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from imaging.config.task import Config, Described
-from imaging.config.tasks import IMAGE_TASKS, TASKS, AnyConfig
+from imaging.config.task import Config, Described, NetworkConfig
+from imaging.config.tasks import IMAGE_TASKS, NETWORK_TASKS, TASKS, AnyConfig
 from imaging.errors import ConfigInvalid, UnknownKey
 from imaging.files import shipped
 
@@ -37,6 +37,11 @@ def find_config(name: str | Path) -> Path:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and validate the config of a network that looks at images; see `load_any`."""
     return _validated(path, _content(path, overrides), IMAGE_TASKS)
+
+
+def load_network(path: Path, overrides: Sequence[str] = ()) -> NetworkConfig:
+    """Read and validate the config of a network that is trained, whatever it looks at; see `load_any`."""
+    return _validated(path, _content(path, overrides), NETWORK_TASKS)
 
 
 def load_any(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
@@ -78,7 +83,7 @@ def _content(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+def with_values(config: NetworkConfig, values: Mapping[str, Any]) -> NetworkConfig:
     """A config with other values for some of its dotted keys.
 
     Raises
@@ -91,7 +96,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     content = config.model_dump(mode="json")
     for key, value in values.items():
         _place(content, key, value, f"key {key!r}")
-    return _validated(f"config {config.name}", content, IMAGE_TASKS)
+    return _validated(f"config {config.name}", content, NETWORK_TASKS)
 
 
 def _validated(subject: Path | str, content: dict[str, Any], tasks: Mapping[str, type[_Kind]]) -> _Kind:

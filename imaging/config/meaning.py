@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -59,6 +59,17 @@ class Class(Section):
     code: Code
     abnormal: bool
     told_as: Annotated[tuple[str, ...], LATER] = ()
+
+
+class Kind(Section):
+    """One kind of mention that is marked in a text: its `name`, and its `title` for people.
+
+    `told_as` lists what marked texts call it beside its name; tags of other kinds count as no mention.
+    """
+
+    name: Literal["finding", "disease", "chemical"]
+    title: str
+    told_as: tuple[str, ...] = ()
 
 
 class AppliesTo(Section):

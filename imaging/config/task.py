@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
@@ -11,14 +13,15 @@ from pydantic import Field, model_validator
 
 from imaging.config.data import Channel, ClassifyData, ClassifyPreprocess, Data, Preprocess, Scale
 from imaging.config.fitting import Calibrate, ClassifyPredict, ClassifyTrain, Explain, Fit, Network, Predict, Train
-from imaging.config.meaning import AppliesTo, Card, Class, Label, PicturesTaken, VolumesTaken
+from imaging.config.meaning import AppliesTo, Card, Class, Kind, Label, PicturesTaken, VolumesTaken
 from imaging.config.search import Searched
 from imaging.config.section import FOR_DIGEST, LATER, Section
+from imaging.config.text import Encoder, TextData, TextPredict, TextsTaken, TextTrain
 
 # What all abnormal classes of a softmax are called together.
 TOGETHER = "abnormal"
 # Keys of `data` that say where a machine keeps things, and decide nothing of what is trained.
-OF_THE_MACHINE = ("root", "labels", "codes", "cache", "cache_gib", "memory_gib", "workers")
+OF_THE_MACHINE = ("root", "labels", "spans", "codes", "cache", "cache_gib", "memory_gib", "workers")
 
 
 # In a mask that is trained on: no label, and nothing that counts.
@@ -54,7 +57,7 @@ class Described(Section):
 
 
 class _Task(Described):
-    """What every config of a network that looks at images says.
+    """What every config of a network says.
 
     `members` is the number of networks of a checkpoint, whose answers are averaged; a training fits one at a time, so
     a config to train with has 1.
@@ -63,9 +66,7 @@ class _Task(Described):
     nothing of a training, so it is no part of the digest.
     """
 
-    applies_to: AppliesTo
     data: Data = Data()
-    network: Network
     members: Annotated[int, Field(ge=1), LATER] = 1
     train: Fit
     card: Card
@@ -85,7 +86,14 @@ class _Task(Described):
         )
 
 
-class SegmentConfig(_Task):
+class _ImageTask(_Task):
+    """What every config of a network that looks at images says."""
+
+    applies_to: AppliesTo
+    network: Network
+
+
+class SegmentConfig(_ImageTask):
     """A network that labels voxels, whole.
 
     Where labels have `values`, structures may overlap: each is judged on its own (sigmoid), and a mask of one value a
@@ -159,7 +167,7 @@ class SegmentConfig(_Task):
         return self.channels or (self.preprocess,)
 
 
-class ClassifyConfig(_Task):
+class ClassifyConfig(_ImageTask):
     """A network that says what a picture or a volume shows, whole.
 
     `output`: ``softmax`` where a case is exactly one of the classes, ``sigmoid`` where each is there or not (then every
@@ -179,10 +187,7 @@ class ClassifyConfig(_Task):
 
     @model_validator(mode="after")
     def _classes_are_dense(self) -> ClassifyConfig:
-        if [item.id for item in self.classes] != list(range(len(self.classes))):
-            raise ValueError("classes must have the ids 0, 1, 2, ... in this order")
-        if len({item.name for item in self.classes}) != len(self.classes):
-            raise ValueError("two classes have the same name")
+        _check_dense(self.classes)
         together = self.output == "softmax" and sum(item.abnormal for item in self.classes) > 1
         if together and TOGETHER in {item.name for item in self.classes}:
             raise ValueError(f"no class is called {TOGETHER!r}: that is all abnormal classes together")
@@ -193,5 +198,58 @@ class ClassifyConfig(_Task):
         return self
 
 
+class TextConfig(_Task):
+    """A model that reads a text: what the text says as a whole, where in it something is mentioned, or both.
+
+    `classes` are what a text is exactly one of (`output`), judged as a classifier's; `kinds` are what is marked in it.
+    `encoder` is what both stand on.
+    """
+
+    task: Literal["text"]
+    applies_to: TextsTaken
+    output: Literal["softmax"] = "softmax"
+    classes: tuple[Class, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    data: TextData = TextData()
+    encoder: Encoder
+    train: TextTrain
+    calibrate: Calibrate = Calibrate()
+    predict: TextPredict = TextPredict()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> TextConfig:
+        _check_dense(self.classes)
+        if len(self.classes) == 1:
+            raise ValueError("a text is one of two classes at least")
+        if len({kind.name for kind in self.kinds}) != len(self.kinds):
+            raise ValueError("two kinds have the same name")
+        if not self.classes and not self.kinds:
+            raise ValueError("a text model has classes, kinds of mentions, or both")
+        if self.data.otherwise is not None and self.data.otherwise not in {item.name for item in self.classes}:
+            raise ValueError("data.otherwise is the name of a class")
+        if self.data.spans and not self.kinds:
+            raise ValueError("data.spans is for a model that has kinds")
+        if self.calibrate.familiar is not None:
+            raise ValueError("calibrate.familiar is for pictures")
+        return self
+
+    def without_paths(self) -> Self:
+        """The config as it may be published; of a folder with the encoder the last part of its path stays."""
+        plain = super().without_paths()
+        folder = self.encoder.folder and Path(self.encoder.folder).name
+        return plain.model_copy(update={"encoder": self.encoder.model_copy(update={"folder": folder})})
+
+
+def _check_dense(classes: Sequence[Class]) -> None:
+    if [item.id for item in classes] != list(range(len(classes))):
+        raise ValueError("classes must have the ids 0, 1, 2, ... in this order")
+    if len({item.name for item in classes}) != len(classes):
+        raise ValueError("two classes have the same name")
+
+
 # Of a network that looks at images.
 Config = SegmentConfig | ClassifyConfig
+# Of any network that is trained.
+NetworkConfig = Config | TextConfig
+# Whose cases are judged by their classes.
+JudgedConfig = ClassifyConfig | TextConfig

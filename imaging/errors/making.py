@@ -15,6 +15,14 @@ class CheckpointCorrupt(InputRefused):
     remedy = "Fetch the checkpoint again"
 
 
+class EncoderUnusable(InputRefused):
+    """The encoder that a text model stands on is not there, or is another one."""
+
+    code = "encoder_unusable"
+    expected = "the encoder that the config names by its checksum was expected"
+    remedy = "Install it in the version of constraints.txt, or give its folder as encoder.folder"
+
+
 class UnknownCheckpoint(WrongUsage):
     """No checkpoint of this name is shipped, and no folder of this path exists."""
 

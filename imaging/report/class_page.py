@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from imaging.classifier import Assessment, Target, targets_of
-from imaging.config import ClassifyConfig
+from imaging.config import JudgedConfig
 from imaging.interval import Interval
 from imaging.report.class_plots import class_plots
 from imaging.report.html import TEMPLATES
@@ -55,13 +55,13 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A case that is shown."""
+    """A case that is shown; a text has no picture."""
 
     name: str
     probability: float
     assessment: str
     truth: str
-    picture: Picture
+    picture: Picture | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def surest_mistakes(results: Sequence[CaseResult], target: str, *, most: int = 4
 
 def render_classes(
     metrics: Mapping[str, Any],
-    config: ClassifyConfig,
+    config: JudgedConfig,
     results: Sequence[CaseResult],
     pictures: Mapping[str, Picture],
 ) -> str:
@@ -123,7 +123,7 @@ def render_classes(
     results
         Every case that was measured.
     pictures
-        Of `surest_mistakes`, by the case's name.
+        Of `surest_mistakes`, by the case's name; texts have none.
     """
     targets = targets_of(config)
     parts = [_part(target, metrics, results, pictures) for target in targets]
@@ -179,7 +179,7 @@ def _said(target: Target, metrics: Mapping[str, Any]) -> str:
 
 def _film(result: CaseResult, target: str, pictures: Mapping[str, Picture]) -> Film:
     own, truth = result.targets[target], ", ".join(result.classes) or "none of the classes"
-    return Film(result.name, own.probability, own.assessment, truth, pictures[result.name])
+    return Film(result.name, own.probability, own.assessment, truth, pictures.get(result.name))
 
 
 def _confusion(target: Target, counts: Mapping[str, int] | None) -> list[_Row]:

@@ -18,9 +18,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from imaging.config import Fit
 from imaging.data import Sample
 from imaging.errors import TrainingDiverged
+from imaging.networks import weights_of
 from imaging.tasks.ranks import gathered
 from imaging.tasks.schedule import adamw
-from imaging.transfer import adapt
+from imaging.transfer import adapt, merge
 from imaging.transforms import IMAGE
 
 _Kept = TypeVar("_Kept")
@@ -62,7 +63,7 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         self.train()
 
     @abstractmethod
-    def loss(self, logits: torch.Tensor, batch: Sample) -> torch.Tensor:
+    def loss(self, said: Any, batch: Sample) -> torch.Tensor:
         """Loss of the batch of all ranks together, the same on each; see `imaging.tasks.losses`."""
 
     @abstractmethod
@@ -93,6 +94,15 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         logits: torch.Tensor = self.network(image.contiguous(memory_format=layout))
         return logits
 
+    def answer(self, batch: Sample) -> Any:
+        """What the network says of a batch."""
+        return self(batch[IMAGE])
+
+    def published(self) -> dict[str, torch.Tensor]:
+        """The weights that a checkpoint holds; what was trained beside a matrix is added to it."""
+        merge(self.network)
+        return weights_of(self.network)
+
     def training_step(self, batch: Sample, batch_idx: int) -> torch.Tensor:
         """Loss of one batch.
 
@@ -104,7 +114,7 @@ class FittingTask(lightning.LightningModule, ABC, Generic[_Kept]):
         cases = batch["index"].tolist()
         # The gradient of a step is that of all batches since the last one.
         self._step_cases = [*self._step_cases, *cases] if batch_idx % self.trainer.accumulate_grad_batches else cases
-        loss = self.loss(self(batch[IMAGE]), batch)
+        loss = self.loss(self.answer(batch), batch)
         if not torch.isfinite(loss):
             self._diverged(cases, f"the loss is {loss.item()}")
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(cases), sync_dist=True)

@@ -127,6 +127,12 @@ def findings_cross_entropy(
     return _ratio(loss, torch.full_like(loss, label.numel()))
 
 
+def mean_over_ranks(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """A sum divided by how many were added up, over all ranks; 0 where nobody has any."""
+    sums_2 = summed(torch.stack([total, count.to(total.dtype)]))
+    return sums_2[0] / sums_2[1].clamp(min=1)
+
+
 def _ratio(numerator: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
     """Sum over all ranks divided by sum over all ranks."""
     sums_2 = summed(torch.stack([numerator, divisor]))

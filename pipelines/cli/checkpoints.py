@@ -65,8 +65,9 @@ def novelty(checkpoint: str, data: Path, out: Path, false_flags: float, embeddin
 def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, as_json: bool) -> int:
     """Measure CHECKPOINT (a shipped one's name, or a folder) on the cases of a manifest.
 
-    MANIFEST has manual masks for a segmenter, classes for a classifier (a CSV or a MedMNIST file). Nothing is fitted on
-    the cases: temperature and thresholds are the checkpoint's own.
+    MANIFEST has manual masks for a segmenter, classes for a classifier (a CSV or a MedMNIST file) or a text model (a
+    CSV), or marked sentences (a folder or file in CoNLL's layout). Nothing is fitted on the cases: temperature and
+    thresholds are the checkpoint's own.
 
     Writes metrics.json with 95 % intervals over patients, predictions.csv with a row a case, and evaluation.html with
     plots and the worst cases' pictures.
@@ -109,8 +110,7 @@ def models(as_json: bool) -> int:
     for model in found["models"]:
         rule = model["applies_to"]
         click.echo(f"{model['name']} {model['version']}: {model['title']} ({model['task']})")
-        described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
-        click.echo(f"  takes {' or '.join(rule['modality'])}{described}{_range(rule)}")
+        click.echo(f"  takes {_taken(rule)}")
         if model["members"] > 1:
             click.echo(f"  the mean of {model['members']} networks")
         for side, called in (("on_test", "test"), ("cross_validated", "cross-validated")):
@@ -119,11 +119,21 @@ def models(as_json: bool) -> int:
             for name, figures in (model[f"scores_{side}"] or {}).items():
                 told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
                 click.echo(f"  {called}, {name}: {told}")
+        for name, found in (model["spans_on_test"] or {}).items():
+            click.echo(f"  test, mentions of {name}: F1 {interval(found['f1'])}")
         click.echo(f"  {model['licence']}")
         click.echo(f"  {model['folder']}")
     for refusal in found["refused"]:
         click.echo(f"{refusal['code']}: {refusal['subject']}: {refusal['seen']}. {refusal['remedy']}")
     return status
+
+
+def _taken(rule: dict[str, Any]) -> str:
+    """What a checkpoint takes: texts of some roles, or series."""
+    if "roles" in rule:
+        return f"a {' or a '.join(rule['roles'])} in {' or '.join(rule['languages'])}"
+    described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
+    return f"{' or '.join(rule['modality'])}{described}{_range(rule)}"
 
 
 def _range(rule: dict[str, Any]) -> str:

@@ -210,6 +210,8 @@ def _tell(side: str, measured: dict[str, Any]) -> None:
         click.echo(f"{side} Dice of {name}: {interval(value)} over {measured['cases']} case(s)")
         if "hd95_mm" in measured:
             click.echo(f"{side} HD95 of {name}: {interval(measured['hd95_mm'][name])} mm")
+    for name, found in measured.get("spans", {}).items():
+        click.echo(f"{side}, mentions of {name}: F1 {interval(found['f1'])} over {measured['sentences']} sentence(s)")
     for name, figures in measured.get("scores", {}).items():
         told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
         click.echo(f"{side}, {name}: {told} over {measured['cases']} case(s)")

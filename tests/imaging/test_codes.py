@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from pydicom.sr.codedict import codes as dicom
 
-from imaging.checkpoint import open_checkpoint, shipped_checkpoints
+from imaging.checkpoint import CONFIG, shipped_checkpoints
 from imaging.codes import check_config, code_of, codes_with, is_snomed_id, read_codes, shipped_codes
-from imaging.config import Code, load_config
+from imaging.config import Code, load_any, load_config
 from imaging.errors import CodesInvalid, UnknownCode
 from imaging.files import shipped
 from pipelines.train import resolve
@@ -72,15 +72,15 @@ def test_a_name_is_found_however_it_is_written_and_an_unknown_one_is_refused():
 
 @pytest.mark.parametrize("path", sorted(shipped("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_that_ship_have_known_codes(path):
-    config = load_config(path)
-    if config.task in {"segment", "classify"}:
+    config = load_any(path)
+    if config.task in {"segment", "classify", "text"}:
         check_config(config)
 
 
 @pytest.mark.parametrize("folder", shipped_checkpoints(), ids=lambda folder: folder.name)
 def test_the_checkpoints_that_ship_have_known_codes(folder):
-    config = open_checkpoint(folder).config
-    if config.task in {"segment", "classify"}:
+    config = load_any(folder / CONFIG)
+    if config.task in {"segment", "classify", "text"}:
         check_config(config)
 
 

