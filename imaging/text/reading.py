@@ -184,7 +184,6 @@ class TextReader:
         found = judge(targets[0], float(targets[0].probability(probability_1K)[0]), calibration)
         return logit, found.probability, found.assessment, found.reason
 
-
     def _spans(self, document: Document) -> tuple[Span, ...]:
         """What the sentences mention, where that is sure enough, and whether the text says that it is there."""
         places = sentences(document)
