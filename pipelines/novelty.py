@@ -67,7 +67,8 @@ def add_novelty(
         raise OutputNotWritable(out, seen="it is there already", expected="a new folder was expected")
     sides = _own_cases(opened, {case.name: case for case in read_cases(data, config)}, data)
     extras, told = novelty_of(opened, sides, settings, on_case=on_case)
-    return with_extras(out, opened, {**opened.metrics, "novelty": told}, extras)
+    # What was measured before stays as it was measured.
+    return with_extras(out, opened, {**opened.metrics, "novelty": {**told, "counted": False}}, extras)
 
 
 def _own_cases(
@@ -101,8 +102,9 @@ def novelty_of(
     Returns
     -------
     files, told
-        `told` has ``false_flags``, ``embedding``, the ``aspects`` that are known, how many ``cases`` said so, and for
-        the validation and test cases the share that is ``flagged``.
+        `told` has ``false_flags``, ``embedding``, the ``aspects`` that are known, how many ``cases`` said so, for the
+        validation and test cases the share that is ``flagged``, and whether those are ``counted`` among the
+        indeterminate ones of the checkpoint's figures.
     """
     classifier = Classifier(checkpoint)
     total, traits = sum(map(len, sides.values())), dict[str, list[Traits]]()
@@ -131,5 +133,6 @@ def novelty_of(
         "aspects": list(familiar.aspects),
         "cases": {side: len(found) for side, found in traits.items()},
         "flagged": flagged,
+        "counted": True,
     }
     return {FILE: familiar.to_bytes()}, told

@@ -59,3 +59,17 @@ def test_what_is_no_film_is_not_judged(classifier: Classifier, data: Path, tmp_p
         Image.fromarray(image).save(tmp_path / f"{name}.png")
         (said,) = classifier(read_png(tmp_path / f"{name}.png")).judgements
         assert said.assessment == "indeterminate", name
+
+
+def test_it_knows_pictures_that_are_unlike_those_that_trained_it(
+    classifier: Classifier, data: Path, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (28, 28)).astype(np.uint8)
+    negative = 255 - np.asarray(Image.open(data / "pneumoniamnist" / "images" / "normal_1.png"))
+    for name, image in {"noise": noise, "negative": negative}.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        said = classifier(read_png(tmp_path / f"{name}.png"))
+        assert any(reason.startswith("embedding") for reason in said.novelty or ()), name
+    usual = [classifier(read_png(path)).novelty for path in sorted((data / "pneumoniamnist" / "images").glob("*.png"))]
+    assert len(usual) == 8
+    assert not any(usual)

@@ -105,7 +105,9 @@ def test_command_adds_it_and_leaves_the_rest(
         assert (out / name).read_bytes() == (before.folder / name).read_bytes()
     assert {key: value for key, value in after.metrics.items() if key != "novelty"} == before.metrics
     # The weights are those of the other run, so that what is found is the same.
-    assert json.loads(result.stdout)["novelty"] == after.metrics["novelty"] == trained.checkpoint.metrics["novelty"]
+    told = {**trained.checkpoint.metrics["novelty"], "counted": False}
+    assert json.loads(result.stdout)["novelty"] == after.metrics["novelty"] == told
+    assert "measured before, without these" in (out / "README.md").read_text()
     assert Classifier(after)(read_png(strange(tmp_path))).judgements[0].assessment == "indeterminate"
 
 
