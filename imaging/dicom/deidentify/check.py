@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydicom.charset import python_encoding
 from pydicom.datadict import DicomDictionary
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import PYDICOM_ROOT_UID, DeflatedExplicitVRLittleEndian, UID_dictionary
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, DeflatedExplicitVRLittleEndian, UID_dictionary
 
 from imaging.dicom.deidentify.left import left
 from imaging.errors import IdentityLeft
@@ -39,6 +40,8 @@ _TEXT_VRS = ("AE", "AS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 _BULK_VRS = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 # What an identifier must at least have to be looked for anywhere, and to be looked for as a word.
 _LONG, _WORD = 6, 3
+# In a character set of two bytes or more a name of two characters is four bytes; it is looked for beside the pixels.
+_WIDE = 4
 _ENCODINGS = tuple(
     sorted({"utf-8", "utf-16-le", "utf-16-be", *(name for name in python_encoding.values() if name != "iso2022_jp_2")})
 )
@@ -80,7 +83,7 @@ def check_identity(content: bytes, original: Path, subject: str) -> None:
         if fault:
             raise IdentityLeft(subject, seen=f"{element.keyword or element.tag}: {fault}")
     source = pydicom.dcmread(original, force=True)
-    _search(_open(content, result), _pixels(result), source, subject, _declared(result))
+    _search(_open(content, result), result, source, subject)
 
 
 def _declared(result: Dataset) -> set[str]:
@@ -122,7 +125,7 @@ def _fault(element: DataElement, result: Dataset) -> str:
 
 def _may_stay(element: DataElement, value: str, result: Dataset) -> bool:
     if element.VR == "UI":
-        return value in UID_dictionary or value.startswith(("2.25.", PYDICOM_ROOT_UID))
+        return value in UID_dictionary or value.startswith("2.25.") or value == PYDICOM_IMPLEMENTATION_UID
     if element.VR in ("DA", "DT", "TM"):
         return _is_moved(result) or value in _DUMMIES
     if element.VR in _TEXT_VRS:
@@ -164,26 +167,41 @@ def _pixels(result: Dataset) -> list[bytes]:
     ]
 
 
-def _search(content: bytes, pixels: list[bytes], source: Dataset, subject: str, declared: set[str]) -> None:
-    # What the file says of its own making are fixed words of the standard; a name may be one of them.
-    for said in _SAID:
-        content = content.replace(said, b"")
-    header = content
+def _search(header: bytes, result: Dataset, source: Dataset, subject: str) -> None:
+    """Look for what the original says in the bytes of the result, its pixels apart from the rest."""
+    pixels = _pixels(result)
     for bulk in pixels:
         header = header.replace(bulk, b"") if len(bulk) > _LONG else header
-    lowered, words = content.lower(), _words(header)
-    for keyword, text in _identifiers(source, declared & {"113108", "113109"}):
-        if len(text) >= _LONG and any(form in lowered for form in _forms(text)):
+    # What the file says of its own making are fixed words of the standard; a name may be one of them.
+    for said in _SAID:
+        header = header.replace(said, b"")
+    parts, words = [header.lower(), *(bulk.lower() for bulk in pixels)], _words(header)
+    texts = {word for element in _elements(result) if element.VR in _TEXT_VRS for text in _texts(element)
+             for word in re.split(r"\W+", text.lower())}  # fmt: skip
+    for keyword, text in _identifiers(source, _declared(result) & {"113108", "113109"}):
+        if _is_there(text, parts, words, texts):
             raise IdentityLeft(subject, seen=f"the original's {keyword} is in the bytes")
-        if _WORD <= len(text) < _LONG and text.lower().encode(errors="replace") in words:
-            raise IdentityLeft(subject, seen=f"the original's {keyword} is a word of it")
     for keyword, uid in _uids(source):
-        if re.search(rb"(?<![0-9.])" + re.escape(uid.encode(errors="replace")) + rb"(?![0-9.])", header):
+        if _alone(uid, header):
             raise IdentityLeft(subject, seen=f"the original's {keyword} is in the bytes")
     days = {match.group(0).encode() for match in map(_DATE.search, _days(source)) if match} - {b"19000101"}
-    found = {match.group(0) for match in re.finditer(rb"(?<![0-9.])[0-9]{8}(?=[^0-9]|[0-9]{6})", header)} & days
-    if found:
+    if {match.group(0) for match in re.finditer(rb"(?<![0-9.])[0-9]{8}(?=[^0-9]|[0-9]{6})", header)} & days:
         raise IdentityLeft(subject, seen="a day of the original's is in the bytes")
+
+
+def _is_there(text: str, parts: list[bytes], words: set[bytes], texts: set[str]) -> bool:
+    """Whether an identifier is in a file: as it is from six bytes on, as a word from three characters on."""
+    if text.isascii() and text.isdigit():
+        # Digits are everywhere in an image; an id of digits stands by itself.
+        return _alone(text, parts[0]) if len(text) >= _LONG else len(text) >= _WORD and text in texts
+    if text.isascii() and len(text) < _LONG:
+        return len(text) >= _WORD and text.lower().encode() in words
+    return any(form in part for form in _forms(text) for part in (parts if len(form) >= _LONG else parts[:1]))
+
+
+def _alone(text: str, header: bytes) -> bool:
+    """Whether a number or a UID is there and no part of a longer one."""
+    return bool(re.search(rb"(?<![0-9.])" + re.escape(text.encode(errors="replace")) + rb"(?!\.?[0-9])", header))
 
 
 def _identifiers(source: Dataset, declared: set[str]) -> Iterator[tuple[str, str]]:
@@ -237,15 +255,16 @@ def _days(source: Dataset) -> Iterator[str]:
 
 
 def _forms(text: str) -> set[bytes]:
-    """A text in every character set that has it, in small letters."""
+    """A text in every character set that has it, and without its accents, in small letters."""
+    bare = "".join(mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark))
     forms = set()
-    for encoding in _ENCODINGS:
-        try:
-            forms.add(text.encode(encoding).lower())
-            forms.add(text.lower().encode(encoding).lower())
-        except (UnicodeError, LookupError):
-            continue
-    return {form for form in forms if len(form) >= _LONG}
+    for written in {text, text.lower(), text.upper(), bare}:
+        for encoding in _ENCODINGS:
+            try:
+                forms.add(written.encode(encoding).lower())
+            except (UnicodeError, LookupError):
+                continue
+    return {form for form in forms if len(form) >= (_LONG if form.isascii() else _WIDE)}
 
 
 def _words(header: bytes) -> set[bytes]:

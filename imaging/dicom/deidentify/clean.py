@@ -80,12 +80,13 @@ class Cleaning:
         if tag.is_private or tag.group & 0xFF00 in (0x5000, 0x6000) or tag not in DicomDictionary:
             self.gone["private" if tag.is_private else f"group {tag.group >> 8:02x}xx or unknown"] += 1
             return None
+        element = None
         try:
             element = dataset[tag]
             made = self._made(element, depth) if element.VR in known_vrs(tag) else None
         except MALFORMED:
             made = None
-        if made is None:
+        if made is None or (element is not None and made.is_empty and not element.is_empty):
             self.gone[DicomDictionary[tag][4]] += 1
         return made
 
@@ -108,7 +109,7 @@ class Cleaning:
         return None
 
     def _changed(self, element: DataElement, action: Action) -> DataElement | None:
-        if action == "Z":
+        if action == "Z" or element.is_empty:
             return DataElement(element.tag, element.VR, None)
         if action == "D":
             return _dummy(element)

@@ -24,6 +24,7 @@ from imaging.dicom.deidentify.options import Options
 Action = Literal["K", "Z", "D", "X", "U", "moved", "words"]
 
 _TIMES = ("DA", "TM", "DT")
+_BULK = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN"])
 _NUMBERS = frozenset(["AT", "DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV", "CS", "SQ", "UI"])
 
 
@@ -98,6 +99,7 @@ def _unlisted(tag: int, vr: str) -> Action:
     keyword = DicomDictionary[tag][4]
     if vr == "UI":
         return "U"
-    if vr in _NUMBERS:
+    if vr in _NUMBERS or keyword in kept("texts") or keyword in kept("bulk"):
         return "K"
-    return "K" if keyword in kept("texts") or keyword in kept("bulk") else "X"
+    # Some IOD may want it there, and none wants an optional one away.
+    return "X" if vr in _BULK else "Z"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,6 +189,19 @@ def test_dates_move_together(original: Path) -> None:
     assert result.PatientBirthDate == ""
 
 
+def test_what_is_empty_stays_empty_and_there(tmp_path: Path) -> None:
+    dataset = picture()
+    dataset.StudyDate = dataset.StudyTime = dataset.StudyID = dataset.ReferringPhysicianName = ""
+    dataset.ContentDescription = "what Zebedee has"
+    for options in (Options(), ALL):
+        made = deidentified(saved(dataset, tmp_path / "x.dcm"), Pseudonyms(KEY), options)
+        result = pydicom.dcmread(io.BytesIO(made.content))
+        for keyword in ("StudyDate", "StudyTime", "StudyID", "ReferringPhysicianName", "ContentDescription"):
+            assert result[keyword].is_empty, keyword
+        assert made.gone["ContentDescription"] == 1
+        assert "StudyID" not in made.gone
+
+
 def test_one_key_gives_one_result_and_another_another(original: Path, tmp_path: Path) -> None:
     first, result = given(original)
     assert given(original)[0] == first
@@ -301,6 +315,10 @@ LEAKS: dict[str, Callable[[Dataset], None]] = {
     "overlay": lambda d: d.add_new(0x60000022, "LO", "harmless"),
     "utf16_in_bulk": lambda d: setattr(d, "ICCProfile", "Quiltsworthy".encode("utf-16-le")),
     "other_charset": lambda d: setattr(d, "ICCProfile", "Brunhildegård".encode("iso-8859-1")),
+    "no_accents": lambda d: setattr(d, "SequenceName", "for brunhildegard"),
+    "two_characters": lambda d: setattr(d, "ICCProfile", "..山田..".encode("shift_jis")),
+    "digits": lambda d: setattr(d, "SoftwareVersions", "v8/774412"),
+    "few_digits": lambda d: setattr(d, "SoftwareVersions", "v8 4711"),
     "in_pixels": lambda d: setattr(d, "PixelData", b"quiltsworthy".ljust(48, b"\0")),
     "unknown_bulk": lambda d: setattr(d, "EncapsulatedDocument", b"%PDF"),
     "nested": lambda d: setattr(d.SourceImageSequence[0], "PatientID", "P1"),
@@ -308,10 +326,18 @@ LEAKS: dict[str, Callable[[Dataset], None]] = {
 }  # fmt: skip
 
 
+def test_digits_of_an_id_may_be_numbers_of_the_image(tmp_path: Path) -> None:
+    dataset = picture()
+    dataset.PatientID, dataset.AccessionNumber, dataset.InstanceNumber, dataset.KVP = "120", "1001", "120", "120"
+    _, result = given(saved(dataset, tmp_path / "x.dcm"))
+    assert (result.InstanceNumber, result.KVP) == (120, 120)
+
+
 @pytest.mark.parametrize("leak", LEAKS)
 def test_the_second_pass_sees_what_the_first_would_leave(leak: str, tmp_path: Path) -> None:
     source = picture()
     source.PatientComments = "Brunhildegård"
+    source.ReferringPhysicianName, source.AdmissionID, source.OtherPatientIDs = "山田", "774412", "4711"
     path = saved(source, tmp_path / "original.dcm")
     content, result = given(path)
     check_identity(content, path, "x")
@@ -382,6 +408,20 @@ def test_the_volume_is_the_same_volume(tmp_path: Path) -> None:
     assert before.facts.series_uid != after.facts.series_uid
 
 
+@pytest.mark.parametrize("options", [Options(), ALL], ids=["basic", "all_options"])
+@pytest.mark.parametrize("name", ["test_files/CT_small.dcm", "data/RG1_UNCR.dcm", "test_files/liver_1frame.dcm"])
+def test_it_conforms_to_its_iod_as_before(name: str, options: Options, tmp_path: Path) -> None:
+    path, made = corpus()[name], tmp_path / "made.dcm"
+    made.write_bytes(deidentified(path, Pseudonyms(KEY), options).content)
+    assert faults(made) <= faults(path)
+
+
+def faults(path: Path) -> set[str]:
+    """The errors that dciodvfy tells, without the values that it names."""
+    told = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, check=False).stderr.decode("latin-1")
+    return {re.sub(r"= <[^>]*>", "", line) for line in told.splitlines() if line.startswith("Error")}
+
+
 # A person's name that is also a word of a code's meaning in the picture: withheld, for nobody can tell the two apart.
 WITHHELD = {"data/eCT_Supplemental.dcm"}
 
@@ -395,7 +435,7 @@ def files() -> dict[str, Path]:
 def test_every_file_is_taken_rightly_or_refused_by_name(options: Options) -> None:
     names, taken, withheld = Pseudonyms(KEY), 0, set()
     chosen = list(files().items())
-    for name, path in chosen if options == Options() else chosen[::7]:
+    for name, path in chosen[:: 2 if options == Options() else 7]:
         try:
             made = deidentified(path, names, options)
         except IdentityLeft:
@@ -415,7 +455,7 @@ def test_every_file_is_taken_rightly_or_refused_by_name(options: Options) -> Non
         texts = texts.replace("Retain Patient Characteristics Option", "")
         assert not [part for part in people if part.lower() in texts.lower()], name
     assert withheld <= WITHHELD
-    assert taken > (130 if options == Options() else 20)
+    assert taken > (65 if options == Options() else 20)
 
 
 def walk_quietly(dataset: Dataset) -> Iterator[pydicom.DataElement]:
