@@ -39,7 +39,7 @@ class Source:
     refused
         Files beside its images that were refused, and so may belong to it.
     files
-        One of each of its DICOM series.
+        Those of its DICOM series.
     version, replaces
         As the report has them.
     """

@@ -225,7 +225,7 @@ def _dicom_source(
         (item.view, partial(read_stack, item.series, item.stack) if item.stack is not None else _nothing)
         for item in view_study(study, checkpoints, named=named, policy=policy)
     )
-    files = tuple(item.instances[0].path for item in study.series)
+    files = tuple(instance.path for item in study.series for instance in item.instances)
     return Source(entry, series, _refused_near(study, inputs.scan), files)
 
 

@@ -20,6 +20,7 @@ from imaging.errors import FormatNotApplicable, ImagingError, OutputNotWritable,
 from imaging.files import sha256_of, write_whole
 from imaging.nifti import write_mask, write_volume
 from imaging.predict import Prediction
+from imaging.report.capture import write_captures
 from imaging.report.fhir import Version, write_fhir
 from imaging.report.findings import refusals_of
 from imaging.report.html import render_html
@@ -28,10 +29,10 @@ from imaging.report.report import OutputEntry, Report
 from imaging.report.sr import write_sr
 from imaging.volume import SeriesFacts, Volume
 
-FORMATS = ("json", "html", "seg", "sr", "fhir", "nifti")
+FORMATS = ("json", "html", "seg", "sr", "sc", "fhir", "nifti")
 REPORT, PAGE, SR, FHIR = "report.json", "report.html", "sr.dcm", "fhir.json"
 # What a study's folder may hold from an earlier run, and is replaced.
-OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
+OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "capture*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Stage:
     made_from: dict[str, SeriesFacts]
     faults: list[ImagingError]
 
-    def attempt(self, write: Callable[[], None]) -> None:
+    def attempt(self, write: Callable[[], object]) -> None:
         """Write an output, or tell why it is withheld; a disk that is full withholds all."""
         try:
             write()
@@ -158,19 +159,22 @@ def write_report(
     Report
         As `report.json` holds it.
     """
-    said = bool(report.findings or report.texts)
+    something = bool(report.findings or report.texts)
 
     def so_far() -> Report:
         refused = (*report.refused, *refusals_of(stage.faults))
         return report.model_copy(update={"outputs": stage.entries(), "refused": refused})
 
-    if wanted.has("sr", by_default=said and bool(report.study.uid)):
+    if wanted.has("sr", by_default=something and bool(report.study.uid)):
         file = stage.folder / SR
         stage.attempt(partial(write_sr, file, so_far(), instances, predecessors=predecessors))
     if wanted.has("fhir"):
         stage.attempt(partial(write_fhir, stage.folder / FHIR, so_far(), wanted.fhir_version))
+    with_pictures = wanted.has("html", by_default=True) or wanted.has("sc")
+    pictures = [shown for said in predictions for shown in key_pictures(said)] if with_pictures else []
+    if wanted.has("sc"):
+        stage.attempt(partial(write_captures, stage.folder, so_far(), pictures, instances))
     if wanted.has("html", by_default=True):
-        pictures = [picture for prediction in predictions for picture in key_pictures(prediction)]
         write_whole(stage.folder / PAGE, render_html(so_far(), pictures))
     written = so_far()
     write_whole(stage.folder / REPORT, written.to_json())
@@ -218,6 +222,6 @@ def _why_no_seg(volume: Volume) -> str:
 
 
 def instances_of(predictions: Sequence[Prediction | Classification], files: Sequence[Path]) -> tuple[Path, ...]:
-    """The DICOM files that were read; where none was, those of the study that are known."""
-    read = dict.fromkeys(frame.path for prediction in predictions for frame in prediction.volume.sources)
-    return tuple(read) or tuple(files)
+    """The DICOM files that were read, and then the others of the study: of several channels one is named as read."""
+    read = (frame.path for prediction in predictions for frame in prediction.volume.sources)
+    return tuple(dict.fromkeys((*read, *files)))

@@ -101,6 +101,8 @@ def _evidence(groups: Sequence[Group], instances: Sequence[Path]) -> tuple[pydic
     wanted |= {group.segment.sop_instance_uid for group in groups if group.segment is not None}
     found: dict[str, pydicom.Dataset] = {}
     for file in instances:
+        if len(found) == len(wanted):
+            break
         with quietly():
             header = pydicom.dcmread(file, specific_tags=_IDENTITY, stop_before_pixels=True, force=True)
         if header.SOPInstanceUID in wanted:

@@ -77,6 +77,8 @@ def write_captures(folder: Path, report: Report, pictures: Sequence[Picture], in
 def _files(wanted: set[str], instances: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in instances:
+        if wanted <= set(found):
+            break
         with quietly():
             header = pydicom.dcmread(file, specific_tags=["SOPInstanceUID"], stop_before_pixels=True, force=True)
         found.setdefault(str(header.get("SOPInstanceUID", "")), file)

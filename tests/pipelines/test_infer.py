@@ -202,6 +202,7 @@ def test_output_below_the_input_is_not_read_as_input(run: Infer, study1: Path, t
         (["html"], ["report.html", "report.json"]),
         (["seg"], ["report.json", "seg_hippocampus_mr.dcm"]),
         (["sr"], ["report.json", "sr.dcm"]),
+        (["sc"], ["capture.dcm", "report.json"]),
         (["fhir"], ["fhir.json", "report.json"]),
         (["nifti", "json"], ["mask_hippocampus_mr.nii.gz", "report.json"]),
     ],
@@ -721,7 +722,7 @@ def test_same_checkpoint_twice_is_one(run: Infer, model: str, study1: Path) -> N
 
 @pytest.mark.parametrize("formats", [["pdf"], ["json", ""], ["JSON"]])
 def test_unknown_format_lists_the_known(run: Infer, study1: Path, formats: list[str]) -> None:
-    with pytest.raises(UnknownName, match="json, html, seg, sr, fhir, nifti"):
+    with pytest.raises(UnknownName, match="json, html, seg, sr, sc, fhir, nifti"):
         run(study1, formats=formats)
 
 
