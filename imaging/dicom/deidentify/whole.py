@@ -18,6 +18,7 @@ from imaging.dicom.deidentify.options import Options, declare
 from imaging.dicom.deidentify.pixels import check_pixels, trim_pixels
 from imaging.dicom.deidentify.pseudonyms import Pseudonyms
 from imaging.dicom.frames import quietly
+from imaging.dicom.header import read_header
 from imaging.errors import NotDeidentifiable, NotDicom, UnreadableDicom
 
 _UNREADABLE = (*MALFORMED, InvalidDicomError, OSError, MemoryError)
@@ -62,7 +63,7 @@ def deidentified(path: Path, names: Pseudonyms, options: Options) -> Deidentifie
 
     Raises
     ------
-    NotDicom, UnreadableDicom
+    NotDicom, UnreadableDicom, UnsupportedTransferSyntax
         If it cannot be read whole.
     NotDeidentifiable, BurnedIn
         If it is none of the pictures that this can be done to.
@@ -78,6 +79,8 @@ def deidentified(path: Path, names: Pseudonyms, options: Options) -> Deidentifie
 
 
 def _read(path: Path) -> Dataset:
+    # Bounds what pydicom would inflate or walk without an end.
+    read_header(path, frozenset())
     try:
         dataset: Dataset = pydicom.dcmread(path, force=True)
         known = all(str(dataset.get(name, "")).strip(" \0") for name in ("SOPClassUID", "SOPInstanceUID"))

@@ -30,6 +30,7 @@ from imaging.report.fhir.parts import (
     Version,
     coded,
     coding,
+    coding_of,
     concept,
     identifier,
     instant,
@@ -43,7 +44,8 @@ from imaging.report.fhir.parts import (
 from imaging.report.fhir.study import imaging_study, model, model_name, software, software_name, study_name
 from imaging.report.report import Finding, Report
 
-_CODE = coded(code_of("imaging_report"))
+# LOINC's own name of it; DICOM, and so the table, calls it a report.
+_CODE = concept({**coding_of(code_of("imaging_report")), "display": "Diagnostic imaging study"})
 _CATEGORY = concept(coding("http://terminology.hl7.org/CodeSystem/v2-0074", "RAD", "Radiology"))
 _PARTICIPANT = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
 

@@ -6,6 +6,7 @@ import io
 import random
 import re
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from imaging.dicom.deidentify.check import check_identity
 from imaging.dicom.deidentify.clean import vocabulary, words_of
 from imaging.dicom.deidentify.left import left
 from imaging.dicom.deidentify.profile import _table, kept
-from imaging.errors import BurnedIn, IdentityLeft, ImagingError, KeyInvalid, NotDeidentifiable
+from imaging.errors import BurnedIn, IdentityLeft, ImagingError, KeyInvalid, NotDeidentifiable, UnreadableDicom
 
 DATA = Path(__file__).parents[2] / "data"
 KEY = Key(bytes(range(32)))
@@ -478,6 +479,17 @@ def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
         except ImagingError as error:
             outcomes.add(error.code)
     assert {"Deidentified", "unreadable_dicom"} <= outcomes
+
+
+def test_a_small_file_that_inflates_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = saved(picture(DeflatedExplicitVRLittleEndian), tmp_path / "x.dcm")
+    content = path.read_bytes()
+    start = 132 + 12 + pydicom.filereader.read_file_meta_info(path).FileMetaInformationGroupLength
+    bomb = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    zeros = b"".join(bomb.compress(bytes(1 << 24)) for _ in range(20)) + bomb.flush()
+    path.write_bytes(content[:start] + zeros)
+    with pytest.raises(UnreadableDicom):
+        given(path)
 
 
 def test_sequences_deeper_than_any_are_dropped(tmp_path: Path) -> None:
