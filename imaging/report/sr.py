@@ -285,11 +285,12 @@ def _study(report: Report) -> Group:
     ]
     refused = [f"Refused: {code}" for code in dict.fromkeys(refusal.code for refusal in report.refused)]
     empty = [] if report.findings or report.texts else ["No checkpoint looked at this study"]
+    unlooked = [f"Not looked at: {what}" for what in report.not_looked_at]
     later = [f"Version {report.version} of the result"] if report.version > 1 else []
     return Group(
         tracking_id="study",
         tracking_uid=uid_of("tracking", report.study.uid, "study"),
-        comments=_comments(report.disclaimer, *later, *empty, *report.not_looked_at, *unread, *refused),
+        comments=_comments(report.disclaimer, *later, *empty, *unlooked, *unread, *refused),
     )
 
 

@@ -245,7 +245,7 @@ def test_what_nobody_looked_at_is_told_last() -> None:
     assert group.comments == (
         "For research use, not for diagnosis.",
         "No checkpoint looked at this study",
-        "Bones",
+        "Not looked at: Bones",
         "Series 1.8 (MR) was not measured: localizer",
         "Refused: localizer",
     )
