@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from dataclasses import asdict
 
 from imaging.report.report import Replaced
 from pipelines.infer import Inference
@@ -32,13 +33,16 @@ class WarmReader:
         self._inference = Inference(
             models=reporting.models,
             formats=reporting.formats,
+            seg_type=reporting.seg_type,
+            fhir_version=reporting.fhir_version,
             policy=reporting.policy,
             explain=reporting.explain,
         )
         self._inference.warm_up()
         checkpoints = [[c.name, c.weights_sha256, c.config.digest()] for c in self._inference.checkpoints]
-        decides = [importlib.metadata.version("imgpipe"), checkpoints, reporting.formats, reporting.policy,
-                   reporting.explain]  # fmt: skip
+        # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
+        options = {**asdict(reporting), "models": bool(reporting.models)}
+        decides = [importlib.metadata.version("imgpipe"), checkpoints, options]
         self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def __call__(self, task: Task) -> None:

@@ -26,7 +26,9 @@ from imaging.errors import ImagingError, InputRefused, InternalFault, NothingFou
 
 if TYPE_CHECKING:
     from imaging.classifier import Explained
+    from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.report.fhir import Version
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,8 @@ class Reporting:
 
     models: tuple[str, ...] = ()
     formats: tuple[str, ...] | None = None
+    seg_type: SegType = "binary"
+    fhir_version: Version = "r4"
     policy: Policy = "repair"
     explain: Explained = "abnormal"
 

@@ -13,7 +13,8 @@ def main(root: Path, seconds: float) -> None:
 
     from pipelines.runner import Patience
     from pipelines.store.rules import Completeness, Retries
-    from pipelines.watch import Rules, watch
+    from pipelines.watch import In, Out, watch
+    from pipelines.watcher import Rules
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -26,8 +27,15 @@ def main(root: Path, seconds: float) -> None:
         settle_s=0.1,
     )
     devices: list[dict[str, str]] = [{}, {}]
-    watch(inbox=root / "in", outbox=root / "out", store=root / "store", reading=Stub(seconds=seconds, log=root / "log"),
-          stop=stop, devices=devices, rules=rules)  # fmt: skip
+    watch(
+        come_from=In(root / "in"),
+        go_to=Out(root / "out"),
+        store=root / "store",
+        reading=Stub(seconds=seconds, log=root / "log"),
+        stop=stop,
+        devices=devices,
+        rules=rules,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arriving import instance
+
 from imaging.errors import MissingSlices
 from imaging.files import sha256_of, staged_folder, write_whole
 from imaging.report.report import OutputEntry, Replaced, Report, StudyEntry
@@ -26,12 +28,15 @@ class Stub:
         What a study takes.
     log
         A file that gets a line for each study that is begun.
+    dicom
+        Whether a DICOM file is among the outputs.
     """
 
     trouble: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     log: Path | None = None
     setup: str = "stub"
+    dicom: bool = False
 
     def open(self) -> Reader:
         if self.setup == "broken":
@@ -57,7 +62,7 @@ class StubReader:
         self._go_wrong(trouble, task)
         time.sleep(self._stub.seconds)
         if trouble != "elsewhere":
-            write_report(task)
+            write_report(task, dicom=self._stub.dicom)
         if trouble == "lie":
             (task.out / task.study_uid / "count.txt").write_text("another")
 
@@ -73,10 +78,13 @@ class StubReader:
                 os._exit(9)
 
 
-def write_report(task: Task) -> None:
-    """The folder of a study: a report, and a file that it vouches for."""
+def write_report(task: Task, *, dicom: bool = False) -> None:
+    """The folder of a study: a report, and a file or two that it vouches for."""
     with staged_folder(task.out / task.study_uid, last="report.json") as stage:
         write_whole(stage / "count.txt", f"{len(task.files)} files, {sum(len(f.read_bytes()) for f in task.files)}\n")
+        if dicom:
+            number = int(task.study_uid.rpartition(".")[2])
+            write_whole(stage / "seg_stub.dcm", instance(number, 1000 + task.version, 99, value=len(task.files)))
         report = Report(
             created="2026-01-01T00:00:00+00:00",
             software="imgpipe",
@@ -84,7 +92,7 @@ def write_report(task: Task) -> None:
             study=StudyEntry(name=task.study_uid, uid=task.study_uid),
             findings=(),
             series=(),
-            outputs=(OutputEntry(file="count.txt", sha256=sha256_of(stage / "count.txt")),),
+            outputs=tuple(OutputEntry(file=file.name, sha256=sha256_of(file)) for file in sorted(stage.iterdir())),
             version=task.version,
             replaces=Replaced(version=task.replaces[0], report_sha256=task.replaces[1]) if task.replaces else None,
         )

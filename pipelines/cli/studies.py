@@ -15,6 +15,7 @@ from pipelines.cli.verb import (
     progress,
     status_of,
     verb_of,
+    with_outputs,
     with_policy,
 )
 
@@ -30,12 +31,7 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
-@click.option("--formats", metavar="LIST", help="Some of html,seg,sr,sc,fhir,nifti; by default what fits the input.")
-@click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True,
-              help="Label maps are smaller, and not every archive takes them.")  # fmt: skip
-@click.option("--fhir-version", type=click.Choice(["r4", "r5"]), default="r4", show_default=True, help="Of fhir.json.")
-@click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
-              help="Which findings of a classifier get a map of what raised their probability.")  # fmt: skip
+@with_outputs
 @with_policy
 @as_json
 @verb_of

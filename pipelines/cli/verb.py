@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from imaging.errors import ImagingError
+
+T = TypeVar("T")
 
 PATH = click.Path(path_type=Path)
 
@@ -25,6 +27,25 @@ with_policy = click.option(
     show_default=True,
     help="Refuse what would have to be changed to be a volume, or change what can be, and tell it.",
 )
+_OUTPUTS = (
+    click.option("--formats", metavar="LIST",
+                 help="Some of html,seg,sr,sc,fhir,nifti; by default what fits the input."),
+    click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True,
+                 help="Label maps are smaller, and not every archive takes them."),
+    click.option("--fhir-version", type=click.Choice(["r4", "r5"]), default="r4", show_default=True,
+                 help="Of fhir.json."),
+    click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
+                 help="Which findings of a classifier get a map of what raised their probability."),
+)  # fmt: skip
+
+
+def with_outputs(function: Callable[..., T]) -> Callable[..., T]:
+    """The options of verbs that report on studies: what is written, and how."""
+    for option in reversed(_OUTPUTS):
+        function = option(function)
+    return function
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 

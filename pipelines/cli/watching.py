@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_policy
+from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_outputs, with_policy
 
 if TYPE_CHECKING:
     from imaging.classifier import Explained
+    from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.report.fhir import Version
+    from pipelines.association import Peer
+    from pipelines.dicomweb import Web
     from pipelines.receive import Listening
     from pipelines.store import Store
     from pipelines.store.view import Job
@@ -29,12 +34,15 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--inbox", type=PATH, metavar="DIR", help="Files that are put in here are taken.")
 @click.option("--listen", metavar="AET:PORT", help="Receive by C-STORE under this AE title.")
 @click.option("--caller", "callers", multiple=True, metavar="AET", help="Only these may send. Repeatable.")
-@click.option("--outbox", type=PATH, required=True, metavar="DIR", help="A folder for each study appears in here.")
+@click.option("--dicomweb", metavar="URL", help="Fetch new studies from this server.")
+@click.option("--days", type=click.IntRange(min=0), default=7, show_default=True,
+              help="With --dicomweb: of the last days, by StudyDate; 0 is all, those without one too.")  # fmt: skip
+@click.option("--outbox", type=PATH, metavar="DIR", help="A folder for each study appears in here.")
+@click.option("--send", "peers", multiple=True, metavar="AET@HOST:PORT", help="Send results by C-STORE. Repeatable.")
+@click.option("--stow", "webs", multiple=True, metavar="URL", help="Send results by STOW-RS. Repeatable.")
 @_store
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
-@click.option("--formats", metavar="LIST", help="As `imgpipe infer` takes them.")
-@click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
-              help="Which findings of a classifier get a map of what raised their probability.")  # fmt: skip
+@with_outputs
 @click.option("--quiet", "study_quiet_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
               help="A study is complete when nothing of it came for this long.")  # fmt: skip
 @click.option("--timeout", "timeout_s", type=_SECONDS, default=3600.0, show_default=True, metavar="S",
@@ -56,10 +64,16 @@ def watch(
     inbox: Path | None,
     listen: str | None,
     callers: tuple[str, ...],
-    outbox: Path,
+    dicomweb: str | None,
+    days: int,
+    outbox: Path | None,
+    peers: tuple[str, ...],
+    webs: tuple[str, ...],
     store: Path,
     models: tuple[str, ...],
     formats: str | None,
+    seg_type: SegType,
+    fhir_version: Version,
     explain: Explained,
     policy: Policy,
     study_quiet_s: float,
@@ -71,7 +85,10 @@ def watch(
     drain_s: float,
     as_json: bool,
 ) -> int:
-    """Report on each study that is put into the inbox or sent by C-STORE, once, into a folder of its own in the outbox.
+    """Report on each study that comes, once.
+
+    Studies come from the inbox, by C-STORE or from a DICOMweb server; results go to the outbox, a folder for each
+    study, or to a PACS. A token for DICOMweb servers is taken from the environment variable IMGPIPE_WEB_TOKEN.
 
     Files of the inbox move into the store. An image that comes late makes a new version of the study's result, which
     names the one that it replaces. SIGTERM or Ctrl-C ends it when what runs is finished; a second one ends it at once.
@@ -80,10 +97,11 @@ def watch(
     from pipelines import watch as verb
     from pipelines.runner import Patience
     from pipelines.store.rules import Completeness, Retries
+    from pipelines.watcher import Rules
     from pipelines.worker import Reporting
 
     complete = Completeness(study_quiet_s=study_quiet_s, timeout_s=timeout_s)
-    rules = verb.Rules(
+    rules = Rules(
         complete=complete,
         retries=Retries(most=tries),
         patience=Patience(study_s=study_s),
@@ -102,14 +120,39 @@ def watch(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    reading = Reporting(models=models, formats=chosen, policy=policy, explain=explain)
-    left = verb.watch(inbox=inbox, outbox=outbox, store=store, reading=reading, stop=stop, devices=verb.devices(),
-                      listening=_listening(listen, callers) if listen else None, rules=rules)  # fmt: skip
+    reading = Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain)
+    come_from = verb.In(
+        inbox=inbox,
+        listening=_listening(listen, callers) if listen else None,
+        web=_web(dicomweb) if dicomweb else None,
+        days=days,
+    )
+    left = verb.watch(
+        come_from=come_from,
+        go_to=verb.Out(outbox=outbox, peers=_peers(peers), webs=tuple(map(_web, webs))),
+        store=store,
+        reading=reading,
+        stop=stop,
+        devices=verb.devices(),
+        rules=rules,
+    )
     if as_json:
         print_json({"jobs": left, "exit_status": 0})
     else:
         click.echo(", ".join(f"{count} {state}" for state, count in sorted(left.items())) or "no study came")
     return 0
+
+
+def _web(url: str) -> Web:
+    from pipelines.dicomweb import Web
+
+    return Web(url, token=os.environ.get("IMGPIPE_WEB_TOKEN", ""))
+
+
+def _peers(texts: tuple[str, ...]) -> tuple[Peer, ...]:
+    from pipelines.association import Peer
+
+    return tuple(map(Peer.parse, texts))
 
 
 def _listening(text: str, callers: tuple[str, ...]) -> Listening:

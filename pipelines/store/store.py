@@ -176,8 +176,16 @@ class Store:
 
     def holds(self, sop_instance_uid: str) -> str | None:
         """The SOP class of an instance that is durable here; none where there is no such instance."""
+        return self._class_of(sop_instance_uid, "AND kept")
+
+    def knows(self, sop_instance_uid: str) -> str | None:
+        """The same of an instance that was ever taken, even if its bytes were purged since."""
+        return self._class_of(sop_instance_uid, "")
+
+    def _class_of(self, sop_instance_uid: str, more: str) -> str | None:
         rows = self.database.read(
-            "SELECT sop_class_uid FROM instances WHERE sop_instance_uid = ? AND stands = 1", [sop_instance_uid]
+            f"SELECT sop_class_uid FROM instances WHERE sop_instance_uid = ? {more} LIMIT 1",  # noqa: S608
+            [sop_instance_uid],
         )
         return str(rows[0]["sop_class_uid"]) if rows else None
 

@@ -29,7 +29,8 @@ from pipelines.runner import Patience
 from pipelines.store import Store
 from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
-from pipelines.watch import Rules, Watcher, watch
+from pipelines.watch import In, Out, watch
+from pipelines.watcher import Rules, Watcher
 
 QUICK = Rules(
     complete=Completeness(series_quiet_s=0.1, study_quiet_s=0.3, timeout_s=30),
@@ -327,24 +328,27 @@ def scu(port: int, order: list[tuple[int, int]]) -> list[int]:
     return statuses
 
 
-def test_it_needs_somewhere_for_studies_to_come_from(tmp_path: Path) -> None:
+def test_it_needs_somewhere_for_studies_to_come_from_and_for_results_to_go_to(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid):
-        watch(inbox=None, outbox=tmp_path / "o", store=tmp_path / "s", reading=Stub(), stop=threading.Event())
+        watch(come_from=In(), go_to=Out(tmp_path / "o"), store=tmp_path / "s", reading=Stub(), stop=threading.Event())
+    with pytest.raises(ConfigInvalid):
+        watch(come_from=In(tmp_path), go_to=Out(), store=tmp_path / "s", reading=Stub(), stop=threading.Event())
 
 
 def test_a_second_watcher_of_a_store_is_refused(run: Callable[..., Running], tmp_path: Path) -> None:
     run(Stub())
     with pytest.raises(StoreInUse):
-        watch(inbox=tmp_path, outbox=tmp_path / "o", store=tmp_path / "store", reading=Stub(), stop=threading.Event())
+        watch(come_from=In(tmp_path), go_to=Out(tmp_path / "o"), store=tmp_path / "store", reading=Stub(),
+              stop=threading.Event())  # fmt: skip
 
 
 def test_workers_end_with_the_watcher_however_it_ends(tmp_path: Path) -> None:
     code = (
         "import sys, threading; sys.path[:0] = sys.argv[1:3]\n"
-        "from pathlib import Path\nfrom watching import Stub\nfrom pipelines.watch import watch\n"
+        "from pathlib import Path\nfrom watching import Stub\nfrom pipelines.watch import In, Out, watch\n"
         "if __name__ == '__main__':\n"
         "    root = Path(sys.argv[3])\n"
-        "    watch(inbox=root / 'in', outbox=root / 'out', store=root / 'store', stop=threading.Event(),\n"
+        "    watch(come_from=In(root / 'in'), go_to=Out(root / 'out'), store=root / 'store', stop=threading.Event(),\n"
         "          reading=Stub(trouble={'.1': 'hang'}, log=root / 'log'))\n"
     )
     here = Path(__file__)

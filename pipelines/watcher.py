@@ -1,0 +1,249 @@
+"""The watcher: instances in, each study reported once, results out, for months.
+
+Invariant: no study is lost, none is reported twice, no output is half written. All that must survive is in the store;
+whatever ends this process, the next one goes on from there. Told to end, it takes nothing new, finishes what it is
+doing within a time limit, and gives the rest back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from imaging.errors import DeliveryFailed, OutputMismatch, PeerFault, StoreBusy, StoreFull
+from imaging.files import sync_folder
+from pipelines.delivery import Destination, read_back, reason_of
+from pipelines.inbox import Inbox
+from pipelines.runner import Patience, Runner
+from pipelines.store import Store
+from pipelines.store.content import discard
+from pipelines.store.moves import State
+from pipelines.store.rules import Completeness, Retries
+from pipelines.worker import Reading
+
+log = logging.getLogger(__name__)
+
+# How often the store is looked through, in seconds, when nothing tells of news.
+_TICK_S = 0.2
+# How long associations may go on once the watcher is told to end.
+_LAST_WORDS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a watcher is told.
+
+    Attributes
+    ----------
+    complete, retries, redeliveries, patience
+        When a study is complete, how often a job and a delivery are tried, how long a worker may take.
+    settle_s, poll_s
+        As `Inbox` takes them.
+    drain_s
+        How long, once told to end, it goes on with what it is doing.
+    """
+
+    complete: Completeness = field(default_factory=Completeness)
+    retries: Retries = field(default_factory=Retries)
+    redeliveries: Retries = field(default_factory=lambda: Retries(most=20))
+    patience: Patience = field(default_factory=Patience)
+    settle_s: float = 2.0
+    poll_s: float | None = None
+    drain_s: float = 60.0
+
+
+class Listener(Protocol):
+    """Receives instances from when it is entered until it is told to stop; `pipelines.receive.Receiver` is one."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more associations, and give those that are there so long to end."""
+        ...
+
+
+class Watcher:
+    """A watcher over a store.
+
+    Parameters
+    ----------
+    store
+        Opened as the watcher's.
+    reading
+        What its workers do.
+    destinations
+        Where results go; a job is done when each has it.
+    inbox
+        A folder to take files from.
+    receiver
+        Listens for instances, which it puts into the store.
+    fetch, fetch_s
+        Brings instances into the store from elsewhere, every so many seconds.
+    devices
+        As `Runner` takes them.
+    rules
+        See there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        reading: Reading,
+        destinations: Sequence[Destination],
+        *,
+        inbox: Path | None = None,
+        receiver: Listener | None = None,
+        fetch: Callable[[], None] | None = None,
+        fetch_s: float = 30.0,
+        devices: Sequence[dict[str, str]] = ({},),
+        rules: Rules | None = None,
+    ) -> None:
+        self._store, self._rules = store, rules or Rules()
+        self._destinations, self._receiver = tuple(destinations), receiver
+        self._fetch, self._fetch_s = fetch, fetch_s
+        self._runner = Runner(
+            store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries
+        )
+        self._inbox = None
+        if inbox is not None:
+            self._inbox = Inbox(inbox, store, settle_s=self._rules.settle_s, poll_s=self._rules.poll_s)
+        self._taking, self._ending = threading.Event(), threading.Event()
+        self._failure: BaseException | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Watch until told to stop, then finish what is under way.
+
+        Call it from the main thread: workers end with the thread that has started them.
+
+        Raises
+        ------
+        ImagingError
+            If workers cannot start, or the store is damaged.
+        """
+        self._store.jobs.recover(self._rules.retries)
+        self._hold_what_has_nowhere_to_go()
+        threads = list(self._beside())
+        for thread in threads:
+            thread.start()
+        try:
+            with self._receiver or nullcontext():
+                while not stop.is_set() and self._failure is None:
+                    self._patiently(self._tick)
+                    self._runner.wait(_TICK_S)
+                self._taking.set()
+                if self._receiver is not None:
+                    self._receiver.stop(min(_LAST_WORDS_S, self._rules.drain_s))
+            self._drain()
+        finally:
+            self._taking.set()
+            self._ending.set()
+            self._runner.stop()
+            for thread in threads:
+                thread.join(self._rules.drain_s)
+        if self._failure is not None:
+            raise self._failure
+
+    def _beside(self) -> Iterator[threading.Thread]:
+        """What goes on beside the jobs: reading back, delivering, taking in."""
+        works: list[tuple[Any, ...]] = [(self._keep_on, self._verify_all, self._ending, _TICK_S)]
+        for destination in self._destinations:
+            works.append((self._keep_on, partial(self._deliver_to, destination), self._ending, _TICK_S))
+        if self._inbox is not None:
+            works.append((self._inbox.run, self._taking))
+        if self._fetch is not None:
+            works.append((self._keep_on, self._fetch, self._taking, self._fetch_s))
+        for work in works:
+            yield threading.Thread(target=self._guarded, args=work, daemon=True)
+
+    def _tick(self) -> None:
+        self._store.jobs.settle(self._rules.complete)
+        self._store.purge()
+        self._runner.tick()
+
+    def _drain(self) -> None:
+        """Let running jobs end, and what they gave be verified and tried to be delivered once."""
+        deadline = time.monotonic() + self._rules.drain_s
+        while time.monotonic() < deadline and self._failure is None:
+            running = self._runner.tick(claiming=False)
+            due = [d for to in self._destinations for d in self._store.jobs.deliveries(waiting_at=to.name)]
+            untried = [delivery for delivery in due if not delivery.faults]
+            if not running and not self._store.jobs.all([State.VERIFYING]) and not untried:
+                return
+            self._runner.wait(_TICK_S)
+
+    def _hold_what_has_nowhere_to_go(self) -> None:
+        """Let a person look at what should go where this watcher, unlike an earlier one, does not deliver."""
+        known = {destination.name for destination in self._destinations}
+        for job in self._store.jobs.all([State.DELIVERING]):
+            for delivery in self._store.jobs.deliveries(job.id):
+                if not delivery.confirmed and delivery.destination not in known:
+                    error = DeliveryFailed(delivery.destination, seen="it is no destination of this watcher any more")
+                    self._store.jobs.undelivered(job.id, delivery.destination, error, Retries(most=1))
+
+    # ---------------------------------------------------------------------------------------------- beside the main way
+
+    def _verify_all(self) -> None:
+        """Read back what the workers have written."""
+        for job in self._store.jobs.all([State.VERIFYING]):
+            try:
+                written = self._store.result_of(job)
+                result = read_back(written / job.study_uid, job.study_uid, job.version)
+                sync_folder(written)
+                sync_folder(written.parent)
+            except OutputMismatch as error:
+                log.error("job %d: %s", job.id, error)
+                self._store.jobs.give_up(job, error, self._rules.retries)
+                discard(self._store.result_of(job))
+                continue
+            names = [destination.name for destination in self._destinations]
+            self._store.jobs.verified(job, result.report_sha256, names, outputs=result.dicom)
+
+    def _deliver_to(self, destination: Destination) -> None:
+        """Bring there what is due."""
+        for delivery in self._store.jobs.deliveries(waiting_at=destination.name):
+            job = self._store.jobs.find(str(delivery.job))
+            try:
+                result = read_back(self._store.result_of(job) / job.study_uid, job.study_uid, job.version)
+                destination.deliver(result)
+            except (StoreBusy, StoreFull):
+                raise
+            except Exception as error:
+                told = reason_of(error, destination.name)
+                log.debug("traceback", exc_info=True)
+                log.warning("job %d: %s", job.id, told)
+                hopeless = isinstance(told, PeerFault) and not told.transient
+                retries = Retries(most=1) if hopeless else self._rules.redeliveries
+                self._store.jobs.undelivered(job.id, destination.name, told, retries)
+            else:
+                self._store.jobs.delivered(job.id, destination.name)
+                log.info("job %d: study %s is at %s", job.id, job.study_uid, destination.name)
+
+    def _keep_on(self, work: Callable[[], None], end: threading.Event, pause_s: float) -> None:
+        """Do a work again and again until the end."""
+        while not end.is_set():
+            self._patiently(work)
+            end.wait(pause_s)
+
+    def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
+        """A thread that fails ends the watcher, and does not leave it half alive."""
+        try:
+            work(*arguments)
+        except BaseException as error:  # noqa: BLE001 raised by `run`
+            self._failure = self._failure or error
+
+    def _patiently(self, work: Callable[[], None]) -> None:
+        """Do a work; where the store cannot be written now it is done later."""
+        try:
+            work()
+        except (StoreBusy, StoreFull) as error:
+            log.error("%s", error)
+            self._ending.wait(1)

@@ -1,0 +1,129 @@
+"""The watcher between the two ends of a real PACS: what comes from it goes back to it, once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from arriving import instance, study_uid, told
+from pacs import Orthanc, free_port, orthanc, storescu
+from watching import Stub, read_report
+
+from pipelines.association import Peer
+from pipelines.dicomweb import Web
+from pipelines.receive import Listening
+from pipelines.store import Store
+from pipelines.store.moves import State
+from pipelines.store.rules import Completeness, Retries
+from pipelines.watch import In, Out, watch
+from pipelines.watcher import Rules
+
+RULES = Rules(
+    complete=Completeness(series_quiet_s=0.2, study_quiet_s=1),
+    retries=Retries(first_s=0.2),
+    redeliveries=Retries(most=50, first_s=0.2, longest_s=0.5),
+    settle_s=0.1,
+)
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def pacs(tmp_path: Path, port: int) -> Iterator[Orthanc]:
+    with orthanc(tmp_path / "orthanc", modalities={"imgpipe": ["IMGPIPE", "127.0.0.1", port]}) as server:
+        yield server
+
+
+class Watching:
+    """A watcher in a thread, and a look into its store from outside."""
+
+    def __init__(self, root: Path, come_from: In, go_to: Out) -> None:
+        self._root, self._stop = root, threading.Event()
+        self._error: BaseException | None = None
+        self._arguments = (come_from, go_to)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        come_from, go_to = self._arguments
+        try:
+            watch(come_from=come_from, go_to=go_to, store=self._root / "store", rules=RULES, stop=self._stop,
+                  reading=Stub(dicom=True, log=self._root / "log"))  # fmt: skip
+        except BaseException as error:
+            self._error = error
+
+    def states(self) -> list[State]:
+        with Store(self._root / "store") as store:
+            return [job.state for job in store.jobs.all()]
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert self._thread.is_alive(), self._error
+            assert time.monotonic() < deadline, self.states()
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert self._error is None
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_sent_by_orthanc_and_storescu_the_results_come_back_by_c_store(
+    pacs: Orthanc, port: int, tmp_path: Path
+) -> None:
+    peer = Peer("ORTHANC", "127.0.0.1", pacs.dicom_port)
+    listening = Listening("IMGPIPE", port, host="127.0.0.1")
+    watching = Watching(tmp_path, In(listening=listening), Out(outbox=tmp_path / "out", peers=(peer,)))
+    try:
+        watching.until(lambda: listens(port))
+        for number in (1, 2, 3):
+            (tmp_path / f"IM{number}").write_bytes(instance(1, number))
+            assert storescu(tmp_path / f"IM{number}", port=port).returncode == 0
+            name = pacs.post("/instances", instance(2, number))["ID"]
+            pacs.post("/modalities/imgpipe/store", [name])
+        watching.until(lambda: watching.states() == [State.DONE] * 2)
+    finally:
+        watching.end()
+    kept = pacs.instances()
+    for study in (1, 2):
+        assert read_report(tmp_path / "out" / study_uid(study)).version == 1
+        assert told(study, 1001, 99)["sop_instance_uid"] in kept
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_fetched_over_dicomweb_and_stored_back_our_own_outputs_begin_nothing(pacs: Orthanc, tmp_path: Path) -> None:
+    for number in (1, 2):
+        pacs.post("/instances", instance(1, number))
+    web = Web(pacs.web)
+    watching = Watching(tmp_path, In(web=web, poll_s=0.3, days=0), Out(webs=(web,)))
+    try:
+        watching.until(lambda: (tmp_path / "store" / "store.sqlite").exists() and State.DONE in watching.states())
+        ours = told(1, 1001, 99)["sop_instance_uid"]
+        sent = (tmp_path / "store" / "results" / "1.1" / study_uid(1) / "seg_stub.dcm").read_bytes()
+        assert pacs.raw(f"/instances/{pacs.instances()[ours]}/file") == sent
+
+        def came_back() -> bool:
+            with Store(tmp_path / "store") as store:
+                return "own_output_returned" in [event.code for event in store.jobs.events()]
+
+        watching.until(came_back)
+        pacs.post("/instances", instance(1, 3))
+        watching.until(lambda: watching.states() == [State.DONE] * 2)
+        time.sleep(2)
+        assert watching.states() == [State.DONE] * 2
+    finally:
+        watching.end()
+    assert (tmp_path / "log").read_text().split("\n")[:2] == [f"{study_uid(1)} 1 2", f"{study_uid(1)} 2 3"]
