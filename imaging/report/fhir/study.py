@@ -113,7 +113,7 @@ def software(report: Report, version: Version) -> Json:
     name = software_name(report)
     kind = concept(text="Software that reads images and makes the report")
     versions = [{"value": plain(report.software_version)}]
-    return _device(name, identifier(URI, f"urn:uuid:{name}"), report.software, kind, versions, version)
+    return _device(name, [identifier(URI, f"urn:uuid:{name}")], report.software, kind, versions, version)
 
 
 def model(entry: ModelEntry, version: Version) -> Json:
@@ -124,11 +124,13 @@ def model(entry: ModelEntry, version: Version) -> Json:
         {"type": concept(text="SHA-256 of the weights"), "value": entry.weights_sha256},
         {"type": concept(text="SHA-256 of the config"), "value": entry.config_sha256},
     ]
-    known_by = identifier(URI, of_hash(entry.weights_sha256))
-    return _device(model_name(entry), known_by, entry.name, kind, versions, version)
+    name = model_name(entry)
+    # The first is what a server finds it by: one set of weights may serve under two configs.
+    known_by = [identifier(URI, f"urn:uuid:{name}"), identifier(URI, of_hash(entry.weights_sha256))]
+    return _device(name, known_by, entry.name, kind, versions, version)
 
 
-def _device(name: str, known_by: Json, title: str, kind: Json, versions: list[Json], version: Version) -> Json:
+def _device(name: str, known_by: list[Json], title: str, kind: Json, versions: list[Json], version: Version) -> Json:
     # R5 made the type a list, and has neither `deviceName` nor its kind `model-name`.
     named = {"deviceName": [{"name": plain(title), "type": "model-name"}], "type": kind}
     if version == "r5":
@@ -136,7 +138,7 @@ def _device(name: str, known_by: Json, title: str, kind: Json, versions: list[Js
     return {
         "resourceType": "Device",
         "id": name,
-        "identifier": [known_by],
+        "identifier": known_by,
         "status": "active",
         "manufacturer": MANUFACTURER,
         **named,

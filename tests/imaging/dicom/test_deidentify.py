@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from corpus import corpus
+from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -188,6 +189,25 @@ def test_dates_move_together(original: Path) -> None:
     assert result.AcquisitionDateTime[8:] == "101112.5+0100"
     assert result.StudyTime == "101112"
     assert result.PatientBirthDate == ""
+
+
+@pytest.mark.parametrize("options", [Options(), ALL], ids=["basic", "all_options"])
+def test_no_text_attribute_of_the_standard_lets_a_name_through(options: Options, tmp_path: Path) -> None:
+    """A name in every attribute that takes a text, at the top and in a sequence, but those that say how it was made."""
+    texts = ("AE", "SH", "LO", "PN", "ST", "LT", "UT", "UC", "UR")
+    kept_by_option = left("113109") | left("113108") if options == ALL else frozenset()
+    dataset, item, planted = picture(), Dataset(), {}
+    for number, (tag, (vr, *_, keyword)) in enumerate(sorted(DicomDictionary.items())):
+        free = vr in texts and keyword not in left("texts") | kept_by_option and tag >> 16 not in (0, 2, 4)
+        if free and keyword not in dataset:
+            planted[keyword] = f"Secret{number}er"
+            dataset.add_new(tag, vr, planted[keyword])
+            item.add_new(tag, vr, planted[keyword])
+    dataset.SourceImageSequence = Sequence([item])
+    assert len(planted) > 600
+    content, _ = given(saved(dataset, tmp_path / "x.dcm"), options)
+    assert [keyword for keyword, value in planted.items() if value.encode() in content] == []
+    assert b"Secret" not in content
 
 
 def test_what_is_empty_stays_empty_and_there(tmp_path: Path) -> None:

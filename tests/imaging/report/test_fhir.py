@@ -240,7 +240,15 @@ def test_a_volume_has_its_unit_interval_place_and_device() -> None:
     assert any(part.get("valueString") == "1.2.3" for part in parts.values())
     device = next(item for item in resources(bundle, "Device") if found["device"]["reference"].endswith(item["id"]))
     assert "a" * 64 in [version["value"] for version in device["version"]]
-    assert device["identifier"][0]["value"] == "ni:///sha-256;" + "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqo"
+    assert device["identifier"][1]["value"] == "ni:///sha-256;" + "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqo"
+
+
+def test_one_set_of_weights_under_two_configs_is_two_devices() -> None:
+    other = model("other", "a").model_copy(update={"config_sha256": "1" * 64})
+    bundle = bundle_of(report_of(models=(*report_of().models, other)))
+    assert_valid(bundle, "r4")
+    asked = [entry["request"]["ifNoneExist"] for entry in bundle["entry"] if "ifNoneExist" in entry["request"]]
+    assert len(set(asked)) == len(asked)
 
 
 def test_a_probability_has_its_threshold_and_judgement() -> None:
