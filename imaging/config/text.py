@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from imaging.config.data import Data
 from imaging.config.fitting import Fit
-from imaging.config.section import Count, Probability, Section
+from imaging.config.section import Count, Positive, Probability, Section
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -100,7 +100,7 @@ class Tuning(Section):
 
     method: Literal["lora", "ia3", "full"] = "lora"
     rank: Count = 16
-    alpha: Count = 32
+    alpha: Positive = 32.0
 
 
 class TextTrain(Fit):

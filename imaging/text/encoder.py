@@ -216,8 +216,14 @@ def adapted(encoder: torch.nn.Module, tuning: Tuning) -> torch.nn.Module:
     if tuning.method == "ia3":
         config: Any = peft.IA3Config(target_modules=_SCALED, feedforward_modules=_FEED_FORWARD)
     else:
-        config = peft.LoraConfig(r=tuning.rank, lora_alpha=tuning.alpha, target_modules=_DENSE, lora_dropout=0.0)
+        # PEFT calls alpha a whole number and divides by it as it is.
+        alpha: Any = tuning.alpha
+        config = peft.LoraConfig(r=tuning.rank, lora_alpha=alpha, target_modules=_DENSE, lora_dropout=0.0)
     peft.inject_adapter_in_model(config, encoder)
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            # What is trained needs all its digits, whatever the frozen weights beside it have.
+            parameter.data = parameter.data.float()
     for module in encoder.modules():
         if getattr(module, _CAST, False):
             # Under autocast both sides come in one precision; PEFT would copy every input to and fro.

@@ -105,6 +105,19 @@ def test_what_is_added_begins_as_nothing_and_is_all_that_is_trained(encoder: dic
     assert trained.isdisjoint(own)
 
 
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_what_is_trained_has_all_its_digits_beside_frozen_weights_that_have_few(
+    encoder: dict[str, Any], method: str
+) -> None:
+    changed = adapted(load_encoder(Encoder(**encoder), dtype=torch.bfloat16), Tuning(method=method, rank=2))
+    dtypes = {parameter.requires_grad: parameter.dtype for parameter in changed.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = changed(input_ids=torch.arange(12).reshape(2, 6)).last_hidden_state
+    found.float().sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in changed.parameters())
+
+
 def said(network: TextNetwork, tokens: Tokens, *texts: str) -> tuple[torch.Tensor, torch.Tensor]:
     batch = batch_of([tokens(text) for text in texts])
     with torch.inference_mode():
