@@ -22,6 +22,7 @@ from imaging.checkpoint import (
     Checkpoint,
     find_checkpoint,
     open_checkpoint,
+    open_network,
     save_checkpoint,
     shipped_checkpoints,
 )
@@ -219,10 +220,11 @@ def test_folder_is_found_by_its_path(saved: Checkpoint) -> None:
 @pytest.mark.parametrize("folder", shipped_checkpoints(), ids=lambda folder: folder.name)
 def test_shipped_checkpoint_is_found_by_name_and_is_whole(folder: Path) -> None:
     assert find_checkpoint(folder.name) == folder
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_network(folder)
     assert checkpoint.name == folder.name
     assert checkpoint.config.data.root is None
-    test = checkpoint.metrics.get("test") or checkpoint.metrics["cross_validation"]
+    measured = (checkpoint.metrics.get(side) for side in ("test", "cross_validation", "validation"))
+    test = next(found for found in measured if found)
     if isinstance(checkpoint.config, SegmentConfig):
         assert {label.name for label in checkpoint.config.labels} == set(test["dice"])
     else:

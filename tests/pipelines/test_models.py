@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from imaging import checkpoint as checkpoints
-from imaging.checkpoint import open_checkpoint, shipped_checkpoints
-from imaging.config import SegmentConfig
+from imaging.checkpoint import open_network, shipped_checkpoints
+from imaging.config import SegmentConfig, TextConfig
 from pipelines.models import models
 
 Invoke = Callable[..., Result]
@@ -26,7 +26,7 @@ def test_each_shipped_checkpoint_is_listed() -> None:
 
 @pytest.mark.parametrize("folder", shipped_checkpoints(), ids=lambda folder: folder.name)
 def test_listing_is_what_the_checkpoint_says(folder: Path) -> None:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_network(folder)
     (model,) = [model for model in models()["models"] if model["name"] == folder.name]
     assert model["version"] == checkpoint.config.version
     config = checkpoint.config
@@ -36,7 +36,7 @@ def test_listing_is_what_the_checkpoint_says(folder: Path) -> None:
     assert model["scores_on_test"] == checkpoint.metrics.get("test", {}).get("scores")
     assert model["dice_cross_validated"] == checkpoint.metrics.get("cross_validation", {}).get("dice")
     assert model["weights_sha256"] == checkpoint.weights_sha256
-    assert model["applies_to"]["modality"] == list(checkpoint.config.applies_to.modality)
+    assert model["applies_to"] == config.applies_to.model_dump(mode="json")
 
 
 def test_json_is_one_document(invoke: Invoke) -> None:
@@ -50,8 +50,10 @@ def test_list_for_a_person_names_what_is_taken(invoke: Invoke) -> None:
     result = invoke("models")
     assert result.exit_code == 0
     for folder in shipped_checkpoints():
-        config = open_checkpoint(folder).config
-        for told in (config.name, config.version, config.title, *config.applies_to.modality, config.card.licence):
+        config = open_network(folder).config
+        rule = config.applies_to
+        taken = rule.roles if isinstance(config, TextConfig) else rule.modality
+        for told in (config.name, config.version, config.title, *taken, config.card.licence):
             assert told in result.stdout
 
 
