@@ -185,7 +185,7 @@ def _taken(
                 name = f"{series.uid} {stack.name}".strip()
                 files = tuple(sorted({item.instance.path for item in stack.slices}))
                 patient = row.patient or digest_of(study.patient_id)
-                facts = {**_facts_of(files[0]), **row.facts}
+                facts = {**header_facts(files[0]), **row.facts}
                 taken.append(LabelledVolume(name, files, stack.name, row, patient, facts))
     return taken, declined
 
@@ -199,7 +199,8 @@ def _check(series: Series, stack: Stack, config: ClassifyConfig) -> None:
     check_fit(config, series.facts, stack.shape, stack.affine)
 
 
-def _facts_of(path: Path) -> dict[str, str]:
+def header_facts(path: Path) -> dict[str, str]:
+    """Age (in years), sex and view as a DICOM header tells them; empty where it does not."""
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_FACTS.values()))
     told = {name: str(header.get(keyword) or "").strip() for name, keyword in _HEADER_FACTS.items()}
     return {name: age_in_years(value) if name == "age" else value for name, value in told.items()}

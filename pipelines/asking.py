@@ -18,6 +18,7 @@ from imaging.inputs import SeriesView
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import refusals_of
 from imaging.report.report import DefectEntry, Replaced, SeriesEntry, StudyEntry
+from imaging.text.document import Document
 from imaging.volume import Volume, orientation_of, spacing_of
 
 # Gives the predictor of a checkpoint by its name.
@@ -40,6 +41,8 @@ class Source:
         Files beside its images that were refused, and so may belong to it.
     files
         Those of its DICOM series.
+    documents
+        The texts that belong to it.
     version, replaces
         As the report has them.
     """
@@ -48,6 +51,7 @@ class Source:
     series: tuple[tuple[SeriesView, Callable[[], Volume]], ...]
     refused: tuple[ImagingError, ...] = ()
     files: tuple[Path, ...] = ()
+    documents: tuple[Document, ...] = ()
     version: int = 1
     replaces: Replaced | None = None
 

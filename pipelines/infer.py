@@ -13,21 +13,24 @@ from functools import cache, partial
 from pathlib import Path
 
 from imaging.channels import read_channels
-from imaging.checkpoint import Checkpoint, open_checkpoints
+from imaging.checkpoint import Checkpoint
 from imaging.classifier import Explained, open_predictor
 from imaging.dicom import read_stack
 from imaging.dicom.scan import Scan, Study
 from imaging.dicom.seg import SegType
 from imaging.dicom.stack import Policy
-from imaging.errors import DuplicateName, ImagingError, OutputNotWritable
+from imaging.errors import DuplicateName, ImagingError, InputRefused, OutputNotWritable, TextOfMany, TextRole
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
 from imaging.report.fhir import Version
 from imaging.report.report import Replaced, StudyEntry
 from imaging.study_channels import view_study
+from imaging.text.document import Role
+from imaging.text.intake import Found, read_text, texts_of
 from imaging.volume import Volume
 from pipelines.asking import Source
+from pipelines.chosen import choose
 from pipelines.outputs import Wanted
 from pipelines.reporting import Asked, StudyResult, report_on, stale_results
 
@@ -44,6 +47,8 @@ def infer(
     *,
     paths: Sequence[Path],
     models: Sequence[str] = (),
+    text: Path | None = None,
+    text_role: Role | None = None,
     out: Path = Path("out"),
     formats: Sequence[str] | None = None,
     seg_type: SegType = "binary",
@@ -61,7 +66,13 @@ def infer(
         a study of its own.
     models
         Names of shipped checkpoints or paths of checkpoint folders; by default each shipped checkpoint takes the series
-        that its `applies_to` rule names.
+        that its `applies_to` rule names. A fusion that is named brings pictures and words together.
+    text
+        A text of the one study under the paths: plain text, FHIR JSON or a DICOM SR. What comes with a study (in its
+        headers, as an SR, or in files beside its images) is read without being named.
+    text_role
+        Whether it is a ``request``, written before the picture was seen, or a ``report`` of it; plain text does not
+        say that itself.
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
     formats
@@ -81,13 +92,14 @@ def infer(
     Raises
     ------
     WrongUsage
-        If `out` cannot be written, a checkpoint is unknown, or a format is.
+        If `out` cannot be written, a checkpoint is unknown, or a format is; if it is not told what role a text has,
+        or a text is given for several studies.
     CheckpointCorrupt
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
     inference = Inference(models=models, formats=formats, seg_type=seg_type, fhir_version=fhir_version, policy=policy,
                           explain=explain)  # fmt: skip
-    return inference(paths, out, on_study=on_study)
+    return inference(paths, out, text=text, text_role=text_role, on_study=on_study)
 
 
 class Inference:
@@ -120,10 +132,11 @@ class Inference:
         explain: Explained = "abnormal",
     ) -> None:
         wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version)
-        self.checkpoints, self._unusable = open_checkpoints(models)
-        self._named, self._policy = bool(models), policy
+        chosen = choose(models)
+        self.checkpoints, self._unusable = chosen.images, chosen.unusable
+        self._named, self._policy = chosen.images_named, policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
-        self._asked = Asked(cache(lambda name: open_predictor(by_name[name])), explain, wanted)
+        self._asked = Asked(cache(lambda name: open_predictor(by_name[name])), explain, wanted, fusion=chosen.fusion)
 
     def warm_up(self) -> None:
         """Read the weights of every checkpoint, which the first study would wait for."""
@@ -135,6 +148,8 @@ class Inference:
         paths: Sequence[Path],
         out: Path,
         *,
+        text: Path | None = None,
+        text_role: Role | None = None,
         on_study: Callable[[str, int, int], None] | None = None,
         version: int = 1,
         replaces: Replaced | None = None,
@@ -143,7 +158,7 @@ class Inference:
 
         Parameters
         ----------
-        paths, out, on_study
+        paths, out, text, text_role, on_study
             As `infer` takes them.
         version, replaces
             As the report has them; where there is more than one study they are those of each.
@@ -152,10 +167,17 @@ class Inference:
         ------
         OutputNotWritable, NothingFound
             If `out` cannot be written, or there is nothing under the paths.
+        TextRole, TextOfMany
+            As `infer` says.
         """
+        if text is None and text_role is not None:
+            raise TextRole("text_role", seen=f"{text_role}, and no text", remedy="Give the text with --text FILE")
         _check_writable(out)
-        inputs = gather(paths, leave_out=out)
+        inputs, texts = _with_texts(gather(paths, leave_out=out), paths)
         sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
+        sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
+        if text is not None:
+            sources = [_with_text(sources, inputs, text, text_role)]
         results = []
         for number, source in enumerate(sources):
             if on_study:
@@ -164,6 +186,42 @@ class Inference:
             results.append(report_on(told, self._asked, out))
         stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
         return Inferred(tuple(results), (*self._unusable, *inputs.scan.refused, *doubles, *stale))
+
+
+def _with_texts(inputs: Inputs, roots: Sequence[Path]) -> tuple[Inputs, dict[str, Found]]:
+    """The texts that come with each DICOM study by its UID; the files that hold them are no strays."""
+    studies = inputs.scan.studies
+    found = {study.uid: texts_of(study, others=studies, roots=roots) for study in studies}
+    taken = {path.resolve() for texts in found.values() for path in texts.sidecars}
+    strays = (error for error in inputs.scan.refused if error.path is None or error.path.resolve() not in taken)
+    return replace(inputs, scan=replace(inputs.scan, refused=tuple(strays))), found
+
+
+def _told(source: Source, texts: Found | None) -> Source:
+    """A study with the texts that came with it."""
+    if texts is None:
+        return source
+    return replace(source, documents=texts.documents, refused=(*source.refused, *texts.refused))
+
+
+def _with_text(sources: Sequence[Source], inputs: Inputs, path: Path, role: Role | None) -> Source:
+    """The one study with the text that was named for it; where that is refused, it is told with the study.
+
+    Raises
+    ------
+    TextOfMany, TextRole
+        If there are several studies or none, or nobody says whether it is a request or a report.
+    """
+    if len(sources) != 1:
+        raise TextOfMany(path, seen=f"{len(sources)} studies lie under the paths")
+    (source,) = sources
+    study = next((study for study in inputs.scan.studies if study.uid == source.entry.uid), None)
+    try:
+        document = read_text(path, role=role, study=study)
+    except InputRefused as error:
+        return replace(source, refused=(*source.refused, error))
+    others = (other for other in source.documents if (other.sha256, other.role) != (document.sha256, document.role))
+    return replace(source, documents=(document, *others))
 
 
 def _check_writable(out: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from imaging.checkpoint import FusionCheckpoint
 from imaging.classifier import Classification, Explained
 from imaging.errors import ImagingError, StaleResult, StudyFailed
 from imaging.files import sha256_of, staged_folder
@@ -21,6 +22,7 @@ from imaging.report.findings import findings_of, model_entry, refusals_of
 from imaging.report.report import Finding, Report, SeriesEntry
 from pipelines.asking import Predictors, Source, ask_pictures
 from pipelines.outputs import OURS, REPORT, SR, Stage, Wanted, instances_of, write_predictions, write_report
+from pipelines.words import Reader, say
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +61,15 @@ class Asked:
         Which findings of a classifier get a map of what raised their probability.
     wanted
         Which files are written.
+    readers, fusion
+        Checkpoints that read texts, and one that brings pictures and words together.
     """
 
     predictor: Predictors
     explain: Explained
     wanted: Wanted
+    readers: tuple[Reader, ...] = ()
+    fusion: FusionCheckpoint | None = None
 
 
 def report_on(source: Source, asked: Asked, out: Path) -> StudyResult:
@@ -87,7 +93,7 @@ def report_on(source: Source, asked: Asked, out: Path) -> StudyResult:
     problems: list[ImagingError] = list(source.refused)
     try:
         entries, predictions = ask_pictures(source, asked.predictor, problems, asked.explain)
-        report = _report_of(source, entries, predictions)
+        report = _report_of(source, entries, predictions, asked, problems)
         folder = out / name
         predecessors = _replaced(source, folder)
         with staged_folder(folder, replaces=OURS, last=REPORT) as place:
@@ -106,10 +112,17 @@ def report_on(source: Source, asked: Asked, out: Path) -> StudyResult:
 
 
 def _report_of(
-    source: Source, entries: Sequence[SeriesEntry], predictions: Sequence[Prediction | Classification]
+    source: Source,
+    entries: Sequence[SeriesEntry],
+    predictions: Sequence[Prediction | Classification],
+    asked: Asked,
+    problems: list[ImagingError],
 ) -> Report:
     """What is said of a study, before anything of it is written."""
     findings = tuple(finding for prediction in predictions for finding in findings_of(prediction))
+    said = say(source.documents, predictions, findings, readers=asked.readers, fusion=asked.fusion, files=source.files,
+               problems=problems)  # fmt: skip
+    models = {prediction.checkpoint.name: model_entry(prediction) for prediction in predictions}
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software="imgpipe",
@@ -118,7 +131,10 @@ def _report_of(
         findings=findings,
         series=tuple(entries),
         refused=refusals_of(source.refused),
-        models=tuple({p.checkpoint.name: model_entry(p) for p in predictions}.values()),
+        models=(*models.values(), *said.models),
+        texts=said.texts,
+        fusion=said.fusion,
+        disagreements=said.disagreements,
         not_looked_at=_not_looked_at(entries, findings),
         version=source.version,
         replaces=source.replaces,

@@ -36,6 +36,15 @@ def finding_line(finding: Finding) -> str:
     return f"{title}: {', '.join(parts)}"
 
 
+def words_of(report: Report) -> list[str]:
+    """What words add: where picture and report disagree, what both say together, and what a text says alone."""
+    from imaging.report.conclusion import conclusion_of
+
+    said = report.texts or report.fusion
+    lines = conclusion_of(report.model_copy(update={"findings": (), "not_looked_at": ()})) if said else ()
+    return [str(line) for line in lines if line.kind != "nothing"]
+
+
 def repairs_of(report: Report) -> list[str]:
     """A line for whatever makes a volume that was measured differ from what was sent."""
     return [

@@ -343,6 +343,14 @@ class NotFhir(InputRefused):
     remedy = "Export the resource again as JSON"
 
 
+class TextOfMany(WrongUsage):
+    """A text that was given for the call, which has several studies, or none."""
+
+    code = "text_of_many"
+    expected = "one study was expected, which the text belongs to"
+    remedy = "Give one study with its text, or put each text beside its study's images"
+
+
 class TextRole(WrongUsage):
     """It is not told whether a text was written before the image was read, or it is said otherwise than it is."""
 

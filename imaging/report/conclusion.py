@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from imaging.report.report import Assessment, Finding, FusionEntry, Report, TextEntry
+from imaging.report.report import Assessment, Disagreement, Finding, FusionEntry, Report, TextEntry
 
 Kind = Literal["disagreement", "abnormal", "indeterminate", "normal", "measured", "nothing", "not_looked_at"]
 
@@ -37,7 +37,7 @@ def conclusion_of(report: Report) -> tuple[Line, ...]:
 
     It is made of the report alone, so that every rendering says the same.
     """
-    lines = [Line("disagreement", "Picture and report disagree", item.note) for item in report.disagreements]
+    lines = [Line("disagreement", "Picture and report disagree", _disputed(item)) for item in report.disagreements]
     for assessment, head in _HEADS.items():
         lines += [Line(assessment, head, _fused(entry)) for entry in report.fusion if entry.assessment == assessment]
         found = [item for item in report.findings if kind_of(item) == assessment]
@@ -96,6 +96,10 @@ def _amount(finding: Finding) -> str:
     assert finding.structure is not None
     title = f"{finding.title} {finding.volume}".strip()
     return f"{title} {finding.structure.volume_ml:.3f} mL" if finding.structure.voxels else f"{title} not found"
+
+
+def _disputed(item: Disagreement) -> str:
+    return f"{item.title or item.name}. {item.note}"
 
 
 def _fused(entry: FusionEntry) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imaging.checkpoint import Checkpoint, FusionCheckpoint
 from imaging.classifier import Classification, Judgement
 from imaging.config import Label
 from imaging.errors import ImagingError
@@ -181,7 +182,11 @@ def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
 
 def model_entry(prediction: Prediction | Classification) -> ModelEntry:
     """The entry of the checkpoint that made a prediction."""
-    checkpoint = prediction.checkpoint
+    return entry_of(prediction.checkpoint)
+
+
+def entry_of(checkpoint: Checkpoint | FusionCheckpoint) -> ModelEntry:
+    """The entry of a checkpoint, whatever it does."""
     test, held_out = (checkpoint.metrics.get(side, {}) for side in ("test", "cross_validation"))
     return ModelEntry(
         name=checkpoint.name,
@@ -192,7 +197,7 @@ def model_entry(prediction: Prediction | Classification) -> ModelEntry:
         test_cases=test.get("cases", 0),
         dice_on_test=_dice_of(test),
         scores_on_test=_scores_of(test),
-        members=checkpoint.config.members,
+        members=1 if isinstance(checkpoint, FusionCheckpoint) else checkpoint.config.members,
         cross_validated_cases=held_out.get("cases", 0),
         dice_cross_validated=_dice_of(held_out),
         scores_cross_validated=_scores_of(held_out),

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
     from imaging.report.fhir import Version
+    from imaging.text.document import Role
     from pipelines.infer import Inferred
 
 
 @click.command(short_help="Report on every study under some paths.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
+@click.option("--text", type=PATH, metavar="FILE", help="A text of the one study: plain, FHIR JSON or DICOM SR.")
+@click.option("--text-role", type=click.Choice(["request", "report"]),
+              help="Whether it was written before the picture was seen, or of it.")  # fmt: skip
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
 @with_outputs
 @with_policy
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 def infer(
     paths: tuple[Path, ...],
     models: tuple[str, ...],
+    text: Path | None,
+    text_role: Role | None,
     out: Path,
     formats: str | None,
     seg_type: SegType,
@@ -59,8 +65,9 @@ def infer(
         def on_study(name: str, number: int, total: int) -> None:
             tell(f"Study {number + 1} of {total}: {name}")
 
-        inferred = verb.infer(paths=paths, models=models, out=out, formats=chosen, seg_type=seg_type,
-                              fhir_version=fhir_version, policy=policy, explain=explain, on_study=on_study)  # fmt: skip
+        inferred = verb.infer(paths=paths, models=models, text=text, text_role=text_role, out=out, formats=chosen,
+                              seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
+                              on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)
@@ -89,14 +96,14 @@ def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
 
 
 def _print_inferred(inferred: Inferred) -> None:
-    from pipelines.tables import finding_line, repairs_of
+    from pipelines.tables import finding_line, repairs_of, words_of
 
     told = set()
     for study in inferred.studies:
         click.echo(f"Study {study.name}")
         for finding in study.report.findings if study.report else ():
             click.echo(f"  {finding_line(finding)}")
-        for line in repairs_of(study.report) if study.report else ():
+        for line in (*words_of(study.report), *repairs_of(study.report)) if study.report else ():
             click.echo(f"  {line}")
         if study.report and not study.report.findings:
             click.echo("  nothing was measured")

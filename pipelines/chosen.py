@@ -1,0 +1,60 @@
+"""The checkpoints of a call, told apart by what they do: those that look at pictures, and what brings them together.
+
+Invariant: what is named is used or refused; where none of a kind is named, those of that kind that ship are used, and
+one of them that is not what its checksums say is left out and told. No weights are read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imaging.checkpoint import Checkpoint, FusionCheckpoint, find_checkpoint, open_checkpoints, open_fusion, task_of
+from imaging.errors import DuplicateName, ImagingError
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The checkpoints of a call.
+
+    Attributes
+    ----------
+    images, images_named
+        Those that look at pictures, and whether they were named: then they are asked what their rule does not choose.
+    fusion
+        One that was trained to bring the others together; None where none is named.
+    unusable
+        Shipped ones that were left out.
+    """
+
+    images: tuple[Checkpoint, ...]
+    images_named: bool
+    fusion: FusionCheckpoint | None = None
+    unusable: tuple[ImagingError, ...] = ()
+
+
+def choose(names: Sequence[str]) -> Chosen:
+    """Open the named checkpoints, or those that ship.
+
+    Parameters
+    ----------
+    names
+        Of shipped checkpoints, or paths of folders.
+
+    Raises
+    ------
+    UnknownCheckpoint, CheckpointCorrupt
+        If a named one is not there, or not what its checksums say.
+    DuplicateName
+        If two of them have one name, or there are two fusions: a study is fused once.
+    """
+    folders = dict.fromkeys(find_checkpoint(name).resolve() for name in names)
+    by_task: dict[str, list[str]] = {}
+    for folder in folders:
+        by_task.setdefault(task_of(folder), []).append(str(folder))
+    fusions = [open_fusion(find_checkpoint(name)) for name in by_task.pop("fuse", [])]
+    if len(fusions) > 1:
+        raise DuplicateName("fusion", seen=f"{len(fusions)} fusions are named, and a study is fused once")
+    named = [name for names in by_task.values() for name in names]
+    images, unusable = open_checkpoints(named)
+    return Chosen(tuple(images), bool(named), fusions[0] if fusions else None, tuple(unusable))

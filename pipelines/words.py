@@ -1,0 +1,175 @@
+"""The words of one study: read, told beside its pictures, fused with them, and held against them.
+
+Invariant: a text is read by a checkpoint that takes its role, or it is told why none did; a request is fused with the
+pictures, a report, which somebody wrote who had seen them, is held against them. No text stops a study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from imaging.checkpoint import FusionCheckpoint
+from imaging.classifier import Classification
+from imaging.config import Class
+from imaging.errors import FusionMismatch, ImagingError, InputRefused, MissingPackage
+from imaging.labelled_studies import header_facts
+from imaging.predict import Prediction
+from imaging.report.disagreement import Words, disagreements
+from imaging.report.findings import entry_of
+from imaging.report.fusion import Fusion, Part, Reading, fusion_entries, judged_whole, text_part
+from imaging.report.report import (
+    Assessment,
+    Disagreement,
+    Finding,
+    FusionEntry,
+    ModelEntry,
+    TextEntry,
+)
+from imaging.report.texts import spans_of, text_entry
+from imaging.text.document import Document, Span
+
+_NO_MODEL = "No checkpoint that judges such texts took part."
+
+
+class Read(Reading, Protocol):
+    """What one checkpoint said of one text: `imaging.text.reading.TextReading`."""
+
+    @property
+    def probability(self) -> float | None:
+        """Of an abnormal study."""
+
+    @property
+    def assessment(self) -> Assessment | None:
+        """What follows."""
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """What it marks."""
+
+
+class Reader(Protocol):
+    """A checkpoint that reads texts: `imaging.text.reading.TextReader`."""
+
+    @property
+    def classes(self) -> Sequence[Class]:
+        """What it tells apart."""
+
+    def __call__(self, document: Document) -> Read:
+        """Read a text, or refuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the words add to a report; see `imaging.report.report.Report`."""
+
+    texts: tuple[TextEntry, ...] = ()
+    fusion: tuple[FusionEntry, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """One text with what was made of it."""
+
+    entry: TextEntry
+    words: Words
+    part: Part | None
+    models: tuple[ModelEntry, ...]
+
+
+def say(
+    documents: Sequence[Document],
+    predictions: Sequence[Prediction | Classification],
+    findings: Sequence[Finding],
+    *,
+    readers: Sequence[Reader],
+    fusion: FusionCheckpoint | None,
+    files: Sequence[Path],
+    problems: list[ImagingError],
+) -> Said:
+    """What the words of a study say, alone, with its pictures and against them.
+
+    Parameters
+    ----------
+    documents
+        Its texts.
+    predictions, findings
+        What the pictures say.
+    readers
+        Checkpoints that read texts.
+    fusion
+        A trained one; None where there is none.
+    files
+        DICOM files of the study, whose headers tell age, sex and view.
+    problems
+        What is refused is added here.
+    """
+    heard = [_heard(document, readers, problems) for document in documents]
+    said = [prediction for prediction in predictions if isinstance(prediction, Classification)]
+    whole = {one.checkpoint.name: judged_whole(one.checkpoint.classifier()) for one in said}
+    named = {model: name for model, name in whole.items() if name is not None}
+    return Said(
+        texts=tuple(item.entry for item in heard),
+        fusion=_fused(said, heard, fusion, files, problems),
+        disagreements=tuple(one for item in heard for one in disagreements(findings, item.words, whole=named)),
+        models=tuple(
+            {model.name: model for item in heard for model in item.models}.values()
+        ) + ((entry_of(fusion),) if fusion is not None else ()),
+    )  # fmt: skip
+
+
+def _heard(document: Document, readers: Sequence[Reader], problems: list[ImagingError]) -> _Heard:
+    read: list[tuple[Reader, Read]] = []
+    judge: Reader | None
+    judged: Read | None
+    why_not: list[str] = []
+    for reader in readers:
+        try:
+            read.append((reader, reader(document)))
+        except (InputRefused, MissingPackage) as refusal:
+            why_not.append(str(refusal))
+            # That a checkpoint reads other texts is no fault of this one.
+            problems += [refusal] if isinstance(refusal, MissingPackage) else []
+    spans = spans_of(document, (span for _, reading in read for span in reading.spans))
+    judge, judged = next(((reader, one) for reader, one in read if one.logit is not None), (None, None))
+    part = text_part(judged, classes=judge.classes) if judged is not None and judge is not None else None
+    name = judged.checkpoint.name if judged is not None else ""
+    reason = "; ".join(why_not) or _NO_MODEL
+    entry = text_entry(document, spans, model=name, judged=judged, score=part.score() if part else None, why_not=reason)
+    words = Words(document, spans, judged.probability if judged else None, judged.assessment if judged else None)
+    return _Heard(entry, words, part, tuple(entry_of(reading.checkpoint) for _, reading in read))
+
+
+def _fused(
+    said: Sequence[Classification],
+    heard: Sequence[_Heard],
+    fusion: FusionCheckpoint | None,
+    files: Sequence[Path],
+    problems: list[ImagingError],
+) -> tuple[FusionEntry, ...]:
+    """Picture and words together: a request before a report, and of those that a model judged the first."""
+    ordered = sorted(heard, key=lambda item: (item.part is None, item.entry.role != "request"))
+    part = ordered[0].part if ordered else None
+    no_text = (ordered[0].entry.assessment_reason or _NO_MODEL) if ordered else "none came with the study"
+    facts = _facts(said, files) if fusion is not None else {}
+    try:
+        trained = Fusion(fusion) if fusion is not None else None
+        return fusion_entries(said, part, facts, fusion=trained, no_text=no_text)
+    except FusionMismatch as error:
+        # It was trained with other checkpoints: what there is is told without it, and that it was left out, too.
+        problems.append(error)
+        return fusion_entries(said, part, facts, no_text=no_text)
+
+
+def _facts(said: Sequence[Classification], files: Sequence[Path]) -> Mapping[str, str]:
+    """Age, sex and view as the header of what was looked at tells them; a PNG or NIfTI file tells none."""
+    looked_at = [frame.path for one in said for frame in one.volume.sources[:1]]
+    return next((header_facts(path) for path in (*looked_at, *files)), {})
