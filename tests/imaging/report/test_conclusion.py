@@ -47,7 +47,10 @@ def test_order_loses_nothing_and_never_puts_normal_first(said: list[tuple[Any, f
 def test_disagreement_is_the_first_line_and_what_was_not_looked_at_the_last() -> None:
     lines = conclusion_of(full_report())
     assert (lines[0].kind, lines[-1].kind) == ("disagreement", "not_looked_at")
-    assert str(lines[0]) == "Picture and report disagree: pleural_effusion. The picture says effusion, the report denies it."
+    assert (
+        str(lines[0])
+        == "Picture and report disagree: pleural_effusion. The picture says effusion, the report denies it."
+    )
     assert str(lines[-1]) == "Not looked at: series 1.2: localizer"
 
 

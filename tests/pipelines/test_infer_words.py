@@ -1,0 +1,203 @@
+"""The words of a study: read from where they are, told, held against the picture, and never in a log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from classified import picture, write_config, write_pictures
+from films import write_film
+from PIL import Image
+
+from imaging.errors import ImagingError, MissingPackage, NotApplicable, TextOfMany, TextRole
+from imaging.report.report import Report
+from pipelines.infer import Inferred, infer
+from pipelines.train import train
+from pipelines.words import say
+
+REPORT = "FINDINGS: The heart is normal. No pleural effusion.\nIMPRESSION: There is nothing odd."
+REQUEST = "INDICATION: Cough and fever. Rule out pneumonia."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    films = write_pictures(tmp_path_factory.mktemp("films"))
+    overrides = [f"data.root={films}", "train.epochs=8"]
+    run = train(config=write_config(folder / "toy.yaml", *overrides), out=folder / "run", progress=False)
+    return str(run.checkpoint.folder)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    Image.fromarray(picture(np.random.default_rng(99), odd=True)).save(tmp_path / "film.png")
+    return tmp_path / "film.png"
+
+
+def text_file(tmp_path: Path, words: str = REPORT, name: str = "words.txt") -> Path:
+    (tmp_path / name).write_text(words)
+    return tmp_path / name
+
+
+def only(inferred: Inferred) -> Report:
+    (study,) = inferred.studies
+    assert study.report is not None, study.problems
+    return study.report
+
+
+def test_report_that_is_given_is_told_sentence_by_sentence(film: Path, model: str, tmp_path: Path) -> None:
+    report = only(
+        infer(paths=[film], models=[model], text=text_file(tmp_path), text_role="report", out=tmp_path / "out")
+    )
+    (entry,) = report.texts
+    assert (entry.role, entry.source, entry.probability) == ("report", "file words.txt", None)
+    assert entry.assessment_reason == "No checkpoint that judges such texts took part."
+    assert [sentence.text for sentence in entry.sentences] == [
+        "The heart is normal.", "No pleural effusion.", "There is nothing odd."
+    ]  # fmt: skip
+    ((span,),) = (sentence.spans for sentence in entry.sentences if sentence.spans)
+    assert (span.text, span.assertion, REPORT[span.start : span.end]) == ("pleural effusion", "absent", span.text)
+    assert span.code is not None and span.code.meaning == "Pleural effusion"
+
+
+def test_report_that_passes_over_what_the_picture_shows_is_flagged(film: Path, model: str, tmp_path: Path) -> None:
+    inferred = infer(paths=[film], models=[model], text=text_file(tmp_path), text_role="report", out=tmp_path / "out")
+    report = only(inferred)
+    (flag,) = report.disagreements
+    assert (flag.kind, flag.name) == ("image_abnormal_report_silent", "odd")
+    page = (tmp_path / "out" / "film" / "report.html").read_text()
+    assert "Where picture and report disagree" in page and "No sentence mentions it." in page
+
+
+def test_request_is_held_against_nothing(film: Path, model: str, tmp_path: Path) -> None:
+    text = text_file(tmp_path, REQUEST)
+    report = only(infer(paths=[film], models=[model], text=text, text_role="request", out=tmp_path / "out"))
+    assert report.disagreements == () and report.texts[0].role == "request"
+
+
+def test_plain_text_without_a_role_is_wrong_usage(film: Path, model: str, tmp_path: Path) -> None:
+    with pytest.raises(TextRole):
+        infer(paths=[film], models=[model], text=text_file(tmp_path), out=tmp_path / "out")
+
+
+def test_role_without_a_text_is_wrong_usage(film: Path, model: str, tmp_path: Path) -> None:
+    with pytest.raises(TextRole, match="--text FILE"):
+        infer(paths=[film], models=[model], text_role="report", out=tmp_path / "out")
+
+
+def test_one_text_for_two_studies_is_wrong_usage(film: Path, model: str, tmp_path: Path) -> None:
+    shutil.copy(film, tmp_path / "other.png")
+    paths = [film, tmp_path / "other.png"]
+    with pytest.raises(TextOfMany, match="2 studies"):
+        infer(paths=paths, models=[model], text=text_file(tmp_path), text_role="report", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (b"", "text_empty"),
+        (b"\x00\x01\x02\x03" * 50, "not_plain_text"),
+        (b"Keine Ergussbildung, der Befund ist unauffaellig und die Lunge ist frei. " * 5, "text_language"),
+        (b"No effusion. " * 900_000, "text_too_large"),
+    ],
+)
+def test_bad_text_is_refused_and_the_picture_done(
+    film: Path, model: str, tmp_path: Path, words: bytes, code: str
+) -> None:
+    (tmp_path / "words.txt").write_bytes(words)
+    inferred = infer(
+        paths=[film], models=[model], text=tmp_path / "words.txt", text_role="report", out=tmp_path / "out"
+    )
+    assert [problem.code for problem in inferred.studies[0].problems] == [code]
+    report = only(inferred)
+    assert report.findings and report.texts == ()
+    assert [refusal.code for refusal in report.refused] == [code]
+
+
+def dicom_film(folder: Path) -> Path:
+    folder.mkdir()
+    return write_film(folder / "film.dcm", picture(np.random.default_rng(99), odd=True))
+
+
+def test_texts_beside_the_images_and_in_their_headers_are_read(model: str, tmp_path: Path) -> None:
+    path = dicom_film(tmp_path / "study")
+    film = pydicom.dcmread(path)
+    film.AdditionalPatientHistory = "Cough and fever for a week. Rule out pneumonia."
+    film.save_as(path)
+    text_file(tmp_path / "study", name="report.txt")
+    inferred = infer(paths=[tmp_path / "study"], models=[model], out=tmp_path / "out")
+    assert inferred.refused == ()
+    told = {(entry.role, entry.source) for entry in only(inferred).texts}
+    assert told == {("request", "attribute AdditionalPatientHistory"), ("report", "file report.txt")}
+
+
+def test_report_of_another_patient_is_refused(model: str, tmp_path: Path) -> None:
+    dicom_film(tmp_path / "study")
+    text = text_file(tmp_path, "Patient ID: somebody-else\n" + REPORT)
+    inferred = infer(paths=[tmp_path / "study"], models=[model], text=text, text_role="report", out=tmp_path / "out")
+    assert [problem.code for problem in inferred.studies[0].problems] == ["text_of_another"]
+    assert only(inferred).texts == ()
+
+
+def test_no_words_of_a_text_are_logged(
+    film: Path, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    words = REPORT + " Zanzibar was visited."
+    infer(paths=[film], models=[model], text=text_file(tmp_path, words), text_role="report", out=tmp_path / "out")
+    assert "Zanzibar" in (tmp_path / "out" / "film" / "report.json").read_text()
+    assert "Zanzibar" not in caplog.text
+
+
+def test_command_line_takes_a_text_and_tells_the_disagreement(
+    film: Path, model: str, tmp_path: Path, invoke: Callable[..., Any]
+) -> None:
+    text, out = text_file(tmp_path), tmp_path / "out"
+    arguments = ["infer", film, "--model", model, "--text", text, "--text-role", "report", "--out", out]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "Picture and report disagree: Odd." in result.output
+    document = json.loads(invoke(*arguments, "--json").stdout)
+    assert document["studies"][0]["report"]["texts"][0]["role"] == "report"
+
+
+# ------------------------------------------------------------------------------------------ checkpoints that read texts
+
+
+class Refusing:
+    """A reader that never reads."""
+
+    classes = ()
+
+    def __init__(self, error: ImagingError) -> None:
+        self._error = error
+
+    def __call__(self, _: object) -> Any:
+        raise self._error
+
+
+def heard(*readers: Any, words: str = REPORT) -> tuple[Any, list[ImagingError]]:
+    from imaging.text.document import Document
+
+    problems: list[ImagingError] = []
+    document = Document.of(words, role="report", source="file x", language="en")
+    return say([document], (), (), readers=readers, fusion=None, files=(), problems=problems), problems
+
+
+def test_text_that_no_checkpoint_takes_says_why_and_is_no_problem() -> None:
+    said, problems = heard(Refusing(NotApplicable("file x", seen="a report", expected="a request was expected")))
+    assert "a request was expected" in said.texts[0].assessment_reason
+    assert problems == [] and said.texts[0].assessment == "indeterminate"
+
+
+def test_missing_package_is_told_and_the_text_is_still_marked() -> None:
+    said, problems = heard(Refusing(MissingPackage("transformers", seen="it is not installed")))
+    assert [problem.code for problem in problems] == ["missing_package"]
+    assert [span.text for sentence in said.texts[0].sentences for span in sentence.spans] == ["pleural effusion"]
