@@ -231,7 +231,8 @@ def test_mask_of_dicom_as_nifti_lies_where_the_seg_lies(run: Infer, study1: Path
 
 # ---------------------------------------------------------------------------------------------- the same every time
 
-MOMENTS = {"InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "ContributionDateTime"}
+MOMENTS = {"InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "ContributionDateTime",
+           "DateOfSecondaryCapture", "TimeOfSecondaryCapture"}  # fmt: skip
 TOLD = {"created", "timestamp", "issued", "occurredDateTime", "recorded"}
 
 
@@ -264,13 +265,13 @@ def timeless(part: dict[str, Any]) -> dict[str, Any]:
 def test_same_input_gives_the_same_bytes_but_for_the_moment(
     run: Infer, study1: Path, tmp_path: Path, seg_type: str
 ) -> None:
-    formats = ["json", "html", "seg", "sr", "fhir", "nifti"]
+    formats = ["json", "html", "seg", "sr", "sc", "fhir", "nifti"]
     first = only(run(study1, out=tmp_path / "first", formats=formats, seg_type=seg_type))
     time.sleep(1.1)  # the moment is told in seconds
     again = only(run(study1, out=tmp_path / "again", formats=formats, seg_type=seg_type))
     assert first.folder is not None and again.folder is not None
     assert first.problems == again.problems == ()
-    assert len(files_in(first.folder)) == 6
+    assert len(files_in(first.folder)) == 7
     assert (first.folder / "sr.dcm").read_bytes() != (again.folder / "sr.dcm").read_bytes(), "it states the moment"
     for name in files_in(first.folder):
         assert without_moments(first.folder / name) == without_moments(again.folder / name), name
