@@ -36,13 +36,15 @@ def shipped(kind: str) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file when the block ends well.
 
     Parameters
     ----------
     path
         Where it goes; its folder exists.
+    mode
+        Who may use it from its first byte on, less the umask.
 
     Yields
     ------
@@ -56,7 +58,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with temporary.open("wb") as stream:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -69,7 +71,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
     """Write a file atomically.
 
     Parameters
@@ -78,13 +80,15 @@ def write_whole(path: Path, content: bytes | str) -> None:
         Where it goes; its folder exists.
     content
         Bytes, or text that is written as UTF-8.
+    mode
+        Who may use it from its first byte on, less the umask.
 
     Raises
     ------
     OutputNotWritable
         If the folder cannot be written or the disk is full; the old file, if any, is untouched.
     """
-    with whole_file(path) as stream:
+    with whole_file(path, mode=mode) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imaging.errors import OutputNotWritable
-from imaging.files import sha256_of, staged_folder, write_whole
+from imaging.files import sha256_of, staged_folder, whole_file, write_whole
 
 
 class Interrupted(Exception):
@@ -189,3 +189,15 @@ def test_a_last_file_that_is_not_written_anew_is_removed_without_a_fault(tmp_pat
     with staged_folder(target, replaces=("report.json",), last="report.json") as stage:
         (stage / "other").write_text("new")
     assert [file.name for file in target.iterdir()] == ["other"]
+
+
+def test_a_private_file_is_private_from_its_first_byte_on(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("old")
+    path.chmod(0o644)
+    with whole_file(path, mode=0o600) as stream:
+        (temporary,) = tmp_path.glob(".secret*")
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        stream.write(b"new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -158,11 +158,7 @@ class Pseudonyms:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(_HEADER)
         table.writerows((*entry, rows[entry]) for entry in sorted(rows))
-        before = os.umask(0o077)
-        try:
-            write_whole(path, stream.getvalue().encode(errors="surrogateescape"))
-        finally:
-            os.umask(before)
+        write_whole(path, stream.getvalue().encode(errors="surrogateescape"), mode=0o600)
 
 
 def _read(path: Path) -> dict[tuple[str, str], str]:
