@@ -134,6 +134,7 @@ class Watcher:
         threads = list(self._beside())
         for thread in threads:
             thread.start()
+        grace_s = 1.0  # where it is not told to end but torn away, nobody is waited for
         try:
             with self._receiver or nullcontext():
                 while not stop.is_set() and self._failure is None:
@@ -143,12 +144,13 @@ class Watcher:
                 if self._receiver is not None:
                     self._receiver.stop(min(_LAST_WORDS_S, self._rules.drain_s))
             self._drain()
+            grace_s = self._rules.drain_s
         finally:
             self._taking.set()
             self._ending.set()
             self._runner.stop()
             for thread in threads:
-                thread.join(self._rules.drain_s)
+                thread.join(grace_s)
         if self._failure is not None:
             raise self._failure
 

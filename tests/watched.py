@@ -1,4 +1,4 @@
-"""A watcher in a process of its own, to be killed: `python watched.py ROOT SECONDS`, its studies read by a stand-in."""
+"""A watcher to be killed: `python watched.py ROOT SECONDS PORT`, a process of its own with a stand-in for its model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 
 
-def main(root: Path, seconds: float) -> None:
+def main(root: Path, seconds: float, port: int) -> None:
     from watching import Stub
 
+    from pipelines.receive import Listening
     from pipelines.runner import Patience
     from pipelines.store.rules import Completeness, Retries
     from pipelines.watch import In, Out, watch
@@ -28,7 +29,7 @@ def main(root: Path, seconds: float) -> None:
     )
     devices: list[dict[str, str]] = [{}, {}]
     watch(
-        come_from=In(root / "in"),
+        come_from=In(root / "in", Listening("IMGPIPE", port, host="127.0.0.1")),
         go_to=Out(root / "out"),
         store=root / "store",
         reading=Stub(seconds=seconds, log=root / "log"),
@@ -39,4 +40,4 @@ def main(root: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

@@ -21,6 +21,12 @@ from pipelines.store.moves import MOVES, RESTING, State
 from pipelines.store.rules import Completeness, Retries
 from pipelines.store.view import JOBS, Delivery, Event, Job, delivery_of, event_of, job_of
 
+_NEXT = (
+    "SELECT id FROM jobs AS mine WHERE state = 'ready' AND due <= ? AND NOT EXISTS (SELECT 1 FROM jobs"
+    " WHERE study_uid = mine.study_uid AND id < mine.id AND state IN ('running', 'verifying', 'delivering'))"
+    " ORDER BY priority DESC, id LIMIT 1"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -169,13 +175,12 @@ class Jobs:
         setup
             Digest of everything but the input that decides the output; a part of the job's name.
         """
+        now = self._clock.now()
+        # Most of the time there is none, and to find that out nobody need wait for a transaction.
+        if not self._database.read(_NEXT, [now]):
+            return None
         with self._database.writing() as db:
-            row = db.execute(
-                "SELECT id FROM jobs AS mine WHERE state = 'ready' AND due <= ? AND NOT EXISTS (SELECT 1 FROM jobs"
-                " WHERE study_uid = mine.study_uid AND id < mine.id AND state IN ('running', 'verifying',"
-                " 'delivering')) ORDER BY priority DESC, id LIMIT 1",
-                [self._clock.now()],
-            ).fetchone()
+            row = db.execute(_NEXT, [now]).fetchone()
             if row is None:
                 return None
             job = _get(db, row["id"])

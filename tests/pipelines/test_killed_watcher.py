@@ -14,11 +14,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from arriving import instance, study_uid
+from pacs import free_port
+from pynetdicom import AE
 from watching import read_report
 
 TESTS = Path(__file__).parents[1]
@@ -31,11 +35,16 @@ def images(study: int) -> int:
 
 
 class Feeder(threading.Thread):
-    """Puts the files of all studies into the inbox, interleaved, some twice, some slowly, some late."""
+    """Puts the files of all studies into the inbox or sends them, interleaved, some twice, some slowly, some late.
 
-    def __init__(self, inbox: Path, studies: int, seed: int, seconds: float) -> None:
+    What is sent is sent until it is acknowledged, and not once more.
+    """
+
+    def __init__(self, inbox: Path, port: int, studies: int, seed: int, seconds: float) -> None:
         super().__init__(daemon=True)
-        self._inbox, self._random, self._seconds = inbox, random.Random(seed), seconds
+        self._inbox, self._port, self._random, self._seconds = inbox, port, random.Random(seed), seconds
+        self.sent = 0
+        self._ended = threading.Event()
         self._files = [(study, series, number) for study in range(studies) for series in range(1, SERIES + 1)
                        for number in range(images(study))]  # fmt: skip
         # Each study within a window of its own, so that they are received and run all the time; a tenth comes late.
@@ -44,7 +53,12 @@ class Feeder(threading.Thread):
 
     def run(self) -> None:
         for place, (study, series, number) in enumerate(self._files):
+            if self._ended.is_set():
+                return
             content = instance(study, number, series)
+            if place % 2:
+                self._send(content)
+                continue
             path = self._inbox / f"CD{study % 7}" / f"{study}_{series}_{number}_{place}"
             while True:
                 # The watcher removes folders that have been empty for a while.
@@ -53,6 +67,26 @@ class Feeder(threading.Thread):
                     self._write(path, content)
                     break
             time.sleep(self._seconds / len(self._files))
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _send(self, content: bytes) -> None:
+        dataset = pydicom.dcmread(BytesIO(content))
+        while not self._ended.is_set():
+            entity = AE("FEEDER")
+            entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = 5
+            entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+            association = entity.associate("127.0.0.1", self._port, ae_title="IMGPIPE")
+            if association.is_established:
+                with suppress(RuntimeError, ValueError):  # it ended meanwhile
+                    status = association.send_c_store(dataset)
+                    if status and status.Status == 0:
+                        association.release()
+                        self.sent += 1
+                        return
+                association.abort()
+            time.sleep(0.05)
 
     def _write(self, path: Path, content: bytes) -> None:
         with path.open("wb", buffering=0) as stream:
@@ -73,12 +107,12 @@ def progress(store: Path, of: str) -> int:
 class Victim:
     """A watcher that is started again whenever it is killed."""
 
-    def __init__(self, root: Path, seconds: float) -> None:
-        self._root, self._seconds = root, seconds
+    def __init__(self, root: Path, seconds: float, port: int) -> None:
+        self._root, self._seconds, self._port = root, seconds, port
         self.start()
 
     def start(self) -> None:
-        arguments = [sys.executable, str(TESTS / "watched.py"), str(self._root), str(self._seconds)]
+        arguments = [sys.executable, str(TESTS / "watched.py"), str(self._root), str(self._seconds), str(self._port)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
         with (self._root / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(arguments, env=environment, stderr=stderr, start_new_session=True)
@@ -107,9 +141,10 @@ def soak(root: Path, *, studies: int, kills: int, seed: int, feeding_s: float, l
     """Feed, kill, let it end; gives what was killed how often."""
     chance, database = random.Random(seed), root / "store" / "store.sqlite"
     (root / "in").mkdir()
-    feeder = Feeder(root / "in", studies, seed, feeding_s)
+    port = free_port()
+    feeder = Feeder(root / "in", port, studies, seed, feeding_s)
     feeder.start()
-    victim, killed = Victim(root, 0.03), Counter[str]()
+    victim, killed = Victim(root, 0.03, port), Counter[str]()
     deadline = time.monotonic() + limit_s
     try:
         while killed.total() < kills:
@@ -118,7 +153,8 @@ def soak(root: Path, *, studies: int, kills: int, seed: int, feeding_s: float, l
             _wait_for_news(victim, database, of, chance.randint(1, much), seconds=15)
             time.sleep(chance.uniform(0, 0.02))
             killed[victim.kill(chance)] += 1
-        feeder.join()
+        feeder.join(limit_s)
+        assert feeder.sent > studies
         while not _is_through(root, database, studies):
             assert victim.process.poll() is None, (root / "stderr").read_text()[-2000:]
             assert time.monotonic() < deadline, _states(database)
@@ -126,6 +162,7 @@ def soak(root: Path, *, studies: int, kills: int, seed: int, feeding_s: float, l
         victim.process.send_signal(signal.SIGTERM)
         assert victim.process.wait(30) == 0
     finally:
+        feeder.end()
         with suppress(ProcessLookupError):
             os.killpg(victim.process.pid, signal.SIGKILL)
         victim.process.wait()

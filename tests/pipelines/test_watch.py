@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,6 +30,7 @@ from pipelines.delivery import Outbox, Result
 from pipelines.receive import Listening, Receiver
 from pipelines.runner import Patience
 from pipelines.store import Store
+from pipelines.store import store as store_module
 from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
 from pipelines.watch import In, Out, watch
@@ -46,12 +50,23 @@ class Running:
     """A watcher in this process, its `run` in a thread."""
 
     def __init__(
-        self, root: Path, reading: Any, *, rules: Rules = QUICK, destinations: Any = None, listen: bool = False
+        self,
+        root: Path,
+        reading: Any,
+        *,
+        rules: Rules = QUICK,
+        destinations: Any = None,
+        listen: bool = False,
+        inbox: Path | None = None,
     ) -> None:
-        self.store = Store(root / "store", watching=True)
+        self.store = Store(root / "store", watching=True, patience_s=store_module.PATIENCE_S)
         self.outbox = root / "out"
-        self.inbox = root / "in"
+        self.inbox = inbox or root / "in"
         self.inbox.mkdir(exist_ok=True)
+        self.said: list[str] = []
+        self._ear = logging.Handler()
+        self._ear.emit = lambda record: self.said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("pipelines").addHandler(self._ear)
         places = destinations or [Outbox(self.outbox, owner="tests")]
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -85,6 +100,7 @@ class Running:
     def end(self) -> None:
         self.stop.set()
         self._thread.join(60)
+        logging.getLogger("pipelines").removeHandler(self._ear)
         assert not self._thread.is_alive()
         self.store.close()
 
@@ -333,6 +349,56 @@ def test_it_needs_somewhere_for_studies_to_come_from_and_for_results_to_go_to(tm
         watch(come_from=In(), go_to=Out(tmp_path / "o"), store=tmp_path / "s", reading=Stub(), stop=threading.Event())
     with pytest.raises(ConfigInvalid):
         watch(come_from=In(tmp_path), go_to=Out(), store=tmp_path / "s", reading=Stub(), stop=threading.Event())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_holds_everything_up_and_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    ballast, inbox = disk / "ballast", tmp_path / "in"
+    inbox.mkdir()
+    watcher = None
+    try:
+        watcher = Running(disk, Stub(), inbox=inbox)
+        (inbox / "first").write_bytes(instance(1, 1))
+        watcher.until(lambda: watcher.states() == [State.DONE])
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+        for number in range(30):
+            (inbox / f"IM{number}").write_bytes(instance(2 + number % 3, number, size=96))
+        watcher.until(lambda: "No space left" in str(watcher.said) or "disk is full" in str(watcher.said))
+        assert [path for path in inbox.iterdir() if path.is_file()]
+        ballast.unlink()
+        watcher.until(lambda: len(watcher.states()) >= 4 and set(watcher.states()) == {State.DONE}
+                      and not any(inbox.iterdir()))  # fmt: skip
+        counts = [(disk / "out" / study_uid(study) / "count.txt").read_text() for study in (2, 3, 4)]
+        assert all(count.startswith("10 files,") for count in counts)
+        for study in (1, 2, 3, 4):
+            read_report(disk / "out" / study_uid(study))
+    finally:
+        if watcher is not None:
+            watcher.end()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_database_that_is_held_holds_everything_up_and_loses_nothing(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.store.store.PATIENCE_S", 0.2)
+    watcher = run(Stub(seconds=0.5))
+    send(watcher.store, 1, 1)
+    watcher.until(lambda: State.RUNNING in watcher.states())
+    other = sqlite3.connect(watcher.store.root / "store.sqlite", isolation_level=None, timeout=30)
+    other.execute("BEGIN IMMEDIATE")
+    (watcher.inbox / "IM1").write_bytes(instance(2, 1))
+    watcher.until(lambda: str(watcher.said).count("store_busy") > 1)
+    time.sleep(1)
+    assert (watcher.inbox / "IM1").exists()
+    other.execute("ROLLBACK")
+    other.close()
+    watcher.until(lambda: watcher.states() == [State.DONE] * 2)
+    assert [job.starts for job in watcher.store.jobs.all()] == [1, 1]
 
 
 def test_a_second_watcher_of_a_store_is_refused(run: Callable[..., Running], tmp_path: Path) -> None:
