@@ -24,6 +24,12 @@ def checkpoint() -> TextCheckpoint:
     return open_text(find_checkpoint("report_text"))
 
 
+def test_the_one_for_requests_takes_requests_alone() -> None:
+    checkpoint = open_text(find_checkpoint("request_text"))
+    assert checkpoint.config.applies_to.roles == ("request",)
+    assert checkpoint.config.digest() == load_network(find_config("request_text")).digest()
+
+
 def test_checkpoint_was_trained_by_the_config_that_ships(checkpoint: TextCheckpoint) -> None:
     config = load_network(find_config("report_text"))
     assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["training"]["config_sha256"]
