@@ -173,6 +173,8 @@ class QuickSocket(AssociationSocket):
         if idle and isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
             return True
         try:
+            # What has come is acknowledged now, for a sender whose kernel holds its next segment back until then.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             readable = select.select([self.socket, self.wakened], [], [], _IDLE_S if idle else 0)[0]
             if self.wakened in readable:
                 self.wakened.recv(4096)

@@ -1,7 +1,11 @@
 """The bytes of instances: a folder for each study, a file for each data set, named by its digest.
 
-Invariant: a file that has its name is whole and on disk. A name comes from a digest and never from what a sender wrote,
-so nothing that is sent decides where it lies.
+Invariant: what `place` has returned for is whole and on disk under its name, and no other file is put in its place. A
+name comes from a digest and never from what a sender wrote, so nothing that is sent decides where it lies. A file that
+has a name and no row may be anything; it is swept at the next start.
+
+Most of the time that an instance takes is waiting for the disk to say that it is there. File and folder are waited for
+at once, and by all who put at the same time together: the file system writes its journal once for all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +31,13 @@ _SHARDS = 256
 # A meta header is shorter than this, unless somebody keeps private things in it (PS3.10 section 7.1).
 _HEAD = 1 << 20
 _CHUNK = 1 << 20
+# How many folders are waited for at once.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """Bytes that are on disk under a temporary name.
+    """Bytes under a temporary name, which nobody has waited for yet.
 
     Attributes
     ----------
@@ -73,6 +81,7 @@ class Contents:
 
     def __init__(self, root: Path) -> None:
         self._incoming, self._instances = root / "incoming", root / "instances"
+        self._naming, self._waiting = threading.Lock(), ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync")
         self.refused, self.results = root / "refused", root / "results"
         try:
             for folder in (self._incoming, self.refused, self.results):
@@ -94,7 +103,7 @@ class Contents:
         return self.folder_of(study_uid) / f"{digest}.dcm"
 
     def write(self, data: bytes | memoryview) -> Path:
-        """Write bytes under a temporary name and make them durable.
+        """Write bytes under a temporary name.
 
         Raises
         ------
@@ -125,15 +134,13 @@ class Contents:
         try:
             with temporary.open("xb") as stream:
                 fill(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
         except OSError as error:
             discard(temporary)
             raise StoreFull(self._incoming, seen=error.strerror or "cannot be written") from error
         return temporary
 
     def stage(self, temporary: Path, study_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Staged:
-        """Say where a file under a temporary name belongs; `settle` brings it there."""
+        """Say where a file under a temporary name belongs; `place` brings it there."""
         digest = hashlib.sha256(f"{sop_instance_uid}\n{transfer_syntax}\n".encode())
         with temporary.open("rb") as stream:
             stream.seek(data_set_start(stream.read(_HEAD)))
@@ -153,31 +160,36 @@ class Contents:
         """
         name = sha256_of(temporary)
         try:
+            _sync(temporary)
             temporary.replace(self.refused / name)
             sync_folder(self.refused)
         except OSError as error:
             raise StoreFull(self.refused, seen=error.strerror or "cannot be written") from error
         return name
 
-    def settle(self, staged: Iterable[Staged]) -> None:
-        """Give files their names and make the names durable, each folder once.
+    def place(self, staged: Staged) -> None:
+        """Give a file its name, unless the same one is there, and make both durable.
 
         Raises
         ------
         StoreFull
             If that fails; `discard` what was staged.
         """
+        folder = staged.final.parent
         try:
-            changed: set[Path] = set()
-            for item in staged:
-                folder = item.final.parent
-                if not folder.is_dir():
-                    folder.mkdir(exist_ok=True)
-                    changed.add(folder.parent)
-                item.temporary.replace(item.final)
-                changed.add(folder)
-            for folder in changed:
-                sync_folder(folder)
+            with self._naming:
+                folders = [folder] if folder.is_dir() else [folder, folder.parent]
+                folder.mkdir(exist_ok=True)
+                if staged.final.exists():
+                    staged.temporary.unlink()
+                else:
+                    staged.temporary.replace(staged.final)
+            waited = [self._waiting.submit(sync_folder, changed) for changed in folders]
+            try:
+                _sync(staged.final)
+            finally:
+                for item in waited:
+                    item.result()
         except OSError as error:
             raise StoreFull(self._instances, seen=error.strerror or "cannot be written") from error
 
@@ -211,6 +223,14 @@ class Contents:
         for path in left:
             discard(path)
         return len(left)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def discard(path: Path) -> None:

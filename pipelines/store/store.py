@@ -163,6 +163,12 @@ class Store:
 
     def _take(self, staged: Staged, arrival: Arrival) -> Received:
         mine = _Pending(staged, arrival)
+        try:
+            self.contents.place(staged)
+        except StoreFull:
+            with self._settling:
+                self._undo(mine)
+            raise
         with self._queueing:
             self._pending.append(mine)
         with self._settling:
@@ -193,11 +199,15 @@ class Store:
         with self._queueing:
             batch, self._pending = self._pending, []
         try:
-            self.contents.settle(item.staged for item in batch)
+            for item in batch:
+                # Somebody else's failed attempt at the same file, or a purge, may have taken it away.
+                if not item.staged.final.exists():
+                    item.error = StoreBusy(self.root, seen="a file that was removed while it was taken in")
+            there = [item for item in batch if item.error is None]
             with self.database.writing() as db:
                 now = self.clock.now()
-                told = [record(db, item.arrival, now) for item in batch]
-            for item, received in zip(batch, told, strict=True):
+                told = [record(db, item.arrival, now) for item in there]
+            for item, received in zip(there, told, strict=True):
                 item.received = received
         except Exception as error:  # noqa: BLE001 each `put` raises it in its own thread
             for item in batch:

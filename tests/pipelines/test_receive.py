@@ -411,7 +411,7 @@ def test_strangers_and_those_who_call_another_are_rejected_for_good(receiving: O
         other = AE("CT1")
         other.add_requested_context(VERIFICATION)
         assert other.associate("127.0.0.1", receiver.port, ae_title="ELSE").is_rejected
-        assert receiver.counts["association_rejected"] == 2
+        assert _soon(lambda: receiver.counts["association_rejected"] == 2)
 
 
 def test_more_associations_than_allowed_are_rejected_for_now(receiving: Open) -> None:
@@ -421,8 +421,7 @@ def test_more_associations_than_allowed_are_rejected_for_now(receiving: Open) ->
         assert third.is_rejected
         assert third.acceptor.primitive.result == 2
         held[0].release()
-        time.sleep(0.3)
-        assert associated(receiver).is_established
+        assert _soon(lambda: associated(receiver).is_established)
 
 
 def test_senders_choose_the_syntax_and_what_nobody_reads_is_refused(receiving: Open) -> None:
@@ -445,20 +444,27 @@ def test_stopping_lets_an_association_end(store: Store) -> None:
         port, association = receiver.port, associated(receiver)
         stopping = threading.Thread(target=receiver.stop, kwargs={"grace_s": 20.0})
         stopping.start()
-        assert _refused_soon(port)
+        assert _soon(lambda: _refused(port))
         assert association.send_c_store(ct(1)).Status == 0
         association.release()
         stopping.join(10)
         assert not stopping.is_alive()
 
 
-def _refused_soon(port: int) -> bool:
-    for _ in range(100):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
+def _soon(condition: Callable[[], bool]) -> bool:
+    """Whether it holds within a few seconds."""
+    for _ in range(200):
+        if condition():
             return True
         time.sleep(0.05)
+    return False
+
+
+def _refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
     return False
 
 
