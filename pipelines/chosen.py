@@ -1,4 +1,4 @@
-"""The checkpoints of a call, told apart by what they do: those that look at pictures, and what brings them together.
+"""The checkpoints of a call, told apart by what they do: look at pictures, read texts, bring both together.
 
 Invariant: what is named is used or refused; where none of a kind is named, those of that kind that ship are used, and
 one of them that is not what its checksums say is left out and told. No weights are read here.
@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imaging.checkpoint import Checkpoint, FusionCheckpoint, find_checkpoint, open_checkpoints, open_fusion, task_of
-from imaging.errors import DuplicateName, ImagingError
+from imaging.checkpoint import (
+    Checkpoint,
+    FusionCheckpoint,
+    TextCheckpoint,
+    find_checkpoint,
+    open_checkpoints,
+    open_fusion,
+    open_text,
+    open_texts,
+    task_of,
+)
+from imaging.errors import CheckpointCorrupt, DuplicateName, ImagingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,8 @@ class Chosen:
     ----------
     images, images_named
         Those that look at pictures, and whether they were named: then they are asked what their rule does not choose.
+    texts
+        Those that read texts.
     fusion
         One that was trained to bring the others together; None where none is named.
     unusable
@@ -29,6 +41,7 @@ class Chosen:
 
     images: tuple[Checkpoint, ...]
     images_named: bool
+    texts: tuple[TextCheckpoint, ...] = ()
     fusion: FusionCheckpoint | None = None
     unusable: tuple[ImagingError, ...] = ()
 
@@ -55,6 +68,11 @@ def choose(names: Sequence[str]) -> Chosen:
     fusions = [open_fusion(find_checkpoint(name)) for name in by_task.pop("fuse", [])]
     if len(fusions) > 1:
         raise DuplicateName("fusion", seen=f"{len(fusions)} fusions are named, and a study is fused once")
+    texts = [open_text(find_checkpoint(name)) for name in by_task.pop("text", [])]
+    unread: list[CheckpointCorrupt] = []
+    if not texts:
+        texts, unread = open_texts()
     named = [name for names in by_task.values() for name in names]
     images, unusable = open_checkpoints(named)
-    return Chosen(tuple(images), bool(named), fusions[0] if fusions else None, tuple(unusable))
+    fusion = fusions[0] if fusions else None
+    return Chosen(tuple(images), bool(named), tuple(texts), fusion, (*unusable, *unread))

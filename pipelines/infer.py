@@ -33,6 +33,7 @@ from pipelines.asking import Source
 from pipelines.chosen import choose
 from pipelines.outputs import Wanted
 from pipelines.reporting import Asked, StudyResult, report_on, stale_results
+from pipelines.words import LazyReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ class Inference:
         self.checkpoints, self._unusable = chosen.images, chosen.unusable
         self._named, self._policy = chosen.images_named, policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
-        self._asked = Asked(cache(lambda name: open_predictor(by_name[name])), explain, wanted, fusion=chosen.fusion)
+        readers = tuple(map(LazyReader, chosen.texts))
+        self._asked = Asked(cache(lambda name: open_predictor(by_name[name])), explain, wanted, readers, chosen.fusion)
 
     def warm_up(self) -> None:
         """Read the weights of every checkpoint, which the first study would wait for."""

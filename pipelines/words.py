@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from imaging.checkpoint import FusionCheckpoint
+from imaging.checkpoint import FusionCheckpoint, TextCheckpoint
 from imaging.classifier import Classification
 from imaging.config import Class
-from imaging.errors import FusionMismatch, ImagingError, InputRefused, MissingPackage
+from imaging.errors import EncoderUnusable, FusionMismatch, ImagingError, InputRefused, MissingPackage, NotApplicable
 from imaging.labelled_studies import header_facts
 from imaging.predict import Prediction
 from imaging.report.disagreement import Words, disagreements
 from imaging.report.findings import entry_of
-from imaging.report.fusion import Fusion, Part, Reading, fusion_entries, judged_whole, text_part
+from imaging.report.fusion import Fusion, Part, fusion_entries, judged_whole, text_part
 from imaging.report.report import (
-    Assessment,
     Disagreement,
     Finding,
     FusionEntry,
@@ -29,40 +28,50 @@ from imaging.report.report import (
     TextEntry,
 )
 from imaging.report.texts import spans_of, text_entry
-from imaging.text.document import Document, Span
+from imaging.text.document import Document
+from imaging.text.reading import TextReader, TextReading, check_text
 
 _NO_MODEL = "No checkpoint that judges such texts took part."
 
 
-class Read(Reading, Protocol):
-    """What one checkpoint said of one text: `imaging.text.reading.TextReading`."""
-
-    @property
-    def probability(self) -> float | None:
-        """Of an abnormal study."""
-
-    @property
-    def assessment(self) -> Assessment | None:
-        """What follows."""
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-
-    @property
-    def spans(self) -> tuple[Span, ...]:
-        """What it marks."""
-
-
 class Reader(Protocol):
-    """A checkpoint that reads texts: `imaging.text.reading.TextReader`."""
+    """A checkpoint that reads texts."""
 
     @property
     def classes(self) -> Sequence[Class]:
         """What it tells apart."""
 
-    def __call__(self, document: Document) -> Read:
+    def __call__(self, document: Document) -> TextReading:
         """Read a text, or refuse it."""
+
+
+class LazyReader:
+    """A checkpoint that reads texts, whose networks are read when the first text comes: most studies have none.
+
+    Parameters
+    ----------
+    checkpoint
+        A verified one.
+    """
+
+    def __init__(self, checkpoint: TextCheckpoint) -> None:
+        self._checkpoint, self.classes = checkpoint, checkpoint.config.classes
+        self._opened: TextReader | None = None
+
+    def __call__(self, document: Document) -> TextReading:
+        """Read a text.
+
+        Raises
+        ------
+        NotApplicable
+            If the checkpoint does not take it.
+        MissingPackage, EncoderUnusable, CheckpointCorrupt
+            If its networks cannot be read.
+        """
+        check_text(self._checkpoint.config, document)
+        if self._opened is None:
+            self._opened = TextReader(self._checkpoint)
+        return self._opened(document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +136,17 @@ def say(
 
 
 def _heard(document: Document, readers: Sequence[Reader], problems: list[ImagingError]) -> _Heard:
-    read: list[tuple[Reader, Read]] = []
+    read: list[tuple[Reader, TextReading]] = []
     judge: Reader | None
-    judged: Read | None
+    judged: TextReading | None
     why_not: list[str] = []
     for reader in readers:
         try:
             read.append((reader, reader(document)))
-        except (InputRefused, MissingPackage) as refusal:
+        except (InputRefused, MissingPackage, EncoderUnusable) as refusal:
             why_not.append(str(refusal))
-            # That a checkpoint reads other texts is no fault of this one.
-            problems += [refusal] if isinstance(refusal, MissingPackage) else []
+            # That a checkpoint reads other texts, or that nobody installed what it needs, is no fault of this one.
+            problems += [] if isinstance(refusal, NotApplicable | MissingPackage) else [refusal]
     spans = spans_of(document, (span for _, reading in read for span in reading.spans))
     judge, judged = next(((reader, one) for reader, one in read if one.logit is not None), (None, None))
     part = text_part(judged, classes=judge.classes) if judged is not None and judge is not None else None

