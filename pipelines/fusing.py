@@ -28,10 +28,20 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import isotonic_of, temperature_of, threshold_for
 from imaging.channels import read_image
-from imaging.checkpoint import Checkpoint, FusionCheckpoint, find_checkpoint, open_checkpoint, save_fusion
+from imaging.checkpoint import (
+    Checkpoint,
+    FusionCheckpoint,
+    NetworkCheckpoint,
+    TextCheckpoint,
+    find_checkpoint,
+    open_checkpoint,
+    open_text,
+    save_fusion,
+)
 from imaging.classifier import Classifier, assess
 from imaging.codes import shipped_codes
-from imaging.config import FuseConfig, FusedImage, find_config, load_any
+from imaging.config import FuseConfig, FusedImage, FusedText, find_config, load_any
+from imaging.config.fuse import TEXT
 from imaging.conformal import Conformal, conformal_of
 from imaging.errors import ConfigInvalid, FusionMismatch, ImagingError, ManifestInvalid, TooFewCases, UnknownName
 from imaging.files import write_whole
@@ -54,6 +64,8 @@ from imaging.stacking import (
     table_of,
 )
 from imaging.tasks.fuse import fit_network
+from imaging.text.intake import read_text
+from imaging.text.reading import TextReader
 from pipelines.run_folder import data_digest, open_run, versions
 
 _PREDICTIONS = "predictions.csv"
@@ -138,7 +150,8 @@ def train_fusion(
 def asked_cases(config: FuseConfig, cases: Sequence[FusionCase]) -> tuple[FuseConfig, list[FusionCase]]:
     """The cases with what each checkpoint says of them, and the config with the hashes of these checkpoints.
 
-    A part whose log-odds the manifest tells is not asked again; its checkpoint is opened all the same.
+    A part whose log-odds the manifest tells is not asked again. Its checkpoint is opened all the same, to look whether
+    it has learnt these cases; but for a text's whose hash the config states, which need not be at hand then.
     """
     images, found = [], list(cases)
     for part in config.images:
@@ -146,13 +159,21 @@ def asked_cases(config: FuseConfig, cases: Sequence[FusionCase]) -> tuple[FuseCo
         images.append(part.model_copy(update={"weights_sha256": _same(part, checkpoint)}))
         check_unlearnt(found, part.name, checkpoint.metrics.get("training", {}).get("names", ()))
         found = _asked(part, checkpoint, found)
-    if config.text is not None and config.text.weights_sha256 is None:
-        raise ConfigInvalid("text.weights_sha256", seen="not given", expected="that of its checkpoint was expected",
-                            remedy="Add text.weights_sha256=... to the command")  # fmt: skip
-    return config.model_copy(update={"images": tuple(images)}), found
+    update: dict[str, Any] = {"images": tuple(images)}
+    if config.text is not None and (config.text.weights_sha256 is None or _to_read(found)):
+        reader = open_text(find_checkpoint(config.text.checkpoint or config.text.name))
+        update["text"] = config.text.model_copy(update={"weights_sha256": _same(config.text, reader)})
+        check_unlearnt(found, config.text.name, reader.metrics.get("training", {}).get("names", ()))
+        found = _read(config.text, reader, found) if _to_read(found) else found
+    return config.model_copy(update=update), found
 
 
-def _same(part: FusedImage, checkpoint: Checkpoint) -> str:
+def _to_read(cases: Sequence[FusionCase]) -> bool:
+    """Whether there is a text whose log-odds are not told."""
+    return any(case.text is not None and TEXT not in case.case.logits for case in cases)
+
+
+def _same(part: FusedImage | FusedText, checkpoint: NetworkCheckpoint) -> str:
     if checkpoint.name != part.name:
         raise FusionMismatch(f"part {part.name}", seen=f"the checkpoint is called {checkpoint.name}")
     if part.weights_sha256 not in {None, checkpoint.weights_sha256}:
@@ -184,6 +205,29 @@ def _asked(part: FusedImage, checkpoint: Checkpoint, cases: Sequence[FusionCase]
         found.append(replace(case, case=Case(logits, case.case.facts)))
     if left_out:
         log.warning("%s: %d pictures are strange to it, and count as missing", part.name, left_out)
+    return found
+
+
+def _read(part: FusedText, checkpoint: TextCheckpoint, cases: Sequence[FusionCase]) -> list[FusionCase]:
+    """Cases whose text a checkpoint has read; a text that is refused is told by its case, and never quoted."""
+    if part.role not in checkpoint.config.applies_to.roles:
+        roles = " and ".join(f"{role}s" for role in checkpoint.config.applies_to.roles)
+        raise FusionMismatch(f"part {part.name}", seen=f"it reads {roles}", expected=f"{part.role}s were expected",
+                             remedy="Take another text checkpoint, or another role")  # fmt: skip
+    reader, found = TextReader(checkpoint), []
+    for case in cases:
+        if TEXT in case.case.logits or case.text is None:
+            found.append(case)
+            continue
+        try:
+            logit = reader(read_text(case.text, role=part.role)).logit
+        except ImagingError as error:
+            raise ManifestInvalid(f"case {case.name}", seen=f"its text was refused: {error.code}") from error
+        if logit is None:
+            raise FusionMismatch(
+                f"part {part.name}", seen="it judges no texts", expected="one with classes was expected"
+            )
+        found.append(replace(case, case=Case({**case.case.logits, TEXT: logit}, case.case.facts)))
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imaging.calibrate import probability_of
+from imaging.calibrate import calibrated_probability
 from imaging.checkpoint import TextCheckpoint
 from imaging.classifier import Assessment, judge, targets_of
 from imaging.config import Encoder, TextConfig
@@ -175,12 +175,13 @@ class TextReader:
         if not targets:
             return None, None, None, ""
         calibration = self.checkpoint.metrics.get("calibration") or {}
-        temperature = calibration.get("temperature", 1.0)
         logits_1K = self._model.logits([text_for(self._config, document)])
-        scaled_K = logits_1K[0] / temperature
+        probability_1K = calibrated_probability(logits_1K, calibration, softmax=True)
+        scaled_K = logits_1K[0] / calibration.get("temperature", 1.0)
+        if calibration.get("isotonic"):  # its probabilities end before 0 and 1, so that their logarithms are finite
+            scaled_K = np.log(probability_1K[0])
         inside = np.isin(np.arange(len(scaled_K)), targets[0].classes)
         logit = float(np.logaddexp.reduce(scaled_K[inside]) - np.logaddexp.reduce(scaled_K[~inside]))
-        probability_1K = probability_of(logits_1K, softmax=True, temperature=temperature)
         found = judge(targets[0], float(targets[0].probability(probability_1K)[0]), calibration)
         return logit, found.probability, found.assessment, found.reason
 
