@@ -19,7 +19,7 @@ calibrated it are among them; the lines say how many); words are split by what t
 cases are split by patient and words for the fusion. ``--text`` names a text checkpoint that takes reports; only those
 are read that it was not fitted on. Without it, and for requests, the words are read by a stand-in, TF-IDF and
 logistic regression of scikit-learn, fitted on half of the texts that then take no further part. Intervals are over
-patients; words may be there more than once, so that they are a little too narrow.
+patients.
 """
 
 from __future__ import annotations
@@ -157,18 +157,25 @@ def unseen(checkpoint: TextCheckpoint, texts: Sequence[Text]) -> list[Text]:
     return [text for text in texts if text.uid in held - trained]
 
 
-def paired(pictures: Sequence[Picture], texts: Sequence[Text], generator: random.Random, *, same: bool) -> list[Text]:
-    """For each picture the words of somebody with the same label, or the opposite; used again where they run out."""
+def paired(
+    pictures: Sequence[Picture], texts: Sequence[Text], generator: random.Random
+) -> tuple[list[Picture], list[Text], list[Text]]:
+    """Pictures with the words of somebody of the same label, and with those of somebody of the opposite one.
+
+    No words are given to two pictures, so that as many are taken of each label as there are words for both.
+    """
     pools = {label: [text for text in texts if text.abnormal == label] for label in (False, True)}
-    for pool in pools.values():
-        generator.shuffle(pool)
-    taken = {False: 0, True: 0}
-    found = []
-    for picture in pictures:
-        label = picture.abnormal == same
-        found.append(pools[label][taken[label] % len(pools[label])])
-        taken[label] += 1
-    return found
+    most = min(map(len, pools.values()))
+    chosen: list[Picture] = []
+    same: list[Text] = []
+    opposite: list[Text] = []
+    for label, pool in pools.items():
+        own = [picture for picture in pictures if picture.abnormal == label]
+        taken = generator.sample(own, min(most, len(own)))
+        chosen += taken
+        same += generator.sample(pool, len(taken))
+        opposite += generator.sample(pools[not label], len(taken))
+    return chosen, same, opposite
 
 
 def fused(
@@ -203,7 +210,7 @@ def fused(
 def disagreement(
     pictures: Sequence[Picture], same: NDArray[np.float64], opposite: NDArray[np.float64]
 ) -> dict[str, str]:
-    """How well pairs of opposite labels are told from pairs of the same, each picture once in both."""
+    """How well pairs of opposite labels are told from pairs of the same; each picture is in both."""
     by_picture = logistic(np.array([picture.logit for picture in pictures]))
     score = np.concatenate([[score_of(p, q) for p, q in zip(by_picture, logistic(words), strict=True)]
                             for words in (same, opposite)])  # fmt: skip
@@ -237,9 +244,9 @@ def main(arguments: argparse.Namespace) -> None:
         read = by_checkpoint(reader) if reader else by_tf_idf(texts[:half])
         asked = unseen(reader, texts) if reader else texts[half:]
         sha256 = reader.weights_sha256 if reader else hashlib.sha256(kind.encode()).hexdigest()
-        same, opposite = (paired(pictures, asked, generator, same=agree) for agree in (True, False))
+        chosen, same, opposite = paired(pictures, asked, generator)
         by_words, against = read(same), read(opposite)
-        metrics = fused(pictures, same, by_words, name=name, target=arguments.target, checkpoint=arguments.checkpoint,
+        metrics = fused(chosen, same, by_words, name=name, target=arguments.target, checkpoint=arguments.checkpoint,
                         text_sha256=sha256, role=role)  # fmt: skip
         test = metrics["test"]
         print(f"\n{kind}: {len(asked)} texts, read by {reader.name if reader else 'TF-IDF (stand-in)'}")
@@ -248,7 +255,7 @@ def main(arguments: argparse.Namespace) -> None:
         for pattern, called in ((name, "picture alone"), ("text", "words alone"), (f"{name}+text", "fused")):
             print(f"  AUC, {called:14} {_shown(test['patterns'][pattern]['scores']['auc'])}")
         print(f"  gain over picture    {_shown(test['gain'])}")
-        found = disagreement(pictures, by_words, against)
+        found = disagreement(chosen, by_words, against)
         print(f"  disagreement: AUC {found['auc']}; false flags at {DETECTED:.0%} detection {found['false']}")
 
 
