@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,14 @@ def test_what_does_not_fit_is_refused(checkpoint: TextCheckpoint, tmp_path: Path
     path = write_cases(tmp_path, WORDS, first=learnt)
     with pytest.raises(LearntCases, match=learnt):
         refused()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_reading_is_bent_as_its_calibration_says(checkpoint: TextCheckpoint) -> None:
+    curves = [{"score": [-9.0, 9.0], "probability": [0.2, 0.2]}, {"score": [-9.0, 9.0], "probability": [0.8, 0.8]}]
+    calibration = {**checkpoint.metrics["calibration"], "isotonic": curves}
+    level = replace(checkpoint, metrics={**checkpoint.metrics, "calibration": calibration})
+    for words in WORDS:
+        found = TextReader(level)(Document.of(words, role="report", source="test"))
+        assert found.probability == pytest.approx(0.8)
+        assert found.logit == pytest.approx(np.log(0.8 / 0.2))
