@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.association import Peer
     from pipelines.commitment import Commitments
     from pipelines.dicomweb import Web
-    from pipelines.receive import Listening
+    from pipelines.receive import Listening, Receiver
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,29 @@ def watch(
     ImagingError
         If the store is in use or damaged, the address cannot be listened on, or the workers cannot start.
     """
+    _check(come_from, go_to)
+    with Store(store, watching=True) as opened:
+        commitments, aet = None, "IMGPIPE"
+        if come_from.listening is not None:
+            from pipelines.commitment import Commitments
+
+            commitments, aet = Commitments(), come_from.listening.aet
+        watcher = Watcher(
+            opened,
+            reading,
+            _destinations(go_to, owner=str(store.resolve()), aet=aet, commitments=commitments),
+            inbox=come_from.inbox,
+            receiver=_receiver(come_from.listening, opened, commitments),
+            fetch=_fetch(come_from.web, come_from.days, opened) if come_from.web is not None else None,
+            fetch_s=come_from.poll_s,
+            devices=devices,
+            rules=rules,
+        )
+        watcher.run(stop)
+        return dict(Counter(str(job.state) for job in opened.jobs.all()))
+
+
+def _check(come_from: In, go_to: Out) -> None:
     if come_from.inbox is None and come_from.listening is None and come_from.web is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --inbox, --listen and --dicomweb",
                             expected="somewhere for studies to come from was expected")  # fmt: skip
@@ -117,28 +140,14 @@ def watch(
             come_from.inbox.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NothingFound(come_from.inbox, seen=f"cannot be made ({error.strerror})") from error
-    with Store(store, watching=True) as opened:
-        receiver, aet, commitments = None, "IMGPIPE", None
-        if come_from.listening is not None:
-            from pipelines.commitment import Commitments
-            from pipelines.receive import Receiver
 
-            aet, commitments = come_from.listening.aet, Commitments()
-            receiver = Receiver(come_from.listening, opened, folder=opened.root, holds=opened.holds,
-                                commitments=commitments)  # fmt: skip
-        watcher = Watcher(
-            opened,
-            reading,
-            _destinations(go_to, owner=str(store.resolve()), aet=aet, commitments=commitments),
-            inbox=come_from.inbox,
-            receiver=receiver,
-            fetch=_fetch(come_from.web, come_from.days, opened) if come_from.web is not None else None,
-            fetch_s=come_from.poll_s,
-            devices=devices,
-            rules=rules,
-        )
-        watcher.run(stop)
-        return dict(Counter(str(job.state) for job in opened.jobs.all()))
+
+def _receiver(listening: Listening | None, store: Store, commitments: Commitments | None) -> Receiver | None:
+    if listening is None:
+        return None
+    from pipelines.receive import Receiver
+
+    return Receiver(listening, store, folder=store.root, holds=store.holds, commitments=commitments)
 
 
 def _destinations(go_to: Out, *, owner: str, aet: str, commitments: Commitments | None) -> list[Destination]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pipelines.receive import Listening
     from pipelines.store import Store
     from pipelines.store.view import Job
+    from pipelines.watch import In, Out
+    from pipelines.watcher import Rules
+    from pipelines.worker import Reporting
 
 _STATES = ("receiving", "ready", "running", "verifying", "delivering", "done", "failed", "quarantined")
 
@@ -60,31 +63,7 @@ _SECONDS = click.FloatRange(min=0)
 @with_policy
 @as_json
 @verb_of
-def watch(
-    inbox: Path | None,
-    listen: str | None,
-    callers: tuple[str, ...],
-    dicomweb: str | None,
-    days: int,
-    outbox: Path | None,
-    peers: tuple[str, ...],
-    webs: tuple[str, ...],
-    store: Path,
-    models: tuple[str, ...],
-    formats: str | None,
-    seg_type: SegType,
-    fhir_version: Version,
-    explain: Explained,
-    policy: Policy,
-    study_quiet_s: float,
-    timeout_s: float,
-    settle_s: float,
-    poll_s: float | None,
-    study_s: float,
-    tries: int,
-    drain_s: float,
-    as_json: bool,
-) -> int:
+def watch(store: Path, as_json: bool, **told: Any) -> int:
     """Report on each study that comes, once.
 
     Studies come from the inbox, by C-STORE or from a DICOMweb server; results go to the outbox, a folder for each
@@ -95,21 +74,81 @@ def watch(
     Whatever ends it, the next start goes on from there.
     """
     from pipelines import watch as verb
+
+    left = verb.watch(
+        come_from=_ways_in(**told),
+        go_to=_ways_out(**told),
+        store=store,
+        reading=_reading(**told),
+        stop=_ended_by_signals(),
+        devices=verb.devices(),
+        rules=_rules(**told),
+    )
+    if as_json:
+        print_json({"jobs": left, "exit_status": 0})
+    else:
+        click.echo(", ".join(f"{count} {state}" for state, count in sorted(left.items())) or "no study came")
+    return 0
+
+
+def _ways_in(
+    *, inbox: Path | None, listen: str | None, callers: tuple[str, ...], dicomweb: str | None, days: int, **_: object
+) -> In:
+    from pipelines.watch import In
+
+    listening = _listening(listen, callers) if listen else None
+    return In(inbox=inbox, listening=listening, web=_web(dicomweb) if dicomweb else None, days=days)
+
+
+def _ways_out(*, outbox: Path | None, peers: tuple[str, ...], webs: tuple[str, ...], **_: object) -> Out:
+    from pipelines.watch import Out
+
+    return Out(outbox=outbox, peers=_peers(peers), webs=tuple(map(_web, webs)))
+
+
+def _reading(
+    *,
+    models: tuple[str, ...],
+    formats: str | None,
+    seg_type: SegType,
+    fhir_version: Version,
+    explain: Explained,
+    policy: Policy,
+    **_: object,
+) -> Reporting:
+    from pipelines.worker import Reporting
+
+    chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
+    return Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain)
+
+
+def _rules(
+    *,
+    study_quiet_s: float,
+    timeout_s: float,
+    settle_s: float,
+    poll_s: float | None,
+    study_s: float,
+    tries: int,
+    drain_s: float,
+    **_: object,
+) -> Rules:
     from pipelines.runner import Patience
     from pipelines.store.rules import Completeness, Retries
     from pipelines.watcher import Rules
-    from pipelines.worker import Reporting
 
-    complete = Completeness(study_quiet_s=study_quiet_s, timeout_s=timeout_s)
-    rules = Rules(
-        complete=complete,
+    return Rules(
+        complete=Completeness(study_quiet_s=study_quiet_s, timeout_s=timeout_s),
         retries=Retries(most=tries),
         patience=Patience(study_s=study_s),
         settle_s=settle_s,
         poll_s=poll_s,
         drain_s=drain_s,
     )
-    chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
+
+
+def _ended_by_signals() -> threading.Event:
+    """Set by the first SIGTERM or Ctrl-C; the second one ends the process."""
     stop = threading.Event()
 
     def end(signum: int, _: Any) -> None:
@@ -120,27 +159,7 @@ def watch(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    reading = Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain)
-    come_from = verb.In(
-        inbox=inbox,
-        listening=_listening(listen, callers) if listen else None,
-        web=_web(dicomweb) if dicomweb else None,
-        days=days,
-    )
-    left = verb.watch(
-        come_from=come_from,
-        go_to=verb.Out(outbox=outbox, peers=_peers(peers), webs=tuple(map(_web, webs))),
-        store=store,
-        reading=reading,
-        stop=stop,
-        devices=verb.devices(),
-        rules=rules,
-    )
-    if as_json:
-        print_json({"jobs": left, "exit_status": 0})
-    else:
-        click.echo(", ".join(f"{count} {state}" for state, count in sorted(left.items())) or "no study came")
-    return 0
+    return stop
 
 
 def _web(url: str) -> Web:
