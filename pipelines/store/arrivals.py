@@ -80,7 +80,8 @@ def record(db: sqlite3.Connection, arrival: Arrival, now: float) -> Received:
 def _await_more(db: sqlite3.Connection, study_uid: str, now: float) -> None:
     """Let the study's waiting job wait for more, or open one."""
     job = db.execute(
-        "SELECT id, state FROM jobs WHERE study_uid = ? AND state IN ('receiving', 'ready')", [study_uid]
+        "SELECT id, state FROM jobs WHERE study_uid = ? AND state IN ('receiving', 'ready') ORDER BY id DESC LIMIT 1",
+        [study_uid],
     ).fetchone()
     if job is None:
         before = db.execute(

@@ -23,7 +23,7 @@ from pipelines.store.view import JOBS, Delivery, Event, Job, delivery_of, event_
 
 _NEXT = (
     "SELECT id FROM jobs AS mine WHERE state = 'ready' AND due <= ? AND NOT EXISTS (SELECT 1 FROM jobs"
-    " WHERE study_uid = mine.study_uid AND id < mine.id AND state IN ('running', 'verifying', 'delivering'))"
+    " WHERE study_uid = mine.study_uid AND id < mine.id AND state IN ('ready', 'running', 'verifying', 'delivering'))"
     " ORDER BY priority DESC, id LIMIT 1"
 )
 

@@ -80,7 +80,8 @@ CREATE TABLE jobs (
     CHECK ((holder IS NOT NULL) = (state = 'running')),
     CHECK (name IS NOT NULL OR state IN ('receiving', 'ready'))
 ) STRICT;
-CREATE UNIQUE INDEX one_job_waits ON jobs (study_uid) WHERE state IN ('receiving', 'ready');
+-- A job that ran and was interrupted is ready again, too, and has its name; a newer version may wait behind it.
+CREATE UNIQUE INDEX one_job_waits ON jobs (study_uid) WHERE state IN ('receiving', 'ready') AND name IS NULL;
 CREATE INDEX jobs_by_state ON jobs (state, due);
 CREATE INDEX jobs_by_study ON jobs (study_uid, id);
 

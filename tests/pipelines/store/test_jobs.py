@@ -274,6 +274,29 @@ def test_what_ran_when_the_watcher_ended_runs_again_without_a_fault_but_not_for_
     assert job.reason["code"] == "interrupted_too_often"
 
 
+@pytest.mark.parametrize("how", ["the watcher ended", "the worker was lost"])
+def test_what_was_interrupted_while_a_newer_version_waits_runs_before_it(store: Store, how: str) -> None:
+    ready(store, 1)
+    first = claimed(store)
+    put(store, 1, 2)
+    if how == "the watcher ended":
+        store.jobs.recover(RETRIES)
+    else:
+        assert store.jobs.give_up(first, FAULT, RETRIES)
+    put(store, 1, 3)
+    store.jobs.settle(NOW)
+    assert [job.state for job in store.jobs.all()] == [State.READY, State.READY]
+    if how == "the worker was lost":
+        assert store.jobs.claim("w2", "s") is None, "the first one's time has not come, and the newer one waits for it"
+        advance(store, 11)
+    again = claimed(store)
+    assert (again.id, again.version, len(store.jobs.members(again))) == (first.id, 1, 1)
+    assert store.jobs.claim("w2", "s") is None, "the newer one waits until it is through"
+    assert store.jobs.refuse(again, NotDicom("file x", seen="text"))
+    newer = claimed(store)
+    assert (newer.version, len(store.jobs.members(newer))) == (2, 3)
+
+
 def test_beats_are_counted_for_those_who_hold_a_job(store: Store) -> None:
     ready(store, 1, 2)
     claimed(store, "w1"), claimed(store, "w2")
