@@ -11,7 +11,6 @@ at once, and by all who put at the same time together: the file system writes it
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import shutil
 import threading
@@ -24,7 +23,7 @@ from typing import BinaryIO
 
 from imaging.dicom.header import data_set_start
 from imaging.errors import StoreFull, UnreadableDicom
-from imaging.files import PARTIAL, sha256_of, sync_folder
+from imaging.files import PARTIAL, sha256_of, sync_file, sync_folder
 
 # Folders of one level; a folder of a hundred thousand is slow on some file systems.
 _SHARDS = 256
@@ -83,6 +82,8 @@ class Contents:
         self._incoming, self._instances = root / "incoming", root / "instances"
         self._naming, self._waiting = threading.Lock(), ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync")
         self.refused, self.results = root / "refused", root / "results"
+        # Folders of studies whose names nobody has waited for yet.
+        self._fresh: set[Path] = set()
         try:
             for folder in (self._incoming, self.refused, self.results):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ class Contents:
         """
         name = sha256_of(temporary)
         try:
-            _sync(temporary)
+            sync_file(temporary)
             temporary.replace(self.refused / name)
             sync_folder(self.refused)
         except OSError as error:
@@ -178,18 +179,22 @@ class Contents:
         folder = staged.final.parent
         try:
             with self._naming:
-                folders = [folder] if folder.is_dir() else [folder, folder.parent]
-                folder.mkdir(exist_ok=True)
+                if not folder.is_dir():
+                    folder.mkdir(exist_ok=True)
+                    self._fresh.add(folder)
+                # Whoever is the first to have waited: the name of a study's folder must be there for each file in it.
+                folders = [folder, folder.parent] if folder in self._fresh else [folder]
                 if staged.final.exists():
                     staged.temporary.unlink()
                 else:
                     staged.temporary.replace(staged.final)
             waited = [self._waiting.submit(sync_folder, changed) for changed in folders]
             try:
-                _sync(staged.final)
+                sync_file(staged.final)
             finally:
                 for item in waited:
                     item.result()
+            self._fresh.discard(folder)
         except OSError as error:
             raise StoreFull(self._instances, seen=error.strerror or "cannot be written") from error
 
@@ -223,14 +228,6 @@ class Contents:
         for path in left:
             discard(path)
         return len(left)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def discard(path: Path) -> None:

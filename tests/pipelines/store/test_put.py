@@ -21,6 +21,7 @@ from imaging.errors import InvalidUid, StoreBusy, StoreDamaged, StoreFull, Store
 from pipelines.store import Intake, Received, Store
 from pipelines.store import clock as clock_module
 from pipelines.store import content as content_module
+from pipelines.store import store as store_module
 from pipelines.store.schema import STEPS
 
 
@@ -192,14 +193,46 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", root], check=True)
 
 
+def test_bytes_and_names_are_on_disk_before_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    file, folder, record = content_module.sync_file, content_module.sync_folder, store_module.record
+    monkeypatch.setattr(content_module, "sync_file", lambda path: (done.append(path.suffix), file(path)))
+    monkeypatch.setattr(content_module, "sync_folder", lambda path: (done.append("folder"), folder(path)))
+    monkeypatch.setattr(store_module, "record", lambda *about: (done.append("row"), record(*about))[1])
+    with Store(tmp_path) as store:
+        for number, folders in ((1, 2), (2, 1), (2, 1)):  # of a new study its name in the shard, too; and once more
+            done.clear()
+            put(store, 1, number)
+            assert sorted(done[:-1]) == [".dcm", *["folder"] * folders]
+            assert done[-1] == "row"
+
+
+def test_the_name_of_a_new_studys_folder_is_waited_for_by_all_who_put_into_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, folder = [], content_module.sync_folder
+    both = threading.Barrier(2)
+
+    def sync(path: Path) -> None:
+        if path.parent.name == "instances":
+            both.wait(20)  # the name is not on disk before both have come to wait for it
+            shard.append(path)
+        folder(path)
+
+    with Store(tmp_path) as store, ThreadPoolExecutor(2) as threads:
+        monkeypatch.setattr(content_module, "sync_folder", sync)
+        assert list(threads.map(lambda number: put(store, 1, number), (1, 2))) == [Received.NEW] * 2
+    assert len(shard) == 2
+
+
 def test_a_disk_that_fails_while_the_bytes_are_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: int) -> None:
+    def full(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with Store(tmp_path) as store:
-        monkeypatch.setattr(content_module.os, "fsync", full)
+        monkeypatch.setattr(content_module, "sync_file", full)
         with pytest.raises(StoreFull, match="No space left"):
             put(store, 1, 1)
         monkeypatch.undo()

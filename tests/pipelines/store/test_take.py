@@ -57,11 +57,11 @@ def test_a_file_that_cannot_be_kept_stays_where_it_is(tmp_path: Path, monkeypatc
     file = tmp_path / "IM1"
     file.write_bytes(instance(1, 1))
 
-    def full(_: int) -> None:
+    def full(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with Store(tmp_path / "store") as store:
-        monkeypatch.setattr(content_module.os, "fsync", full)
+        monkeypatch.setattr(content_module, "sync_file", full)
         with pytest.raises(StoreFull):
             store.take(file, source="inbox")
         monkeypatch.undo()
