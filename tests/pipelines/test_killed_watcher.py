@@ -47,8 +47,10 @@ class Feeder(threading.Thread):
         self._ended = threading.Event()
         self._files = [(study, series, number) for study in range(studies) for series in range(1, SERIES + 1)
                        for number in range(images(study))]  # fmt: skip
-        # Each study within a window of its own, so that they are received and run all the time; a tenth comes late.
-        self._files.sort(key=lambda file: file[0] + self._random.uniform(0, 4) + 15 * (self._random.random() < 0.1))
+        # Each study within a window of its own, so that they are received and run all the time; some images come when
+        # their study is being run, and some long after.
+        late = [0.0] * 7 + [3.0, 6.0, 15.0]
+        self._files.sort(key=lambda file: file[0] + self._random.uniform(0, 3) + self._random.choice(late))
         self._files += self._random.sample(self._files, len(self._files) // 10)
 
     def run(self) -> None:
@@ -144,7 +146,7 @@ def soak(root: Path, *, studies: int, kills: int, seed: int, feeding_s: float, l
     port = free_port()
     feeder = Feeder(root / "in", port, studies, seed, feeding_s)
     feeder.start()
-    victim, killed = Victim(root, 0.03, port), Counter[str]()
+    victim, killed = Victim(root, 0.3, port), Counter[str]()
     deadline = time.monotonic() + limit_s
     try:
         while killed.total() < kills:
