@@ -338,15 +338,16 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
         Why the picture looks like nothing that the checkpoint knows; empty where it does not.
     """
     threshold = (calibration.get("thresholds") or {}).get(target.name)
+    if strange:
+        # Before all else: of a picture that it does not know no number means anything, whatever it is a number of.
+        reason = f"The picture is strange to the checkpoint: {strange}."
+        return Judgement(target, probability, threshold, "indeterminate", reason, strange=True)
     if not target.abnormal:
         return Judgement(
             target, probability, threshold, "indeterminate", "Its presence alone is neither normal nor not."
         )
     if threshold is None:
         return Judgement(target, probability, None, "indeterminate", "The checkpoint has no threshold for it.")
-    if strange:
-        reason = f"The picture is strange to the checkpoint: {strange}."
-        return Judgement(target, probability, threshold, "indeterminate", reason, strange=True)
     margin = calibration.get("margin", 0.0)
     if abs(probability - threshold) < margin:
         reason = f"Within {margin:g} of the threshold {threshold:.3f}: too close to call."

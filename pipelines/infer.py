@@ -16,10 +16,18 @@ from imaging.channels import read_channels
 from imaging.checkpoint import Checkpoint
 from imaging.classifier import Explained, open_predictor
 from imaging.dicom import read_stack
-from imaging.dicom.scan import Scan, Study
+from imaging.dicom.scan import TEXTS, Scan, Study
 from imaging.dicom.seg import SegType
 from imaging.dicom.stack import Policy
-from imaging.errors import DuplicateName, ImagingError, InputRefused, OutputNotWritable, TextOfMany, TextRole
+from imaging.errors import (
+    DuplicateName,
+    ImagingError,
+    InputRefused,
+    OutputNotWritable,
+    TextOfMany,
+    TextOfNobody,
+    TextRole,
+)
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
@@ -175,7 +183,7 @@ class Inference:
         if text is None and text_role is not None:
             raise TextRole("text_role", seen=f"{text_role}, and no text", remedy="Give the text with --text FILE")
         _check_writable(out)
-        inputs, texts = _with_texts(gather(paths, leave_out=out), paths)
+        inputs, texts = _with_texts(gather(paths, leave_out=out), paths, named=text)
         sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
         sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
         if text is not None:
@@ -190,13 +198,19 @@ class Inference:
         return Inferred(tuple(results), (*self._unusable, *inputs.scan.refused, *doubles, *stale))
 
 
-def _with_texts(inputs: Inputs, roots: Sequence[Path]) -> tuple[Inputs, dict[str, Found]]:
-    """The texts that come with each DICOM study by its UID; the files that hold them are no strays."""
+def _with_texts(inputs: Inputs, roots: Sequence[Path], *, named: Path | None) -> tuple[Inputs, dict[str, Found]]:
+    """The texts that come with each DICOM study by its UID; the files that hold them, or the one named, are no strays.
+
+    What is called as a text and is no study's is told.
+    """
     studies = inputs.scan.studies
     found = {study.uid: texts_of(study, others=studies, roots=roots) for study in studies}
     taken = {path.resolve() for texts in found.values() for path in texts.sidecars}
-    strays = (error for error in inputs.scan.refused if error.path is None or error.path.resolve() not in taken)
-    return replace(inputs, scan=replace(inputs.scan, refused=tuple(strays))), found
+    taken |= {named.resolve()} if named is not None else set()
+    refused = [error for error in inputs.scan.refused if error.path is None or error.path.resolve() not in taken]
+    texts = (path for path in inputs.scan.strays if path.name.lower() in TEXTS and path.resolve() not in taken)
+    refused += [TextOfNobody(path, seen="a text that no study can be told for") for path in texts]
+    return replace(inputs, scan=replace(inputs.scan, refused=tuple(refused))), found
 
 
 def _told(source: Source, texts: Found | None) -> Source:

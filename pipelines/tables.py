@@ -24,7 +24,7 @@ def finding_line(finding: Finding) -> str:
     if judged is not None:
         return f"{title}: {finding.assessment}, probability {judged.probability:.3f}. {finding.assessment_reason}"
     if structure is None:
-        return f"{title}: {finding.assessment}"
+        return f"{title}: {finding.assessment}, no probability. {finding.assessment_reason}"
     parts = [f"{structure.volume_ml:.3f} mL"]
     if structure.interval:
         low, high = structure.interval.low_mm3 / 1000, structure.interval.high_mm3 / 1000

@@ -327,6 +327,14 @@ class TextOfAnother(InputRefused):
     remedy = "Give the text that belongs to the study"
 
 
+class TextOfNobody(InputRefused):
+    """A request.txt or report.txt that lies beside the images of several studies, or of none."""
+
+    code = "text_of_nobody"
+    expected = "the images of one DICOM study were expected around it"
+    remedy = "Put it into the folder of its study's images, or give that study alone with --text FILE"
+
+
 class NotAReport(InputRefused):
     """A document that is no reader's request or report: withdrawn, of another kind, or written by an algorithm."""
 

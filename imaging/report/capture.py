@@ -163,4 +163,4 @@ def _in_words(finding: Finding) -> str:
         return f"{finding.title}: {finding.assessment}, probability {told}"
     if finding.structure is not None and finding.structure.voxels:
         return f"{finding.title}: {finding.structure.volume_ml:.2f} mL"
-    return f"{finding.title}: not found"
+    return f"{finding.title}: {'not found' if finding.structure is not None else finding.assessment}"

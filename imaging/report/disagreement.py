@@ -16,15 +16,13 @@ from dataclasses import dataclass, replace
 
 from imaging.codes import Codes, shipped_codes
 from imaging.report.report import Assessment, Disagreement, Finding, SentenceRef
-from imaging.text.document import Document, Span
+from imaging.text.document import NOT_SEEN, Document, Span
 
 _NOTES = {
     "image_abnormal_report_denies": "The picture is judged abnormal, and the report says that it is not there.",
     "image_abnormal_report_silent": "The picture is judged abnormal, and the report does not mention it.",
     "image_normal_report_abnormal": "The picture is judged normal, and the report says that it is there.",
 }
-# Sections that say nothing of what this picture shows: "rule out pneumonia" leaves no finding open.
-_NOT_SEEN = frozenset(("indication", "history", "technique", "comparison"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +72,14 @@ def disagreements(
         return ()
     known = codes or shipped_codes()
     document = words.document
-    words = replace(words, spans=[span for span in words.spans if document.section_at(span.start) not in _NOT_SEEN])
-    found = [_compared(finding, words, whole.get(finding.model) == finding.name, known) for finding in findings]
+    words = replace(words, spans=[span for span in words.spans if document.section_at(span.start) not in NOT_SEEN])
+    # A report speaks of all pictures of a study: one view that shows nothing does not contradict it where another does.
+    unsure = {(item.model, item.name) for item in findings if item.assessment != "normal"}
+    found = [
+        _compared(finding, words, whole.get(finding.model) == finding.name, known)
+        for finding in findings
+        if finding.assessment != "normal" or (finding.model, finding.name) not in unsure
+    ]
     return tuple(one for one in found if one is not None)
 
 
@@ -88,7 +92,8 @@ def _compared(finding: Finding, words: Words, is_whole: bool, codes: Codes) -> D
     open_ = any(span.assertion == "uncertain" for span in mentions)
     by_report = words.assessment if is_whole else None
     if finding.assessment == "abnormal":
-        if present or open_ or by_report in {"abnormal", "indeterminate"}:
+        # A report that finds something else does not take its denial back.
+        if present or open_ or (absent is None and by_report in {"abnormal", "indeterminate"}):
             return None
         kind = "image_abnormal_report_denies" if absent else "image_abnormal_report_silent"
         return _told(kind, finding, words, absent, is_whole)
@@ -138,7 +143,8 @@ def _told(kind: str, finding: Finding, words: Words, span: Span | None, is_whole
 
 def _by_words(words: Words, span: Span | None, is_whole: bool) -> float:
     """How probable the report makes it: as a whole, or by the mention; what is not mentioned is not there."""
-    if is_whole and words.probability is not None:
+    denied = span is not None and span.assertion == "absent"
+    if is_whole and words.probability is not None and not (denied and words.assessment != "normal"):
         return words.probability
     if span is None:
         return 0.0

@@ -6,7 +6,7 @@ was measured on, so that its volume can be added up again by hand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,14 +79,21 @@ def _judged(prediction: Classification, judgement: Judgement) -> Finding:
         model=prediction.checkpoint.name,
         series_uid=prediction.volume.facts.series_uid,
         volume=prediction.volume.facts.volume,
-        classification=ClassProbability(
-            probability=round(judgement.probability, 5),
-            temperature=calibration.get("temperature"),
-            threshold=judgement.threshold,
-            sensitivity_goal=calibration.get("sensitivity"),
-            classes={name: round(value, 5) for name, value in prediction.probability.items()},
-        ),
+        classification=None if judgement.strange else _probability(prediction, judgement, calibration),
         explanation=_explanation(prediction, judgement),
+    )
+
+
+def _probability(prediction: Classification, judgement: Judgement, calibration: Mapping[str, Any]) -> ClassProbability:
+    settings = prediction.checkpoint.classifier().calibrate
+    # A factor that nobody fitted, and no curve either, calibrate nothing.
+    fitted = settings.temperature == "fitted" or bool(calibration.get("isotonic"))
+    return ClassProbability(
+        probability=round(judgement.probability, 5),
+        temperature=calibration.get("temperature") if fitted else None,
+        threshold=judgement.threshold,
+        sensitivity_goal=calibration.get("sensitivity"),
+        classes={name: round(value, 5) for name, value in prediction.probability.items()},
     )
 
 

@@ -126,8 +126,8 @@ class Finding(_Part):
 
     `assessment` is `indeterminate` with its reason wherever no rule says normal or abnormal; a bare volume is not
     judged. `novelty` has the reasons why the input is unlike what the checkpoint has learnt; with one the assessment is
-    `indeterminate`. `colour` is that of its outline in the pictures and in the SEG. `volume` tells which one of several
-    volumes of the series it is about.
+    `indeterminate`, and there is no `classification`: a probability would mean nothing. `colour` is that of its outline
+    in the pictures and in the SEG. `volume` tells which one of several volumes of the series it is about.
     """
 
     name: str
@@ -331,6 +331,17 @@ class FusionEntry(_Part):
     assessment_reason: str
     error_rate: Share | None = None
     calibration: str = ""
+
+    @property
+    def judged_by(self) -> Score | None:
+        """The number that the assessment rests on.
+
+        Of added log-odds, which have no threshold, and beside a report, which was written of the picture, that is the
+        picture's; of a trained fusion all together, and where it was given one part alone, that one.
+        """
+        if self.method == "log_odds" or self.text_role == "report":
+            return self.image
+        return self.fused or self.image or self.text
 
 
 class SentenceRef(_Part):

@@ -33,6 +33,7 @@ from imaging.report.report import (
     SeriesEntry,
     TextEntry,
 )
+from imaging.text.document import NOT_SEEN, Assertion
 
 _NORMALITY = {"normal": "normal", "abnormal": "abnormal", "indeterminate": "normality_undetermined"}
 _PRESENCE = {"normal": "absent", "abnormal": "present", "indeterminate": "undetermined"}
@@ -162,7 +163,7 @@ def _finding(
         site_modifier=finding.modifier if is_structure else None,
         measured=tuple(_numbers(finding)),
         evaluations=_judged(finding.assessment, None if is_structure else finding.code),
-        comments=_comments(finding.title, finding.assessment_reason, *finding.novelty, *_interval(finding), own.told),
+        comments=_comments(finding.title, finding.assessment_reason, *finding.novelty, *_number(finding), own.told),
         images=() if own.segment else tuple(_images(finding, series)),
         segment=own.segment,
     )
@@ -186,7 +187,10 @@ def _numbers(finding: Finding) -> Iterator[Measured]:
         yield Measured(code_of("volume"), value, code_of("cubic_millimeter"), low, high)
 
 
-def _interval(finding: Finding) -> Iterator[str]:
+def _number(finding: Finding) -> Iterator[str]:
+    """What has to be known of a finding's number."""
+    if finding.classification is not None and finding.classification.temperature is None:
+        yield "The probability is the network's own and not calibrated"
     if finding.structure is None or not finding.structure.voxels:
         return
     bounds = finding.structure.interval
@@ -262,17 +266,31 @@ def _disagreement(entry: Disagreement, report: Report) -> Group:
 
 
 def _text(entry: TextEntry, report: Report, makers: Mapping[str, Maker]) -> Group:
-    spans = [span for sentence in entry.sentences for span in sentence.spans if span.code is not None]
-    said = dict.fromkeys(Evaluation(span.code, code_of(_ASSERTED[span.assertion])) for span in spans if span.code)
     low, high = entry.interval or (None, None)
     return Group(
         tracking_id=f"text {entry.role} {entry.sha256[:16]}",
         tracking_uid=uid_of("tracking", report.study.uid, "text", entry.role, entry.sha256),
         maker=makers.get(entry.model),
         measured=() if entry.probability is None else (_probability(entry.probability, low, high),),
-        evaluations=(*_judged(entry.assessment, None), *said),
+        evaluations=(*_judged(entry.assessment, None), *_asserted(entry)),
         comments=_comments(f"Text of the role {entry.role}, SHA-256 {entry.sha256}", entry.assessment_reason),
     )
+
+
+def _asserted(entry: TextEntry) -> Iterator[Evaluation]:
+    """What a report says of this picture, one answer to each code; of two that differ neither.
+
+    A request asks, and so does the part of a report that repeats it: nothing of it is an answer.
+    """
+    if entry.role != "report":
+        return
+    elsewhere = [(part.start, part.end) for part in entry.sections if part.name in NOT_SEEN]
+    answers: dict[Code, set[Assertion]] = {}
+    for span in (span for sentence in entry.sentences for span in sentence.spans):
+        if span.code is not None and not any(start <= span.start < end for start, end in elsewhere):
+            answers.setdefault(span.code, set()).add(span.assertion)
+    for code, said in answers.items():
+        yield Evaluation(code, code_of(_ASSERTED[said.pop()] if len(said) == 1 else "undetermined"))
 
 
 def _study(report: Report) -> Group:

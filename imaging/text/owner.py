@@ -13,11 +13,19 @@ from dataclasses import dataclass, field
 from imaging.dicom.scan import Study
 from imaging.errors import TextOfAnother
 
-# What an export writes above a report.
+# What an export writes above a report, a line each.
 _NAMED = re.compile(
     r"^[ \t]{0,20}(?:(?P<study>study ?instance ?uid|study uid)"
     r"|(?P<patient>patient ?id|mrn|medical record (?:number|no\.?))"
     r"|(?P<accession>accession(?: ?(?:number|no\.?|#))?))[ \t]{0,20}[:=#][ \t]{0,20}(?P<value>\S{1,64})[ \t]{0,20}\r?$",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Several to a line, or cells of a table; then a value has a digit, so that no word of prose is taken for one. The
+# accession number of an earlier study stands in a line of its own sentence, so none is looked for here.
+_BESIDE_OTHERS = re.compile(
+    r"(?:^|[|;,\t]|(?<= ) )[ \t]{0,20}(?:(?P<study>study ?instance ?uid|study uid)"
+    r"|(?P<patient>patient ?id|mrn|medical record (?:number|no\.?)))"
+    r"[ \t]{0,20}[:=#|]?[ \t]{0,20}(?P<value>(?=[^\s|;,]{0,63}\d)[^\s|;,]{1,64})(?=[\s|;,]|\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -50,8 +58,9 @@ class Owner:
     def named_in(cls, text: str) -> Owner:
         """What a text's own lines (``Patient ID: ...``) say."""
         found: dict[str, set[str]] = {"study": set(), "patient": set(), "accession": set()}
-        for match in _NAMED.finditer(text):
-            found[next(name for name in found if match[name])].add(match["value"])
+        for match in (*_NAMED.finditer(text), *_BESIDE_OTHERS.finditer(text)):
+            kind = next(name for name, value in match.groupdict().items() if value and name != "value")
+            found[kind].add(match["value"])
         return cls(*(frozenset(values) for values in found.values()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 from imaging.cases import ClassifiedCase, load_picture
 from imaging.checkpoint import Checkpoint
-from imaging.classifier import Classifier, open_predictor
+from imaging.classifier import Classifier, judge, open_predictor, targets_of
 from imaging.errors import WrongTask
 from imaging.nifti import read_nifti
 from imaging.png import read_png
@@ -260,6 +261,27 @@ def test_checkpoint_without_calibration_judges_nothing(trained: Run, film: Path)
     bare = Checkpoint(trained.checkpoint.folder, trained.checkpoint.config, {}, trained.checkpoint.weights_sha256)
     (said,) = Classifier(bare)(read_png(film)).judgements
     assert (said.assessment, said.threshold) == ("indeterminate", None)
+
+
+@pytest.mark.parametrize("calibration", [{}, {"thresholds": {"odd": 0.5}}])
+@pytest.mark.parametrize("abnormal", [True, False])
+def test_what_is_strange_is_so_before_all_else(trained: Run, calibration: dict[str, Any], abnormal: bool) -> None:
+    target = replace(targets_of(trained.checkpoint.classifier())[0], abnormal=abnormal)
+    said = judge(target, 0.99, calibration, strange="it is upside down")
+    assert (said.assessment, said.strange) == ("indeterminate", True)
+    assert "upside down" in said.reason
+
+
+@pytest.mark.parametrize(("settings", "calibrated"), [("fitted", True), ("one", False)])
+def test_probability_that_nobody_calibrated_is_not_told_as_if(
+    trained: Run, film: Path, settings: str, calibrated: bool
+) -> None:
+    config = trained.checkpoint.classifier()
+    calibrate = config.calibrate.model_copy(update={"temperature": settings})
+    other = replace(changed(trained.checkpoint), config=config.model_copy(update={"calibrate": calibrate}))
+    (finding,) = findings_of(replace(Classifier(trained.checkpoint)(read_png(film)), checkpoint=other))
+    assert finding.classification is not None
+    assert (finding.classification.temperature is not None) == calibrated
 
 
 # -------------------------------------------------------------------------------------------------- task and checkpoint

@@ -145,6 +145,25 @@ def test_texts_beside_the_images_and_in_their_headers_are_read(model: str, tmp_p
     assert told == {("request", "attribute AdditionalPatientHistory"), ("report", "file report.txt")}
 
 
+def test_text_that_lies_in_the_folder_of_the_study_is_no_stray(model: str, tmp_path: Path) -> None:
+    dicom_film(tmp_path / "study")
+    text = text_file(tmp_path / "study")
+    inferred = infer(paths=[tmp_path / "study"], models=[model], text=text, text_role="report", out=tmp_path / "out")
+    assert (inferred.refused, inferred.studies[0].problems) == ((), ())
+    assert [entry.source for entry in only(inferred).texts] == ["file words.txt"]
+
+
+def test_text_beside_several_studies_is_told_and_taken_for_none(model: str, tmp_path: Path) -> None:
+    film = pydicom.dcmread(dicom_film(tmp_path / "study"))
+    film.StudyInstanceUID, film.SeriesInstanceUID, film.SOPInstanceUID = "1.2.3", "1.2.4", "1.2.5"
+    film.file_meta.MediaStorageSOPInstanceUID = "1.2.5"
+    film.save_as(tmp_path / "study" / "other.dcm")
+    text_file(tmp_path / "study", name="report.txt")
+    inferred = infer(paths=[tmp_path / "study"], models=[model], out=tmp_path / "out")
+    assert [error.code for error in inferred.refused] == ["text_of_nobody"]
+    assert [study.report.texts for study in inferred.studies if study.report] == [(), ()]
+
+
 def test_report_of_another_patient_is_refused(model: str, tmp_path: Path) -> None:
     dicom_film(tmp_path / "study")
     text = text_file(tmp_path, "Patient ID: somebody-else\n" + REPORT)

@@ -74,6 +74,7 @@ def test_strange_pictures_are_indeterminate_with_the_reason(trained: Run, plain:
     assert said.novelty[0] in judgement.reason
     (finding,) = findings_of(said)
     assert (finding.novelty, finding.assessment) == (said.novelty, "indeterminate")
+    assert finding.classification is None, "a number that means nothing"
     (known,) = findings_of(Classifier(plain.checkpoint)(read_png(tmp_path / "checks.png")))
     assert known.novelty == ()
     assert "is not known" in known.assessment_reason

@@ -103,8 +103,7 @@ def _scores(resource: dict[str, Any]) -> tuple[float | None, ...] | None:
 
 
 def _meant_scores(entry: FusionEntry) -> tuple[float | None, ...]:
-    # By the two together nothing may be judged where the text describes the picture.
-    judged = entry.image if entry.text_role == "report" else entry.fused
+    judged = entry.judged_by
     return tuple(score.probability if score else None for score in (judged, entry.image, entry.text, entry.fused))
 
 

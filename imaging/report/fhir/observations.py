@@ -147,7 +147,10 @@ def _finding(about: _About, finding: Finding, number: int, chosen: Json | None) 
         return about.observation(name, code, value, **common, bodySite=site, component=[*parts, *where, *novel])
     found = finding.classification
     if found is None:
-        value, code = {"dataAbsentReason": absent("not-performed")}, coded(finding.code, finding.title)
+        value, code = (
+            {"dataAbsentReason": absent("not-performed", finding.assessment_reason)},
+            coded(finding.code, finding.title),
+        )
         return about.observation(name, code, value, **common, component=[*where, *novel])
     classes = [component(concept(text=f"class {key}"), measured(p, "probability")) for key, p in found.classes.items()]
     return about.observation(
@@ -215,8 +218,8 @@ def _score(score: Score | None, name: str, missing: Sequence[str]) -> list[Json]
 
 
 def _fusion(about: _About, entry: FusionEntry, number: int) -> Json:
-    # Whoever wrote a report has seen the picture: nothing is judged by the two together.
-    judged = entry.image if entry.text_role == "report" else entry.fused
+    # The value is what was judged by, so that number and interpretation are of one thing.
+    judged = entry.judged_by
     value = {"dataAbsentReason": absent("not-performed", "; ".join(entry.missing))}
     if judged is not None:
         value = measured(judged.probability, "probability")

@@ -125,3 +125,21 @@ def test_what_was_asked_or_seen_before_is_nothing_that_the_report_says_of_the_pi
     collapsed = finding("normal", name="pneumothorax", code=Code(value="36118008", meaning="Pneumothorax"))
     (found,) = disagreements([finding("abnormal"), collapsed], Words(document, spans), whole={})
     assert (found.kind, found.name) == ("image_abnormal_report_silent", "pneumonia")
+
+
+def test_a_view_that_shows_nothing_does_not_contradict_a_report_that_another_view_bears_out() -> None:
+    said = words(mention("pneumothorax", "present"))
+    code = Code(value="36118008", meaning="Pneumothorax")
+    lateral = finding("normal", name="pneumothorax", code=code)
+    for frontal in (finding("abnormal", name="pneumothorax", code=code),
+                    finding("indeterminate", name="pneumothorax", code=code)):  # fmt: skip
+        assert disagreements([frontal, lateral], said, whole={}) == ()
+    assert len(disagreements([lateral, lateral], said, whole={})) == 2
+
+
+@pytest.mark.parametrize("by_report", ["abnormal", "indeterminate"])
+def test_a_denial_stays_one_in_a_report_that_finds_something_else(by_report: Assessment) -> None:
+    spans = [mention("pneumonia", "absent"), mention("pneumothorax", "present")]
+    (found,) = disagreements([finding("abnormal")], words(*spans, assessment=by_report, probability=0.97), whole=WHOLE)
+    assert found.kind == "image_abnormal_report_denies"
+    assert found.score == pytest.approx(0.9 * 0.8 + 0.1 * 0.2)

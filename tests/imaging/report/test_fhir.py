@@ -286,7 +286,26 @@ def test_what_is_missing_has_its_reason() -> None:
     parts = {part["code"]["text"]: part for part in fused["component"]}
     assert parts["image only"]["valueQuantity"]["value"] == 0.98
     assert parts["text only"]["dataAbsentReason"]["text"] == "the study has no text"
-    assert "valueQuantity" not in fused
+    # The picture alone was judged.
+    assert fused["valueQuantity"]["value"] == 0.98
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"method": "stacked"}, 0.985),
+        ({"method": "log_odds"}, 0.98),  # without a threshold of its own: the assessment is the picture's
+        ({"method": "log_odds", "image": None, "fused": None}, None),  # a picture that is strange
+        ({"method": "stacked", "image": None, "fused": None}, 0.7),
+    ],
+)
+def test_the_value_of_a_fusion_is_what_was_judged(changes: dict[str, Any], value: float | None) -> None:
+    report = report_of(fusion=(fusion_entry(**changes),))
+    bundle = bundle_of(report)
+    check_fhir(json.dumps(bundle).encode(), report)
+    (found,) = (item for item in resources(bundle, "Observation") if "image and text" in str(item.get("method")))
+    assert found.get("valueQuantity", {}).get("value") == value
+    assert ("dataAbsentReason" in found) == (value is None)
 
 
 def test_a_report_is_never_fused_with_what_it_describes() -> None:

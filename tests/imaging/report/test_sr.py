@@ -36,6 +36,7 @@ from imaging.report.report import (
     Refusal,
     Report,
     Score,
+    SectionEntry,
     SentenceEntry,
     SentenceRef,
     SeriesEntry,
@@ -235,6 +236,39 @@ def test_a_text_says_what_it_asserts_once_each() -> None:
     assert (group.measured[0].low, group.measured[0].high) == (0.2, 0.4)
     assert group.finding is None and len(group.evaluations) == 3
     assert not any("SECRET" in word for word in (group.tracking_id, *group.comments))
+
+
+def span_of(start: int, assertion: str, name: str = "pneumonia") -> SpanEntry:
+    given = {"start": start, "end": start + 9, "text": name, "kind": "finding", "assertion": assertion, "score": 1.0}
+    return SpanEntry.model_validate({**given, "code": code_of(name)})
+
+
+@pytest.mark.parametrize(
+    ("role", "spans", "answer"),
+    [
+        ("report", [(25, "present")], "Present"),
+        ("report", [(5, "present")], None),  # in the history
+        ("report", [(25, "present"), (27, "absent")], "Undetermined"),  # of one side, and not of the other
+        ("report", [(5, "present"), (25, "absent")], "Absent"),
+        ("request", [(25, "present")], None),
+    ],
+)
+def test_a_text_answers_for_this_picture_alone(role: str, spans: list[tuple[int, str]], answer: str | None) -> None:
+    found = tuple(span_of(start, assertion) for start, assertion in spans)
+    text = TextEntry(
+        role=role, source="", sha256="ef" * 32, sentences=(SentenceEntry(start=0, end=50, text="-", spans=found),),
+        sections=(SectionEntry(name="history", start=0, end=20), SectionEntry(name="findings", start=20, end=50)),
+    )  # fmt: skip
+    assert answers(group_of(report_of(texts=(text,)))).get("Pneumonia") == answer
+
+
+@pytest.mark.parametrize(("temperature", "told"), [(None, True), (1.2, False)])
+def test_a_probability_that_is_not_calibrated_says_so(temperature: float | None, told: bool) -> None:
+    said = finding_of("indeterminate")
+    assert said.classification is not None
+    number = said.classification.model_copy(update={"temperature": temperature})
+    group = group_of(report_of(said.model_copy(update={"classification": number})))
+    assert any("not calibrated" in line for line in group.comments) == told
 
 
 def test_what_nobody_looked_at_is_told_last() -> None:

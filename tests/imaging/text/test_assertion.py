@@ -158,3 +158,20 @@ def test_long_texts_take_time_by_their_length(unit: str) -> None:
     judged(whole, [(place, place + 3) for place in range(0, 60_000, 40)])
     assert time.process_time() - begin < 10
     assert max(end - start for start, end in sentences(whole)) <= 1500
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("No resolution of pneumonia.", "present"),
+        ("Without interval resolution of the pneumonia.", "present"),
+        ("Resolution of pneumonia.", "absent"),
+        ("Pneumonia ruled out.", "absent"),
+        ("Pneumonia excluded", "absent"),
+        ("Pneumonia is to be excluded.", "uncertain"),
+        ("Pneumonia cannot be excluded.", "uncertain"),
+        ("Atelectasis rather than pneumonia.", "uncertain"),
+    ],
+)
+def test_what_has_not_gone_is_there_and_what_is_ruled_out_is_not(text: str, meant: str) -> None:
+    assert said(text, next(word for word in ("pneumonia", "Pneumonia") if word in text)) == meant

@@ -109,6 +109,9 @@ def test_a_folder_shared_with_another_study_says_nothing_of_whose_its_texts_are(
         ("a.txt", f"Study Instance UID: {OTHER_UID}\nFindings: XANTHIPPE"),
         ("a.txt", "MRN: P-2\nFindings: XANTHIPPE"),
         ("a.txt", "Accession Number: A-2\r\nFindings: XANTHIPPE"),
+        ("a.txt", "Patient Name: DOE, JANE   MRN: P-2   DOB: 1 Jan 1970\nFindings: XANTHIPPE"),
+        ("a.txt", "| Patient ID | P-2 |\nFindings: XANTHIPPE"),
+        ("a.txt", "Name DOE; PatientID 4711; male\nFindings: XANTHIPPE"),
     ],
 )  # fmt: skip
 def test_texts_of_others_are_refused(folder: Path, name: str, content: str) -> None:
@@ -128,6 +131,16 @@ def test_texts_that_name_the_study_or_nobody_are_taken(folder: Path) -> None:
         assert read_text(folder / f"{number}.txt", role="report", study=study).text == content
     (folder / "a.json").write_text(fhir("DiagnosticReport", conclusion="Normal."))
     assert read_text(folder / "a.json", study=study).role == "report"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["No PatientID was given. No nodule.", "The MRN is missing. No nodule.", "MRN: P-1  DOB: 1 Jan 1970\nNo nodule.",
+     "Compared with the CT, accession 4711. No nodule."],
+)  # fmt: skip
+def test_prose_is_no_identifier(folder: Path, words: str) -> None:
+    (folder / "a.txt").write_text(words.replace("P-1", PATIENT_ID))
+    assert read_text(folder / "a.txt", role="report", study=study_in(folder)).text
 
 
 def test_an_sr_of_another_study_is_refused(folder: Path, tmp_path: Path) -> None:
