@@ -15,11 +15,12 @@ from pathlib import Path
 
 from imaging.checkpoint import FusionCheckpoint
 from imaging.classifier import Classification, Explained
-from imaging.errors import ImagingError, StaleResult, StudyFailed
+from imaging.errors import ImagingError, SetAside, StaleResult, StudyFailed
 from imaging.files import sha256_of, staged_folder
 from imaging.predict import Prediction
 from imaging.report.findings import findings_of, model_entry, refusals_of
 from imaging.report.report import Finding, Report, SeriesEntry
+from imaging.volume import SeriesFacts
 from pipelines.asking import Predictors, Source, ask_pictures
 from pipelines.outputs import OURS, REPORT, SR, Stage, Wanted, instances_of, write_predictions, write_report
 from pipelines.words import Reader, say
@@ -121,7 +122,7 @@ def _report_of(
     """What is said of a study, before anything of it is written."""
     findings = tuple(finding for prediction in predictions for finding in findings_of(prediction))
     said = say(source.documents, predictions, findings, readers=asked.readers, fusion=asked.fusion, files=source.files,
-               problems=problems)  # fmt: skip
+               problems=problems, series=_pictures(source))  # fmt: skip
     models = {prediction.checkpoint.name: model_entry(prediction) for prediction in predictions}
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -139,6 +140,11 @@ def _report_of(
         version=source.version,
         replaces=source.replaces,
     )
+
+
+def _pictures(source: Source) -> tuple[SeriesFacts, ...]:
+    """What the series that hold pictures say of themselves."""
+    return tuple(view.facts for view, _ in source.series if not isinstance(view.refusal, SetAside))
 
 
 def _not_looked_at(entries: Sequence[SeriesEntry], findings: Sequence[Finding]) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ pictures, a report, which somebody wrote who had seen them, is held against them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +29,8 @@ from imaging.report.report import (
 )
 from imaging.report.texts import spans_of, text_entry
 from imaging.text.document import Document
-from imaging.text.reading import TextReader, TextReading, check_text
+from imaging.text.reading import TextReader, TextReading, check_pictures, check_text
+from imaging.volume import SeriesFacts
 
 _NO_MODEL = "No checkpoint that judges such texts took part."
 
@@ -41,8 +42,8 @@ class Reader(Protocol):
     def classes(self) -> Sequence[Class]:
         """What it tells apart."""
 
-    def __call__(self, document: Document) -> TextReading:
-        """Read a text, or refuse it."""
+    def __call__(self, document: Document, series: Sequence[SeriesFacts]) -> TextReading:
+        """Read a text that lies beside some pictures, or refuse it."""
 
 
 class LazyReader:
@@ -58,8 +59,15 @@ class LazyReader:
         self._checkpoint, self.classes = checkpoint, checkpoint.config.classes
         self._opened: TextReader | None = None
 
-    def __call__(self, document: Document) -> TextReading:
+    def __call__(self, document: Document, series: Sequence[SeriesFacts]) -> TextReading:
         """Read a text.
+
+        Parameters
+        ----------
+        document
+            The text.
+        series
+            What the pictures say of themselves that it lies beside.
 
         Raises
         ------
@@ -69,6 +77,7 @@ class LazyReader:
             If its networks cannot be read.
         """
         check_text(self._checkpoint.config, document)
+        check_pictures(self._checkpoint.config, document, series)
         if self._opened is None:
             self._opened = TextReader(self._checkpoint)
         return self._opened(document)
@@ -103,6 +112,7 @@ def say(
     fusion: FusionCheckpoint | None,
     files: Sequence[Path],
     problems: list[ImagingError],
+    series: Sequence[SeriesFacts] = (),
 ) -> Said:
     """What the words of a study say, alone, with its pictures and against them.
 
@@ -120,8 +130,11 @@ def say(
         DICOM files of the study, whose headers tell age, sex and view.
     problems
         What is refused is added here.
+    series
+        What the pictures say of themselves, also those that nobody looked at.
     """
-    heard = [_heard(document, readers, problems) for document in documents]
+    shown = tuple(_shown(series, predictions))
+    heard = [_heard(document, readers, problems, shown) for document in documents]
     said = [prediction for prediction in predictions if isinstance(prediction, Classification)]
     whole = {one.checkpoint.name: judged_whole(one.checkpoint.classifier()) for one in said}
     named = {model: name for model, name in whole.items() if name is not None}
@@ -135,14 +148,26 @@ def say(
     )  # fmt: skip
 
 
-def _heard(document: Document, readers: Sequence[Reader], problems: list[ImagingError]) -> _Heard:
+def _shown(series: Sequence[SeriesFacts], predictions: Sequence[Prediction | Classification]) -> Iterator[SeriesFacts]:
+    """What the pictures are of; of a file that does not tell, what the checkpoints are for that took it."""
+    for facts in series:
+        rules = [said.checkpoint.config.applies_to for said in predictions if said.volume.facts == facts]
+        if facts.modality or not rules:
+            yield facts
+        else:
+            yield from (replace(facts, modality=modality) for rule in rules for modality in rule.modality)
+
+
+def _heard(
+    document: Document, readers: Sequence[Reader], problems: list[ImagingError], series: Sequence[SeriesFacts]
+) -> _Heard:
     read: list[tuple[Reader, TextReading]] = []
     judge: Reader | None
     judged: TextReading | None
     why_not: list[str] = []
     for reader in readers:
         try:
-            read.append((reader, reader(document)))
+            read.append((reader, reader(document, series)))
         except (InputRefused, MissingPackage, EncoderUnusable) as refusal:
             why_not.append(str(refusal))
             # That a checkpoint reads other texts, or that nobody installed what it needs, is no fault of this one.

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from imaging.config.data import Data
 from imaging.config.fitting import Fit
-from imaging.config.section import Count, Positive, Probability, Section
+from imaging.config.section import LATER, Count, Positive, Probability, Section
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -17,6 +17,8 @@ class TextsTaken(Section):
     """Which texts a checkpoint takes: those of one of the `roles`, in one of the `languages` (ISO 639-1).
 
     Of a text with sections it reads those in `sections`, in their order; a text without any of them is read whole.
+    A text belongs to pictures: one of them is of one of the `modality` and `body_part` (none: any); what a picture does
+    not tell is not held against it.
     """
 
     roles: Annotated[tuple[Literal["request", "report"], ...], Field(min_length=1)]
@@ -24,6 +26,8 @@ class TextsTaken(Section):
     sections: tuple[
         Literal["indication", "history", "technique", "comparison", "findings", "impression", "other"], ...
     ] = ()
+    modality: Annotated[tuple[str, ...], LATER] = ()
+    body_part: Annotated[tuple[str, ...], LATER] = ()
 
 
 class Encoder(Section):

@@ -28,6 +28,7 @@ from imaging.text.encoder import Encoded, Tokens
 from imaging.text.network import Said, TextNetwork, load_trained
 from imaging.text.spans import tags_said
 from imaging.text.words import Mention, mentions_of
+from imaging.volume import SeriesFacts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,6 +219,36 @@ def check_text(config: TextConfig, document: Document) -> None:
     if document.language and document.language not in rule.languages:
         raise NotApplicable(document.source, seen=f"the language {document.language}",
                             expected=f"{' or '.join(rule.languages)} was expected")  # fmt: skip
+
+
+def check_pictures(config: TextConfig, document: Document, series: Sequence[SeriesFacts]) -> None:
+    """Refuse a text of pictures that a checkpoint has read no texts of: it would give a number all the same.
+
+    Parameters
+    ----------
+    config, document
+        Whose rule, and the text.
+    series
+        What its pictures say of themselves; none where nothing is known of them.
+
+    Raises
+    ------
+    NotApplicable
+        If none of them is of a modality and a body part that the rule names.
+    """
+    rule = config.applies_to
+    if not series or any(
+        _may_be(one.modality, rule.modality) and _may_be(one.body_part, rule.body_part) for one in series
+    ):
+        return
+    told = sorted({" ".join(part for part in (one.modality, one.body_part) if part) for one in series})
+    wanted = " ".join(" or ".join(part) for part in (rule.modality, rule.body_part) if part)
+    raise NotApplicable(document.source, seen=f"a text beside {', '.join(told)}",
+                        expected=f"{wanted} was expected")  # fmt: skip
+
+
+def _may_be(told: str, wanted: Sequence[str]) -> bool:
+    return not told or not wanted or told in wanted
 
 
 def text_for(config: TextConfig, document: Document) -> str:

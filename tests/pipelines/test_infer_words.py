@@ -16,8 +16,12 @@ from classified import picture, write_config, write_pictures
 from films import write_film
 from PIL import Image
 
+from imaging.checkpoint import find_checkpoint, open_text
 from imaging.errors import ImagingError, MissingPackage, NotApplicable, TextOfMany, TextRole
 from imaging.report.report import Report
+from imaging.text.document import Document
+from imaging.text.reading import check_pictures
+from imaging.volume import SeriesFacts
 from pipelines.infer import Inferred, infer
 from pipelines.train import train
 from pipelines.words import say
@@ -205,13 +209,11 @@ class Refusing:
     def __init__(self, error: ImagingError) -> None:
         self._error = error
 
-    def __call__(self, _: object) -> Any:
+    def __call__(self, *_: object) -> Any:
         raise self._error
 
 
 def heard(*readers: Any, words: str = REPORT) -> tuple[Any, list[ImagingError]]:
-    from imaging.text.document import Document
-
     problems: list[ImagingError] = []
     document = Document.of(words, role="report", source="file x", language="en")
     return say([document], (), (), readers=readers, fusion=None, files=(), problems=problems), problems
@@ -244,3 +246,40 @@ def test_shipped_model_judges_a_report_and_three_numbers_are_told(film: Path, mo
     assert (fused.text_role, fused.assessment) == ("report", report.findings[0].assessment), "a report judges nothing"
     assert {model.name for model in report.models} == {"toy", "report_text"}
     assert report.disagreements[0].kind == "image_abnormal_report_silent"
+
+
+CHEST, KNEE, BRAIN = (SeriesFacts(modality=m, body_part=p) for m, p in [("DX", "CHEST"), ("DX", "KNEE"), ("MR", "")])
+
+
+@pytest.mark.parametrize(
+    ("series", "taken"),
+    [
+        ([CHEST], True),
+        ([BRAIN, CHEST], True),
+        ([SeriesFacts()], True),  # a file that does not tell
+        ([SeriesFacts(modality="CR")], True),
+        ([KNEE], False),
+        ([BRAIN], False),
+        ([], True),
+    ],
+)
+def test_texts_are_judged_of_such_pictures_alone_as_the_checkpoint_has_read_of(
+    series: list[SeriesFacts], taken: bool
+) -> None:
+    for name, role in (("report_text", "report"), ("request_text", "request")):
+        document = Document.of(REPORT, role=role, source="file x", language="en")
+        config = open_text(find_checkpoint(name)).config
+        if taken:
+            check_pictures(config, document, series)
+        else:
+            with pytest.raises(NotApplicable, match="CHEST"):
+                check_pictures(config, document, series)
+
+
+def test_report_of_a_brain_is_not_judged_by_the_shipped_reader_of_films(data: Path, tmp_path: Path) -> None:
+    text = text_file(tmp_path, "FINDINGS: The hippocampus is atrophic.")
+    inferred = infer(paths=[data / "hippocrop_study1"], text=text, text_role="report", out=tmp_path / "out")
+    (entry,) = only(inferred).texts
+    assert (entry.probability, entry.model, entry.assessment) == (None, "", "indeterminate")
+    assert "beside MR" in entry.assessment_reason
+    assert inferred.studies[0].problems == ()
