@@ -22,6 +22,8 @@ from imaging.dicom.attributes import read_facts
 from imaging.errors import DeliveryFailed, ImagingError, OutputMismatch
 from imaging.files import PARTIAL, exchange, sha256_of, sync_file, sync_folder
 from imaging.report.report import Report
+from pipelines.store.view import Triage
+from pipelines.triage import triage_of
 
 REPORT = "report.json"
 
@@ -40,12 +42,15 @@ class Result:
         SHA-256 of each of its files by name, report.json among them.
     dicom
         SOPInstanceUIDs of its DICOM files.
+    triage
+        How soon somebody should look at it.
     """
 
     folder: Path
     study_uid: str
     sums: Mapping[str, str]
     dicom: tuple[str, ...] = ()
+    triage: Triage | None = None
 
     @property
     def report_sha256(self) -> str:
@@ -87,7 +92,7 @@ def read_back(folder: Path, study_uid: str, version: int) -> Result:
         seen = f"{wrong[0]} {'is missing' if wrong[0] not in found else 'is not what the report vouches for'}"
         raise OutputMismatch(f"study {study_uid}", seen=seen)
     dicom = [read_facts(folder / name).instance.sop_instance_uid for name in sorted(found) if name.endswith(".dcm")]
-    return Result(folder, study_uid, sums, tuple(dicom))
+    return Result(folder, study_uid, sums, tuple(dicom), triage_of(report))
 
 
 class Destination(Protocol):

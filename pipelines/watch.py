@@ -11,11 +11,13 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imaging.errors import ConfigInvalid, NothingFound, PeerFault
+from imaging.errors import ConfigInvalid, NothingFound, PeerFault, StoreBusy, StoreFull
+from pipelines.audit import STARTED, STOPPED, AuditLog
 from pipelines.delivery import Destination, Outbox
 from pipelines.store import Store
 from pipelines.watcher import Rules, Watcher
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pipelines.commitment import Commitments
     from pipelines.dicomweb import Web
     from pipelines.receive import Listening, Receiver
+    from pipelines.web.page import Address, Page
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,22 @@ class Out:
     webs: tuple[Web, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Where it is seen what the watcher does.
+
+    Attributes
+    ----------
+    web
+        Where the page is; None is nowhere.
+    audit_log
+        A file; None is `audit.jsonl` in the store.
+    """
+
+    web: Address | None = None
+    audit_log: Path | None = None
+
+
 def watch(
     *,
     come_from: In,
@@ -78,6 +97,7 @@ def watch(
     stop: threading.Event,
     devices: Sequence[dict[str, str]] = ({},),
     rules: Rules | None = None,
+    shown: Shown | None = None,
 ) -> dict[str, int]:
     """Take in studies, and report on each of them.
 
@@ -93,6 +113,8 @@ def watch(
         Set it, from a signal handler, to end.
     devices, rules
         As `Watcher` takes them.
+    shown
+        See there.
 
     Returns
     -------
@@ -108,6 +130,8 @@ def watch(
     """
     _check(come_from, go_to)
     with Store(store, watching=True) as opened:
+        shown = shown or Shown()
+        audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
         commitments, aet = None, "IMGPIPE"
         if come_from.listening is not None:
             from pipelines.commitment import Commitments
@@ -123,8 +147,16 @@ def watch(
             fetch_s=come_from.poll_s,
             devices=devices,
             rules=rules,
+            page=_page(shown.web, opened, audit),
+            audit=audit,
         )
-        watcher.run(stop)
+        audit.tell(STARTED)
+        try:
+            watcher.run(stop)
+        finally:
+            with suppress(StoreBusy, StoreFull):  # what is not written now is at the next start
+                audit.follow(opened.jobs)
+                audit.tell(STOPPED)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
 
 
@@ -140,6 +172,16 @@ def _check(come_from: In, go_to: Out) -> None:
             come_from.inbox.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NothingFound(come_from.inbox, seen=f"cannot be made ({error.strerror})") from error
+
+
+def _page(address: Address | None, store: Store, audit: AuditLog) -> Page | None:
+    if address is None:
+        return None
+    from pipelines.web.page import Page
+
+    page = Page(store.root, address, audit.path)
+    log.warning("the page is at %s", page.url)
+    return page
 
 
 def _receiver(listening: Listening | None, store: Store, commitments: Commitments | None) -> Receiver | None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from imaging.errors import DeliveryFailed, OutputMismatch, PeerFault, StoreBusy, StoreFull
 from imaging.files import sync_folder
+from pipelines.audit import AuditLog
 from pipelines.delivery import Destination, read_back, reason_of
 from pipelines.inbox import Inbox
 from pipelines.runner import Patience, Runner
@@ -71,6 +72,18 @@ class Listener(Protocol):
         ...
 
 
+class Shown(Protocol):
+    """Is seen from when it is entered; `pipelines.web.page.Page` is one."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def tick(self) -> None:
+        """The watcher is alive."""
+        ...
+
+
 class Watcher:
     """A watcher over a store.
 
@@ -92,6 +105,10 @@ class Watcher:
         As `Runner` takes them.
     rules
         See there.
+    page
+        Shows what is where.
+    audit
+        Is told what happened.
     """
 
     def __init__(
@@ -106,10 +123,13 @@ class Watcher:
         fetch_s: float = 30.0,
         devices: Sequence[dict[str, str]] = ({},),
         rules: Rules | None = None,
+        page: Shown | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self._store, self._rules = store, rules or Rules()
         self._destinations, self._receiver = tuple(destinations), receiver
         self._fetch, self._fetch_s = fetch, fetch_s
+        self._page, self._audit = page, audit
         self._runner = Runner(
             store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries
         )
@@ -136,9 +156,11 @@ class Watcher:
             thread.start()
         grace_s = 1.0  # where it is not told to end but torn away, nobody is waited for
         try:
-            with self._receiver or nullcontext():
+            with self._receiver or nullcontext(), self._page or nullcontext():
                 while not stop.is_set() and self._failure is None:
                     self._patiently(self._tick)
+                    if self._page is not None:
+                        self._page.tick()
                     self._runner.wait(_TICK_S)
                 self._taking.set()
                 if self._receiver is not None:
@@ -159,6 +181,9 @@ class Watcher:
         works: list[tuple[Any, ...]] = [(self._keep_on, self._verify_all, self._ending, _TICK_S)]
         for destination in self._destinations:
             works.append((self._keep_on, partial(self._deliver_to, destination), self._ending, _TICK_S))
+        if self._audit is not None:
+            tell = partial(self._audit.follow, self._store.jobs)
+            works.append((self._keep_on, tell, self._ending, _TICK_S))
         if self._inbox is not None:
             works.append((self._inbox.run, self._taking))
         if self._fetch is not None:
@@ -207,7 +232,8 @@ class Watcher:
                 discard(self._store.result_of(job))
                 continue
             names = [destination.name for destination in self._destinations]
-            self._store.jobs.verified(job, result.report_sha256, names, outputs=result.dicom)
+            self._store.jobs.verified(job, result.report_sha256, names, outputs=result.dicom,
+                                      triage=result.triage)  # fmt: skip
 
     def _deliver_to(self, destination: Destination) -> None:
         """Bring there what is due."""
@@ -229,7 +255,7 @@ class Watcher:
                 self._store.jobs.delivered(job.id, destination.name)
                 log.info("job %d: study %s is at %s", job.id, job.study_uid, destination.name)
 
-    def _keep_on(self, work: Callable[[], None], end: threading.Event, pause_s: float) -> None:
+    def _keep_on(self, work: Callable[[], object], end: threading.Event, pause_s: float) -> None:
         """Do a work again and again until the end."""
         while not end.is_set():
             self._patiently(work)
@@ -242,7 +268,7 @@ class Watcher:
         except BaseException as error:  # noqa: BLE001 raised by `run`
             self._failure = self._failure or error
 
-    def _patiently(self, work: Callable[[], None]) -> None:
+    def _patiently(self, work: Callable[[], object]) -> None:
         """Do a work; where the store cannot be written now it is done later."""
         try:
             work()

@@ -132,7 +132,7 @@ def why_not(problems: Sequence[ImagingError], study_uid: str) -> ImagingError:
 
 def serve(pipe: Connection, reading: Reading, environment: dict[str, str], level: int, parent: int) -> None:
     """What the process does until its pipe is closed."""
-    _end_with(parent)
+    end_with(parent)
     # A service manager signals every process of the service; the watcher decides when this one ends.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -178,7 +178,7 @@ def _tried(reader: Reader, task: Task) -> Outcome:
     return Outcome()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Be killed by the kernel when the watcher ends, however it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.receive import Listening
     from pipelines.store import Store
     from pipelines.store.view import Job
-    from pipelines.watch import In, Out
+    from pipelines.watch import In, Out, Shown
     from pipelines.watcher import Rules
     from pipelines.worker import Reporting
 
@@ -60,6 +60,9 @@ _SECONDS = click.FloatRange(min=0)
               help="After so many faults a job is quarantined.")  # fmt: skip
 @click.option("--drain", "drain_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
               help="Told to end, finish what runs for at most this long.")  # fmt: skip
+@click.option("--web", metavar="HOST:PORT", help="Show worklist, reports, jobs and metrics there.")
+@click.option("--web-token-file", "token_file", type=PATH, metavar="FILE", help="Who looks signs in with this token.")
+@click.option("--audit-log", type=PATH, metavar="FILE", help="Instead of audit.jsonl in the store.")
 @with_policy
 @as_json
 @verb_of
@@ -83,6 +86,7 @@ def watch(store: Path, as_json: bool, **told: Any) -> int:
         stop=_ended_by_signals(),
         devices=verb.devices(),
         rules=_rules(**told),
+        shown=_shown(**told),
     )
     if as_json:
         print_json({"jobs": left, "exit_status": 0})
@@ -145,6 +149,20 @@ def _rules(
         poll_s=poll_s,
         drain_s=drain_s,
     )
+
+
+def _shown(*, web: str | None, token_file: Path | None, audit_log: Path | None, **_: object) -> Shown:
+    from imaging.errors import ConfigInvalid
+    from pipelines.watch import Shown
+
+    if web is None:
+        if token_file is not None:
+            raise ConfigInvalid("--web-token-file", seen="no --web", expected="a page to sign in to was expected")
+        return Shown(audit_log=audit_log)
+    from pipelines.web.doors import read_token
+    from pipelines.web.page import Address
+
+    return Shown(Address.parse(web, read_token(token_file) if token_file is not None else None), audit_log)
 
 
 def _ended_by_signals() -> threading.Event:
@@ -229,6 +247,37 @@ def _line(job: Job) -> str:
     name = (job.name or "-")[:12]
     why = f"  {job.reason['code']}" if job.reason else ""
     return f"{job.id:>6}  {job.state:<11}  {name:<12}  {job.study_uid} v{job.version}{why}"
+
+
+@jobs.command("worklist", short_help="List what was reported, the most urgent first.")
+@click.option("--days", type=click.FloatRange(min=0), default=7.0, show_default=True,
+              help="Only studies that began to arrive within so many days; `inf` for all.")  # fmt: skip
+@click.option("--most", type=click.IntRange(min=1), default=100, show_default=True, help="No more than so many.")
+@_store
+@as_json
+@verb_of
+def worklist(days: float, most: int, store: Path, as_json: bool) -> int:
+    """List the studies with a result in the order in which somebody should look at them.
+
+    What was sent as urgent comes first; then what is abnormal, indeterminate, normal and not judged, the most probable
+    first, by picture and words together where they were fused.
+    """
+    from pipelines.store.seen import Seen
+
+    with _open(store) as opened:
+        seen = Seen(store, opened.database)
+        entries = seen.worklist(within_s=days * 86400, most=most)
+        waiting = {str(state): count for state, count in seen.counts().items() if state != "done"}
+    if as_json:
+        print_json({"worklist": [entry.as_dict() for entry in entries], "not_done": waiting, "exit_status": 0})
+        return 0
+    for entry in entries:
+        score = f"{entry.triage.score:.3f}" if entry.triage.score is not None else "-"
+        urgent = "STAT" if entry.job.priority > 0 else ""
+        dispute = "  picture and words disagree" if entry.triage.disagreements else ""
+        click.echo(f"{urgent:<4}  {entry.triage.assessment or 'not judged':<13}  {score:>5}  {entry.job.study_uid} "
+                   f"v{entry.job.version}  {entry.triage.title}{dispute}")  # fmt: skip
+    return 0
 
 
 @jobs.command("show", short_help="Show one job with its history.")

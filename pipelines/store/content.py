@@ -30,6 +30,8 @@ _SHARDS = 256
 # A meta header is shorter than this, unless somebody keeps private things in it (PS3.10 section 7.1).
 _HEAD = 1 << 20
 _CHUNK = 1 << 20
+# The folder of what workers have written.
+RESULTS = "results"
 # How many folders are waited for at once.
 _AT_ONCE = 8
 
@@ -81,7 +83,7 @@ class Contents:
     def __init__(self, root: Path) -> None:
         self._incoming, self._instances = root / "incoming", root / "instances"
         self._naming, self._waiting = threading.Lock(), ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync")
-        self.refused, self.results = root / "refused", root / "results"
+        self.refused, self.results = root / "refused", root / RESULTS
         # Folders of studies whose names nobody has waited for yet.
         self._fresh: set[Path] = set()
         try:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from imaging.errors import IllegalMove, ImagingError, InterruptedTooOften, UnknownJob
 from pipelines.store.arrivals import tell
@@ -19,7 +19,7 @@ from pipelines.store.clock import Clock
 from pipelines.store.database import Database
 from pipelines.store.moves import MOVES, RESTING, State
 from pipelines.store.rules import Completeness, Retries
-from pipelines.store.view import JOBS, Delivery, Event, Job, delivery_of, event_of, job_of
+from pipelines.store.view import JOBS, Delivery, Event, Job, Triage, delivery_of, event_of, job_of
 
 _NEXT = (
     "SELECT id FROM jobs AS mine WHERE state = 'ready' AND due <= ? AND NOT EXISTS (SELECT 1 FROM jobs"
@@ -150,7 +150,10 @@ class Jobs:
                            instances=row["instances"], expected=wanted)  # fmt: skip
             if why is None:
                 continue
-            detail = {"why": why, "instances": row["instances"], "expected": wanted}
+            sent = self._database.read("SELECT DISTINCT source FROM instances WHERE study_uid = ? AND stands LIMIT 20",
+                                       [row["study_uid"]])  # fmt: skip
+            detail = {"why": why, "instances": row["instances"], "expected": wanted,
+                      "sources": sorted(item["source"] for item in sent)}  # fmt: skip
             urgency = priority(row["study_uid"])
             with self._database.writing() as db:
                 job = _get(db, row["id"])
@@ -260,7 +263,13 @@ class Jobs:
     # --------------------------------------------------------------------------------------------------- to its places
 
     def verified(
-        self, job: Job, report_sha256: str, destinations: Sequence[str], *, outputs: Sequence[str] = ()
+        self,
+        job: Job,
+        report_sha256: str,
+        destinations: Sequence[str],
+        *,
+        outputs: Sequence[str] = (),
+        triage: Triage | None = None,
     ) -> None:
         """Its outputs are what their checksums say; they may go to their destinations.
 
@@ -274,6 +283,8 @@ class Jobs:
             The names of all of them; the job is done when each has confirmed.
         outputs
             SOPInstanceUIDs of its DICOM outputs, so that they are known if they are sent back to us.
+        triage
+            How soon somebody should look at it.
         """
         with self._database.writing() as db:
             before = db.execute("SELECT job FROM results WHERE study_uid = ? AND current", [job.study_uid]).fetchone()
@@ -284,6 +295,8 @@ class Jobs:
             db.executemany("INSERT INTO deliveries (job, destination) VALUES (?, ?)",
                            [(job.id, destination) for destination in destinations])  # fmt: skip
             db.executemany("INSERT OR IGNORE INTO outputs VALUES (?, ?)", [(output, job.id) for output in outputs])
+            if triage is not None:
+                db.execute("INSERT INTO triage VALUES (?, ?, ?, ?, ?, ?, ?)", (job.id, *astuple(triage)))
             _move(db, job, State.DELIVERING)
 
     def delivered(self, job: int, destination: str) -> None:

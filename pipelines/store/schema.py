@@ -144,5 +144,19 @@ CREATE TRIGGER events_stay BEFORE UPDATE ON events
 BEGIN SELECT RAISE(ABORT, 'an event is not changed'); END;
 """  # noqa: S608 nothing in it comes from outside
 
+# What a worklist is ordered by; made when a result is verified, so that nobody reads ten thousand reports for one page.
+_TRIAGE = """
+CREATE TABLE triage (
+    job INTEGER PRIMARY KEY REFERENCES results ON DELETE CASCADE,
+    rank INTEGER NOT NULL,       -- the smaller, the sooner
+    assessment TEXT,             -- NULL: nothing was judged
+    score REAL,                  -- probability of the most urgent thing; NULL where it has none
+    source TEXT NOT NULL,        -- whose number that is
+    title TEXT NOT NULL,         -- what it is a probability of
+    disagreements INTEGER NOT NULL
+) STRICT;
+CREATE INDEX results_by_study ON results (study_uid, job);
+"""
+
 # The n-th takes a database of version n to version n + 1 (PRAGMA user_version).
-STEPS = (_FIRST,)
+STEPS = (_FIRST, _TRIAGE)

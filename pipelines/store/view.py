@@ -105,6 +105,35 @@ class Delivery:
     reason: dict[str, str] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Triage:
+    """How soon somebody should look at a result.
+
+    Attributes
+    ----------
+    rank
+        The smaller, the sooner: 0 abnormal, 1 indeterminate, 2 normal, 3 not judged. Where picture and words disagree
+        it is at most 1.
+    assessment
+        Of the most urgent thing that was judged; None where nothing was.
+    score
+        Its probability, 0 to 1; None where it has none.
+    source
+        Whose number that is: ``fused``, ``image <model>`` or ``text <model>``.
+    title
+        What it is.
+    disagreements
+        How often picture and words say the opposite.
+    """
+
+    rank: int
+    assessment: str | None
+    score: float | None
+    source: str
+    title: str
+    disagreements: int
+
+
 def event_of(row: sqlite3.Row) -> Event:
     """A row of `events`."""
     detail = json.loads(row["detail"]) if row["detail"] else None

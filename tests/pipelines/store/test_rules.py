@@ -52,8 +52,8 @@ def test_the_store_waits_by_the_rule_and_tells_why_it_stopped(tmp_path: Path) ->
         assert settle_after(0, expected=3) == [State.READY]
         told_of = [event.detail for event in store.jobs.events() if event.code == "study_complete"]
         assert told_of == [
-            {"why": "quiet", "instances": 2, "expected": None},
-            {"why": "expected", "instances": 3, "expected": 3},
+            {"why": "quiet", "instances": 2, "expected": None, "sources": ["tests"]},
+            {"why": "expected", "instances": 3, "expected": 3, "sources": ["tests"]},
         ]
 
 
