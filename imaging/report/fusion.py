@@ -314,7 +314,9 @@ def fuse_trained(
         assessment=assessment,
         assessment_reason=reason,
         error_rate=config.calibrate.error_rate,
-        calibration=f"{calibration['cases']} validation cases with {' and '.join(pattern)}" if pattern else "",
+        calibration=f"{fusion.calibration(decided)['cases']} validation cases with {' and '.join(decided)}"
+        if decided
+        else "",
     )
 
 

@@ -242,8 +242,9 @@ def _fused(entry: FusionEntry, report: Report, makers: Mapping[str, Maker]) -> G
 
 
 def _in_words(score: Score) -> str:
-    between = "" if score.low is None or score.high is None else f", {score.low:.3g} to {score.high:.3g}"
-    return f"{score.source}: {score.probability:.3g}{between}"
+    between = "" if score.low is None or score.high is None else f", {score.low:.5g} to {score.high:.5g}"
+    # All five digits that it has: 0.99984 is no certainty.
+    return f"{score.source}: {score.probability:.5g}{between}"
 
 
 def _version(score: Score, report: Report) -> str:

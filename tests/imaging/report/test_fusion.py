@@ -152,6 +152,14 @@ def test_without_a_text_nothing_is_added(say: Say) -> None:
     assert fusion_entries([say(0.6)], None, {}) == ()
 
 
+def test_what_the_assessment_was_calibrated_on_is_told_and_not_what_was_left_out_of_it(
+    say: Say, trained: Fusion
+) -> None:
+    facts = {"age": "50", "sex": "M"}
+    entry = only(fusion_entries([say(0.6)], text(1.5, role="report"), facts, fusion=trained)[:1])
+    assert (entry.calibration, entry.text_role) == ("100 validation cases with toy", "report")
+
+
 def test_trained_fusion_adds_what_adds_up(say: Say, trained: Fusion) -> None:
     facts = {"age": "50", "sex": "M"}
     entry = only(fusion_entries([say(0.6)], text(1.5), facts, fusion=trained))

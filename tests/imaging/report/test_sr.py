@@ -188,6 +188,12 @@ def test_picture_words_and_both_are_three_numbers_with_their_makers() -> None:
     assert {"Between the thresholds.", "Fused by log odds, prior 0.4", "Error rate 0.1"} <= set(group.comments)
 
 
+def test_what_is_nearly_sure_is_not_told_as_certain() -> None:
+    score = Score(probability=0.99984, low=0.99918, high=0.99997, logit=8.7, source="fused")
+    entry = FusionEntry(name="pneumonia", fused=score, method="log_odds", assessment="abnormal", assessment_reason="-")
+    assert "fused: 0.99984, 0.99918 to 0.99997" in group_of(report_of(fusion=(entry,))).comments
+
+
 def test_what_is_missing_of_a_fusion_is_told() -> None:
     fusion = FusionEntry(
         name="pneumonia", code=code_of("pneumonia"), image=SCORES["image"], method="stacked", model="toy",
