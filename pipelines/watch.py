@@ -10,8 +10,8 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,10 +111,8 @@ def watch(
         What is done with a study.
     stop
         Set it, from a signal handler, to end.
-    devices, rules
-        As `Watcher` takes them.
-    shown
-        See there.
+    devices, rules, shown
+        As `Watcher` takes them; what is shown, see there.
 
     Returns
     -------
@@ -132,11 +130,8 @@ def watch(
     with Store(store, watching=True) as opened:
         shown = shown or Shown()
         audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
-        commitments, aet = None, "IMGPIPE"
-        if come_from.listening is not None:
-            from pipelines.commitment import Commitments
-
-            commitments, aet = Commitments(), come_from.listening.aet
+        aet = come_from.listening.aet if come_from.listening is not None else "IMGPIPE"
+        commitments = _commitments() if come_from.listening is not None else None
         watcher = Watcher(
             opened,
             reading,
@@ -150,14 +145,27 @@ def watch(
             page=_page(shown.web, opened, audit),
             audit=audit,
         )
-        audit.tell(STARTED)
-        try:
+        with _audited(audit, opened):
             watcher.run(stop)
-        finally:
-            with suppress(StoreBusy, StoreFull):  # what is not written now is at the next start
-                audit.follow(opened.jobs)
-                audit.tell(STOPPED)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
+
+
+@contextmanager
+def _audited(audit: AuditLog, store: Store) -> Iterator[None]:
+    """Tell the start and the end of a watcher, and before the end all that has happened."""
+    audit.tell(STARTED)
+    try:
+        yield
+    finally:
+        with suppress(StoreBusy, StoreFull):  # what is not written now is at the next start
+            audit.follow(store.jobs)
+            audit.tell(STOPPED)
+
+
+def _commitments() -> Commitments:
+    from pipelines.commitment import Commitments
+
+    return Commitments()
 
 
 def _check(come_from: In, go_to: Out) -> None:
