@@ -18,6 +18,8 @@ _ORDER: tuple[Kind, ...] = ("abnormal", "indeterminate", "normal", "measured")
 _HEADS: dict[Assessment, str] = {"abnormal": "Abnormal", "indeterminate": "Indeterminate", "normal": "Normal"}
 # How many findings a line names before it counts the rest: a film may have fourteen that are normal.
 _NAMED = 6
+# How many reasons why something was not looked at: they are long.
+_REASONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +34,36 @@ class Line:
         return f"{self.head}: {self.text}"
 
 
-def conclusion_of(report: Report) -> tuple[Line, ...]:
+def conclusion_of(report: Report, *, whole: bool = False) -> tuple[Line, ...]:
     """The conclusion: disagreements, then what is abnormal, indeterminate, normal and measured, then what is missing.
 
     It is made of the report alone, so that every rendering says the same.
+
+    Parameters
+    ----------
+    report
+        What was found.
+    whole
+        Name everything, where the rendering has no other place that does; by default a line names a few and counts
+        the rest.
     """
+    most, reasons = (None, None) if whole else (_NAMED, _REASONS)
     lines = [Line("disagreement", "Picture and report disagree", _disputed(item)) for item in report.disagreements]
     for assessment, head in _HEADS.items():
         lines += [Line(assessment, head, _fused(entry)) for entry in report.fusion if entry.assessment == assessment]
         found = [item for item in report.findings if kind_of(item) == assessment]
         if found:
-            lines.append(Line(assessment, head, _listed([_judged(item) for item in _surest(found)])))
+            lines.append(Line(assessment, head, _listed([_judged(item) for item in _surest(found)], most)))
         judged = [text for text in report.texts if text.probability is not None and text.assessment == assessment]
         lines += [Line(assessment, head, _worded(text)) for text in judged]
     measured = [item for item in report.findings if kind_of(item) == "measured"]
     if measured:
-        lines.append(Line("measured", "Measured, not judged", _listed([_amount(item) for item in measured])))
+        lines.append(Line("measured", "Measured, not judged", _listed([_amount(item) for item in measured], most)))
     if not lines:
         lines.append(Line("nothing", "Nothing was measured", "see what was not looked at, and why"))
     if report.not_looked_at:
         told = [item.rstrip(".") for item in report.not_looked_at]
-        lines.append(Line("not_looked_at", "Not looked at", _listed(told, most=2, between="; ")))
+        lines.append(Line("not_looked_at", "Not looked at", _listed(told, reasons, between="; ")))
     return tuple(lines)
 
 
@@ -82,8 +93,8 @@ def _surest(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: -_probability(finding))
 
 
-def _listed(said: Sequence[str], *, most: int = _NAMED, between: str = ", ") -> str:
-    rest = len(said) - most
+def _listed(said: Sequence[str], most: int | None, *, between: str = ", ") -> str:
+    rest = len(said[most:]) if most is not None else 0
     return between.join(said[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from imaging.codes import code_of
 from imaging.errors import OutputNotBuilt, UnknownName
 from imaging.files import write_whole
+from imaging.report.conclusion import conclusion_of
 from imaging.report.fhir.check import check_fhir
 from imaging.report.fhir.observations import observations_of, subject_and_time
 from imaging.report.fhir.parts import (
@@ -42,7 +43,7 @@ from imaging.report.fhir.parts import (
     reference,
 )
 from imaging.report.fhir.study import imaging_study, model, model_name, software, software_name, study_name
-from imaging.report.report import Finding, Report
+from imaging.report.report import Report
 
 # LOINC's own name of it; DICOM, and so the table, calls it a report.
 _CODE = concept({**coding_of(code_of("imaging_report")), "display": "Diagnostic imaging study"})
@@ -122,7 +123,7 @@ def _entry(resource: Json) -> Json:
 
 def _diagnostic_report(report: Report, digest: str, version: Version, observed: list[Json]) -> Json:
     name = name_of("DiagnosticReport", digest)
-    lines = conclusion_of(report)
+    lines = _lines(report)
     study = [reference(study_name(report), "ImagingStudy")] if study_name(report) else []
     coded_conclusions = _conclusions(report)
     return {
@@ -152,27 +153,13 @@ def _conclusions(report: Report) -> list[Json]:
     return list(abnormal.values())
 
 
-def conclusion_of(report: Report) -> list[str]:
-    """What the report says in a few lines, for people."""
-    lines = [report.disclaimer]
-    lines += [_line(finding) for finding in report.findings]
-    lines += [f"{entry.title or entry.name}, image and text together: {entry.assessment}." for entry in report.fusion]
-    lines += [f"Picture and words disagree: {entry.title or entry.name}." for entry in report.disagreements]
-    if not report.findings:
-        lines.append("Nothing was measured.")
+def _lines(report: Report) -> list[str]:
+    """The report's conclusion whole, for people; no other place of the bundle tells what was refused or not seen."""
+    lines = [report.disclaimer, *map(str, conclusion_of(report, whole=True))]
     refused = len(report.refused) + sum(len(entry.refusals) for entry in report.series)
     if refused:
         lines.append(f"Refused, and not reported on: {refused} (files, series or volumes).")
-    return lines + [f"Not looked at: {reason}" for reason in report.not_looked_at]
-
-
-def _line(finding: Finding) -> str:
-    if finding.structure is not None:
-        amount = f"{finding.structure.volume_ml:.3g} mL" if finding.structure.voxels else "not found"
-        return f"{finding.title}: {amount}; {finding.assessment}."
-    if finding.classification is not None:
-        return f"{finding.title}: {finding.assessment} (probability {finding.classification.probability:.3f})."
-    return f"{finding.title}: {finding.assessment}."
+    return lines
 
 
 def _narrative(lines: list[str]) -> str:

@@ -76,6 +76,18 @@ def test_long_lists_are_cut_and_counted() -> None:
     report = report_of(*(judged(f"f{number}", number / 100, "normal") for number in range(9)))
     (line,) = conclusion_of(report)
     assert line.text.endswith(" and 3 more") and line.text.count("(") == 6
+    unseen = tuple(f"series {number}" for number in range(4))
+    told = conclusion_of(report.model_copy(update={"not_looked_at": unseen}))
+    assert str(told[-1]) == "Not looked at: series 0; series 1 and 2 more"
+
+
+def test_whole_conclusion_names_everything() -> None:
+    findings = (*(judged(f"f{number}", 0.5, "normal") for number in range(9)), *(sized(f"s{n}") for n in range(9)))
+    unseen = tuple(f"series {number}" for number in range(4))
+    lines = conclusion_of(report_of(*findings, not_looked_at=unseen), whole=True)
+    assert all(any(item.title in line.text for line in lines) for item in findings)
+    assert all(reason in lines[-1].text for reason in unseen)
+    assert not any("more" in line.text for line in lines)
 
 
 @pytest.mark.parametrize("told", [(), ("series 1: localizer.",)])
