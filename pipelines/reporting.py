@@ -18,7 +18,8 @@ from imaging.classifier import Classification, Explained
 from imaging.errors import ImagingError, SetAside, StaleResult, StudyFailed
 from imaging.files import sha256_of, staged_folder
 from imaging.predict import Prediction
-from imaging.report.findings import findings_of, model_entry, refusals_of
+from imaging.report.findings import findings_of, refusals_of
+from imaging.report.models import model_entry
 from imaging.report.report import Finding, Report, SeriesEntry
 from imaging.volume import SeriesFacts
 from pipelines.asking import Predictors, Source, ask_pictures
@@ -123,7 +124,7 @@ def _report_of(
     findings = tuple(finding for prediction in predictions for finding in findings_of(prediction))
     said = say(source.documents, predictions, findings, readers=asked.readers, fusion=asked.fusion, files=source.files,
                problems=problems, series=_pictures(source))  # fmt: skip
-    models = {prediction.checkpoint.name: model_entry(prediction) for prediction in predictions}
+    models = {prediction.checkpoint.name: model_entry(prediction.checkpoint) for prediction in predictions}
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software="imgpipe",

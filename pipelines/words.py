@@ -14,19 +14,21 @@ from typing import Protocol
 from imaging.checkpoint import FusionCheckpoint, TextCheckpoint
 from imaging.classifier import Classification
 from imaging.config import Class
-from imaging.errors import EncoderUnusable, FusionMismatch, ImagingError, InputRefused, MissingPackage, NotApplicable
+from imaging.errors import (
+    EncoderUnusable,
+    FusionMismatch,
+    ImagingError,
+    InputRefused,
+    MissingPackage,
+    NotApplicable,
+    TextNotJudged,
+)
 from imaging.labelled_studies import header_facts
 from imaging.predict import Prediction
 from imaging.report.disagreement import Words, disagreements
-from imaging.report.findings import entry_of
 from imaging.report.fusion import Fusion, Part, fusion_entries, judged_whole, text_part
-from imaging.report.report import (
-    Disagreement,
-    Finding,
-    FusionEntry,
-    ModelEntry,
-    TextEntry,
-)
+from imaging.report.models import model_entry
+from imaging.report.report import Disagreement, Finding, FusionEntry, ModelEntry, TextEntry
 from imaging.report.texts import spans_of, text_entry
 from imaging.text.document import Document
 from imaging.text.reading import TextReader, TextReading, check_pictures, check_text
@@ -144,7 +146,7 @@ def say(
         disagreements=tuple(one for item in heard for one in disagreements(findings, item.words, whole=named)),
         models=tuple(
             {model.name: model for item in heard for model in item.models}.values()
-        ) + ((entry_of(fusion),) if fusion is not None else ()),
+        ) + ((model_entry(fusion),) if fusion is not None else ()),
     )  # fmt: skip
 
 
@@ -170,8 +172,7 @@ def _heard(
             read.append((reader, reader(document, series)))
         except (InputRefused, MissingPackage, EncoderUnusable) as refusal:
             why_not.append(str(refusal))
-            # That a checkpoint reads other texts, or that nobody installed what it needs, is no fault of this one.
-            problems += [] if isinstance(refusal, NotApplicable | MissingPackage) else [refusal]
+            problems += _problem(document, refusal)
     spans = spans_of(document, (span for _, reading in read for span in reading.spans))
     judge, judged = next(((reader, one) for reader, one in read if one.logit is not None), (None, None))
     part = text_part(judged, classes=judge.classes) if judged is not None and judge is not None else None
@@ -179,7 +180,16 @@ def _heard(
     reason = "; ".join(why_not) or _NO_MODEL
     entry = text_entry(document, spans, model=name, judged=judged, score=part.score() if part else None, why_not=reason)
     words = Words(document, spans, judged.probability if judged else None, judged.assessment if judged else None)
-    return _Heard(entry, words, part, tuple(entry_of(reading.checkpoint) for _, reading in read))
+    return _Heard(entry, words, part, tuple(model_entry(reading.checkpoint) for _, reading in read))
+
+
+def _problem(document: Document, refusal: ImagingError) -> list[ImagingError]:
+    """What is wrong with the study where a checkpoint did not read one of its texts."""
+    if isinstance(refusal, NotApplicable):  # that it reads other texts is no fault of this one
+        return []
+    if isinstance(refusal, MissingPackage):  # nor is it that nobody installed what it needs, but that can be mended
+        return [TextNotJudged(document.source, seen=refusal.seen, remedy=refusal.remedy)]
+    return [refusal]
 
 
 def _fused(

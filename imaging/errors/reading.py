@@ -129,7 +129,7 @@ class SeriesRefused(InputRefused):
 
 
 class SetAside(SeriesRefused):
-    """What a series holds beside pictures by design: listed and left aside, and no fault of anybody."""
+    """What is listed and left aside by design, such as what a series holds beside pictures: no fault of anybody."""
 
 
 class NotAnImage(SetAside):
@@ -154,6 +154,14 @@ class SecondaryCapture(SetAside):
     code = "secondary_capture"
     expected = "images with a position in the patient were expected"
     remedy = "Nothing to do: it is listed and left aside"
+
+
+class TextNotJudged(SetAside):
+    """What would judge a text is not installed; what it mentions is told all the same."""
+
+    code = "text_not_judged"
+    expected = "the packages that text models need were expected"
+    remedy = "Install them: pip install 'imgpipe[text]'"
 
 
 class MultiFrame(SeriesRefused):

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
 from imaging.classifier import Classification, Judgement
 from imaging.config import Label
 from imaging.errors import ImagingError
@@ -19,10 +18,7 @@ from imaging.predict import Prediction
 from imaging.report.report import (
     ClassProbability,
     Explanation,
-    Figure,
     Finding,
-    MeanDice,
-    ModelEntry,
     Refusal,
     SliceEvidence,
     StructureVolume,
@@ -185,38 +181,3 @@ def _evidence(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np
 def refusals_of(errors: Sequence[ImagingError]) -> tuple[Refusal, ...]:
     """Errors as parts of a report."""
     return tuple(Refusal(**error.as_dict()) for error in errors)
-
-
-def model_entry(prediction: Prediction | Classification) -> ModelEntry:
-    """The entry of the checkpoint that made a prediction."""
-    return entry_of(prediction.checkpoint)
-
-
-def entry_of(checkpoint: NetworkCheckpoint | FusionCheckpoint) -> ModelEntry:
-    """The entry of a checkpoint, whatever it does."""
-    test, held_out = (checkpoint.metrics.get(side, {}) for side in ("test", "cross_validation"))
-    return ModelEntry(
-        name=checkpoint.name,
-        version=checkpoint.config.version,
-        title=checkpoint.config.title,
-        weights_sha256=checkpoint.weights_sha256,
-        config_sha256=checkpoint.config.digest(),
-        test_cases=test.get("cases", 0),
-        dice_on_test=_dice_of(test),
-        scores_on_test=_scores_of(test),
-        members=1 if isinstance(checkpoint, FusionCheckpoint) else checkpoint.config.members,
-        cross_validated_cases=held_out.get("cases", 0),
-        dice_cross_validated=_dice_of(held_out),
-        scores_cross_validated=_scores_of(held_out),
-    )
-
-
-def _dice_of(side: dict[str, Any]) -> dict[str, MeanDice]:
-    return {name: MeanDice(**value) for name, value in side.get("dice", {}).items()}
-
-
-def _scores_of(side: dict[str, Any]) -> dict[str, dict[str, Figure]]:
-    return {
-        name: {key: Figure(**value) for key, value in figures.items() if isinstance(value, dict)}
-        for name, figures in side.get("scores", {}).items()
-    }

@@ -200,9 +200,11 @@ class MeanDice(Figure):
 class ModelEntry(_Part):
     """A checkpoint that took part: its version, hashes, and how well it did on held-out cases.
 
-    `members` is how many networks it is the mean of. For each structure its Dice, or for each thing that is judged its
-    figures (`imaging.scores.scores_of`): on test cases, and in cross-validation, where each case was measured by the
-    one network of several that had not seen it. The latter are no figures of an ensemble, but of its members.
+    `members` is how many networks it is the mean of; `measured_on` says in the plural what its cases are. For each
+    structure its Dice, or for each thing that is judged (by a fusion: for each set of parts) its figures
+    (`imaging.scores.scores_of`): on validation cases, which did not train it but chose its calibration and perhaps its
+    epoch; on test cases, which had no part in it; and in cross-validation, where each case was measured by the one
+    network of several that had not seen it. The latter are no figures of an ensemble, but of its members.
     """
 
     name: str
@@ -210,6 +212,10 @@ class ModelEntry(_Part):
     title: str
     weights_sha256: str
     config_sha256: str
+    measured_on: str = "cases"
+    validation_cases: int = 0
+    dice_on_validation: dict[str, MeanDice] = {}
+    scores_on_validation: dict[str, dict[str, Figure]] = {}
     test_cases: int = 0
     dice_on_test: dict[str, MeanDice] = {}
     scores_on_test: dict[str, dict[str, Figure]] = {}

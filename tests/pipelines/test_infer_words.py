@@ -17,11 +17,12 @@ from films import write_film
 from PIL import Image
 
 from imaging.checkpoint import find_checkpoint, open_text
-from imaging.errors import ImagingError, MissingPackage, NotApplicable, TextOfMany, TextRole
+from imaging.errors import ImagingError, MissingPackage, NotApplicable, TextNotJudged, TextOfMany, TextRole
 from imaging.report.report import Report
 from imaging.text.document import Document
 from imaging.text.reading import check_pictures
 from imaging.volume import SeriesFacts
+from pipelines.cli.verb import status_of
 from pipelines.infer import Inferred, infer
 from pipelines.train import train
 from pipelines.words import say
@@ -226,8 +227,12 @@ def test_text_that_no_checkpoint_takes_says_why_and_is_no_problem() -> None:
 
 
 def test_missing_package_is_told_and_the_text_is_still_marked() -> None:
-    said, problems = heard(Refusing(MissingPackage("transformers", seen="it is not installed")))
-    assert problems == [] and "it is not installed" in said.texts[0].assessment_reason
+    missing = MissingPackage("text models", seen="transformers is not installed", remedy="pip install 'imgpipe[text]'")
+    said, problems = heard(Refusing(missing))
+    assert "transformers is not installed" in said.texts[0].assessment_reason
+    assert [problem.as_dict() for problem in problems] == [TextNotJudged("file x", seen=missing.seen,
+                                                                         remedy=missing.remedy).as_dict()]  # fmt: skip
+    assert status_of(problems) == 0, "nobody's fault: the study is reported on"
     assert [span.text for sentence in said.texts[0].sentences for span in sentence.spans] == ["pleural effusion"]
 
 

@@ -18,8 +18,8 @@ from imaging.config import load_config
 from imaging.errors import MissingSlices
 from imaging.files import shipped
 from imaging.predict import Prediction
-from imaging.report.findings import findings_of, model_entry, refusals_of
-from imaging.report.report import Finding, MeanDice, Report, StructureVolume, StudyEntry
+from imaging.report.findings import findings_of, refusals_of
+from imaging.report.report import Finding, Report, StructureVolume, StudyEntry
 from imaging.volume import Frame, SeriesFacts, Volume
 
 Array = np.ndarray[Any, Any]
@@ -131,7 +131,6 @@ def test_there_is_no_interval_for_a_spacing_it_was_not_measured_on(spacing: tupl
 def test_checkpoint_without_figures_gives_no_interval(metrics: dict[str, Any]) -> None:
     prediction = predicted(mask_of(), metrics=metrics)
     assert [structure.interval for structure in structures_of(prediction)] == [None, None]
-    assert model_entry(prediction).dice_on_test == {}
 
 
 def test_nothing_is_called_normal() -> None:
@@ -179,11 +178,3 @@ def test_refusals_keep_their_five_parts() -> None:
     error = MissingSlices("series 1.2.3", seen="one slice is missing")
     (refusal,) = refusals_of([error])
     assert refusal.model_dump() == error.as_dict()
-
-
-def test_model_entry_tells_version_hashes_and_dice() -> None:
-    entry = model_entry(predicted(mask_of()))
-    assert (entry.name, entry.version) == (CONFIG.name, CONFIG.version)
-    assert (entry.weights_sha256, entry.config_sha256) == ("f" * 64, CONFIG.digest())
-    assert entry.test_cases == 43
-    assert entry.dice_on_test == {"hippocampus_anterior": MeanDice(mean=0.9, low=0.88, high=0.92)}

@@ -21,9 +21,10 @@ from imaging.errors import MissingSlices, NotDicom
 from imaging.files import shipped
 from imaging.predict import Prediction
 from imaging.report import html
-from imaging.report.findings import findings_of, model_entry, refusals_of
+from imaging.report.findings import findings_of, refusals_of
 from imaging.report.heat import Heat
 from imaging.report.html import render_html
+from imaging.report.models import model_entry
 from imaging.report.pictures import Picture, key_pictures
 from imaging.report.report import (
     DefectEntry,
@@ -93,7 +94,7 @@ def page_of(text: str = "HippoCrop", *, found: bool = True) -> str:
         findings=findings_of(prediction),
         series=(series,),
         refused=refusals_of([NotDicom(text, seen=text)]),
-        models=(model_entry(prediction),),
+        models=(model_entry(prediction.checkpoint),),
         outputs=(OutputEntry(file=text, sha256="0" * 64),),
         **words_with(text),
     )

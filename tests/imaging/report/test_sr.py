@@ -25,7 +25,8 @@ from imaging.dicom.seg import Algorithm, SegType, write_seg
 from imaging.dicom.sr_content import Evaluation, Group, SegmentRef, read_content
 from imaging.errors import FormatNotApplicable, OutputNotBuilt
 from imaging.predict import Prediction, Predictor
-from imaging.report.findings import findings_of, model_entry
+from imaging.report.findings import findings_of
+from imaging.report.models import model_entry
 from imaging.report.report import (
     ClassProbability,
     Disagreement,
@@ -331,7 +332,7 @@ def study_of(folder: Path, said: Sequence[Prediction | Classification], **values
     report = report_of(
         *(finding for one in said for finding in findings_of(one)),
         series=[entry_of(one) for one in said], study=StudyEntry(name=uid, uid=uid),
-        models=tuple({one.checkpoint.name: model_entry(one) for one in said}.values()), **values,
+        models=tuple({one.checkpoint.name: model_entry(one.checkpoint) for one in said}.values()), **values,
     )  # fmt: skip
     return Study(folder, report, [frame.path for one in said for frame in one.volume.sources])
 

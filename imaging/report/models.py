@@ -1,0 +1,56 @@
+"""A checkpoint -> its entry in a report: which it is, by its hashes, and how well it did on held-out cases.
+
+Invariant: every figure is the checkpoint's own, from its `metrics.json`, and told as what it is of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
+from imaging.config import AnyConfig, FuseConfig, TextConfig
+from imaging.report.report import Figure, MeanDice, ModelEntry
+
+
+def model_entry(checkpoint: NetworkCheckpoint | FusionCheckpoint) -> ModelEntry:
+    """The entry of a checkpoint, whatever it does."""
+    sides = ("validation", "test", "cross_validation")
+    validation, test, held_out = (checkpoint.metrics.get(side, {}) for side in sides)
+    return ModelEntry(
+        name=checkpoint.name,
+        version=checkpoint.config.version,
+        title=checkpoint.config.title,
+        weights_sha256=checkpoint.weights_sha256,
+        config_sha256=checkpoint.config.digest(),
+        measured_on=_measured_on(checkpoint.config),
+        validation_cases=validation.get("cases", 0),
+        dice_on_validation=_dice_of(validation),
+        scores_on_validation=_scores_of(validation),
+        test_cases=test.get("cases", 0),
+        dice_on_test=_dice_of(test),
+        scores_on_test=_scores_of(test),
+        members=1 if isinstance(checkpoint, FusionCheckpoint) else checkpoint.config.members,
+        cross_validated_cases=held_out.get("cases", 0),
+        dice_cross_validated=_dice_of(held_out),
+        scores_cross_validated=_scores_of(held_out),
+    )
+
+
+def _measured_on(config: AnyConfig) -> str:
+    """What its cases are, in the plural."""
+    if isinstance(config, TextConfig):
+        return " and ".join(f"{role}s" for role in sorted(config.applies_to.roles))
+    return "studies" if isinstance(config, FuseConfig) else "cases"
+
+
+def _dice_of(side: dict[str, Any]) -> dict[str, MeanDice]:
+    return {name: MeanDice(**value) for name, value in side.get("dice", {}).items()}
+
+
+def _scores_of(side: dict[str, Any]) -> dict[str, dict[str, Figure]]:
+    """By what is judged; of a fusion by the parts that were there, for each such set has its own figures."""
+    patterns = {name: part["scores"] for name, part in side.get("patterns", {}).items()}
+    return {
+        name: {key: Figure(**value) for key, value in figures.items() if isinstance(value, dict)}
+        for name, figures in (side.get("scores") or patterns).items()
+    }
