@@ -50,10 +50,6 @@ class Counts:
         """Of all kinds together; NaN where nothing was marked and nothing found."""
         return _share(2 * sum(self.right), 2 * sum(self.right) + sum(self.wrong) + sum(self.missed))
 
-    def of_kind(self, kind: int) -> Counts:
-        """Those of one kind."""
-        return Counts((self.right[kind],), (self.wrong[kind],), (self.missed[kind],))
-
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")

