@@ -5,7 +5,10 @@ Invariant: no series goes unmentioned; what is refused is told with the series, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,9 @@ from imaging.volume import Volume, orientation_of, spacing_of
 Predictors = Callable[[str], Predictor | Classifier]
 
 T = TypeVar("T")
+
+# Seconds by checkpoint; somebody who wants to know sets it to an empty one.
+TOOK: ContextVar[dict[str, float] | None] = ContextVar("TOOK", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,26 @@ def _ask_together(predictor: Predictors, model: str, members: Mapping[str, tuple
             raise NotApplicable(model, seen=f"the series of channel {channel.name!r} could not be read",
                                 expected="every channel was expected")  # fmt: skip
         volumes.append(volume)
-    return asked(joined(volumes, [(volume.facts.subject, volume.facts.subject) for volume in volumes]))
+    with _timed(model):
+        return asked(joined(volumes, [(volume.facts.subject, volume.facts.subject) for volume in volumes]))
+
+
+@contextmanager
+def _timed(model: str) -> Iterator[None]:
+    """Count what a checkpoint takes, where somebody wants to know."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        took = TOOK.get()
+        if took is not None:
+            took[model] = took.get(model, 0.0) + time.perf_counter() - begun
 
 
 def _ask(predictor: Predictors, model: str, volume: Volume, explain: Explained) -> Prediction | Classification:
     asked = predictor(model)
-    return asked(volume) if isinstance(asked, Predictor) else asked.explain(asked(volume), of=explain)
+    with _timed(model):
+        return asked(volume) if isinstance(asked, Predictor) else asked.explain(asked(volume), of=explain)
 
 
 def attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:

@@ -182,7 +182,7 @@ class Runner:
             return
         job, error, jobs = seat.job, seat.outcome.error, self._store.jobs
         if error is None:
-            kept = jobs.ran(job)
+            kept = jobs.ran(job, seat.outcome.took)
         elif seat.outcome.is_refusal:
             kept = jobs.refuse(job, error)
         else:

@@ -23,7 +23,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RLELossless
 
-INSTALL = "apt-get install -y --no-install-recommends orthanc orthanc-dicomweb dcmtk"
+INSTALL = "apt-get install -y --no-install-recommends orthanc orthanc-dicomweb dcmtk chromium"
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 

@@ -50,7 +50,7 @@ class StubReader:
     def __init__(self, stub: Stub) -> None:
         self._stub, self.setup = stub, stub.setup
 
-    def __call__(self, task: Task) -> None:
+    def __call__(self, task: Task) -> dict[str, float]:
         if self._stub.log is not None:
             with self._stub.log.open("a") as log:
                 log.write(f"{task.study_uid} {task.version} {len(task.files)}\n")
@@ -65,6 +65,7 @@ class StubReader:
             write_report(task, dicom=self._stub.dicom)
         if trouble == "lie":
             (task.out / task.study_uid / "count.txt").write_text("another")
+        return {"stub": self._stub.seconds}
 
     def _go_wrong(self, trouble: str, task: Task) -> None:
         match trouble:

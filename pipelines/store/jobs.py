@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from imaging.errors import IllegalMove, ImagingError, InterruptedTooOften, UnknownJob
@@ -222,11 +222,22 @@ class Jobs:
 
     # ------------------------------------------------------------------------------------------------ from the worker
 
-    def ran(self, job: Job) -> bool:
-        """Outputs were written; gives False where the lease was lost meanwhile, and then they count for nothing."""
+    def ran(self, job: Job, took: Mapping[str, float] | None = None) -> bool:
+        """Outputs were written; gives False where the lease was lost meanwhile, and then they count for nothing.
+
+        Parameters
+        ----------
+        job
+            In `running`.
+        took
+            How long each checkpoint took, in s.
+        """
         with self._database.writing() as db:
             if not _is_held(db, job):
                 return False
+            if took:
+                detail = {model: round(seconds, 3) for model, seconds in took.items()}
+                tell(db, "models_asked", study_uid=job.study_uid, job=job.id, detail=detail)
             _move(db, job, State.VERIFYING)
             return True
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from arriving import instance, told
 from prometheus_client.parser import text_string_to_metric_families
-from shown import NOW, held, reported
+from shown import NOW, claimed, held, reported
 
 from imaging.errors import WorkerLost
 from pipelines.metrics import Metrics
 from pipelines.store import Store
-from pipelines.store.arrivals import tell
 from pipelines.store.seen import Seen
 
 
@@ -73,8 +72,8 @@ def test_what_was_before_the_watcher_began_is_not_counted(tmp_path: Path) -> Non
 
 
 def test_the_time_of_each_checkpoint_is_told(tmp_path: Path) -> None:
-    with Store(tmp_path) as store, store.database.writing() as db:
-        tell(db, "models_asked", detail={"chest_xray": 0.5, "hippocampus_mr": 3.0})
+    with Store(tmp_path) as store:
+        assert store.jobs.ran(claimed(store, 1), {"chest_xray": 0.5, "hippocampus_mr": 3.0})
     found = samples(Metrics(Seen(tmp_path)))
     assert found["imgpipe_model_seconds_sum{model=chest_xray}"] == pytest.approx(0.5)
     assert found["imgpipe_model_seconds_count{model=hippocampus_mr}"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from arriving import study_uid
+from pacs import required
 from reported import judged
 from shown import claimed, held, reported
 
@@ -301,6 +303,23 @@ def test_it_is_started_again_at_the_same_place_and_tells_when_the_watcher_is_sil
     assert (answer.status, json.loads(answer.text)) == (503, {"status": "watcher_silent"})
     page.tick()
     assert visit("/healthz").status == 200
+
+
+def chromium(url: str, profile: Path) -> str:
+    """The page as a browser makes it."""
+    required("/usr/bin/chromium")
+    command = ["/usr/bin/chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+               "--dump-dom", url]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_a_browser_shows_the_pages_and_runs_nothing_of_a_report(page: Page, store: Store, tmp_path: Path) -> None:
+    evil = "<!doctype html><p>read me<script>document.body.append('R' + 'AN')</script>"
+    job = reported(store, 30, page=evil)
+    shown = chromium(f"{page.url}jobs/{job.id}/report.html", tmp_path)
+    assert "read me" in shown
+    assert "RAN" not in shown
+    assert study_uid(2) in chromium(page.url, tmp_path)
 
 
 def test_many_studies_come_by_the_page(visit: Visitor, store: Store) -> None:
