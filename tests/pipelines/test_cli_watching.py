@@ -60,6 +60,11 @@ def test_jobs_are_listed_and_chosen_by_their_state(store: Path) -> None:
     assert study_uid(2) in plain.output.splitlines()[1]
 
 
+def test_the_worklist_is_told_with_what_is_not_in_it(store: Path) -> None:
+    assert jobs("worklist", store=store)["worklist"] == []
+    assert jobs("worklist", store=store)["not_done"]["quarantined"] == 1
+
+
 def test_a_job_is_shown_with_its_reason_and_its_history(store: Path) -> None:
     document = jobs("show", study_uid(1), store=store)
     assert document["job"]["reason"]["code"] == "worker_lost"
@@ -137,3 +142,12 @@ def test_the_verb_reports_on_a_real_study_with_a_shipped_checkpoint_and_ends_by_
     assert outputs == len(list(report.parent.glob("*.dcm"))) > 1
     assert [path for path in (tmp_path / "in").rglob("*") if path.is_file()] == []
     assert not [path for path in tmp_path.rglob("*.partial") if os.path.lexists(path)]
+
+
+@pytest.mark.parametrize("web", [["--web", "0.0.0.0:0"], ["--web", "8080"], ["--web-token-file", "token"]])
+def test_a_page_that_anybody_could_see_or_that_is_nowhere_is_refused(tmp_path: Path, web: list[str]) -> None:
+    arguments = ["watch", "--inbox", str(tmp_path / "in"), "--outbox", str(tmp_path / "out"), "--store",
+                 str(tmp_path / "store"), *web]  # fmt: skip
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "config_invalid" in result.output

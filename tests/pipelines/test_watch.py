@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import pydicom
 import pytest
 from arriving import instance, study_uid, told
+from pacs import free_port
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 from watching import Stub, read_report
@@ -33,8 +36,9 @@ from pipelines.store import Store
 from pipelines.store import store as store_module
 from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
-from pipelines.watch import In, Out, watch
+from pipelines.watch import In, Out, Shown, watch
 from pipelines.watcher import Rules, Watcher
+from pipelines.web.page import Address
 
 QUICK = Rules(
     complete=Completeness(series_quiet_s=0.1, study_quiet_s=0.3, timeout_s=30),
@@ -401,6 +405,25 @@ def test_a_database_that_is_held_holds_everything_up_and_loses_nothing(
     assert [job.starts for job in watcher.store.jobs.all()] == [1, 1]
 
 
+def test_its_page_and_audit_log_are_there_while_it_runs(tmp_path: Path) -> None:
+    address, stop = Address("127.0.0.1", free_port()), threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        deadline = time.monotonic() + 40
+        while not seen and time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{address.port}/healthz") as answer:
+                seen.append(answer.status)
+        stop.set()
+
+    threading.Thread(target=look).start()
+    watch(come_from=In(inbox=tmp_path / "in"), go_to=Out(outbox=tmp_path / "o"), store=tmp_path / "s", reading=Stub(),
+          stop=stop, shown=Shown(address))  # fmt: skip
+    assert seen == [200]
+    log = (tmp_path / "s" / "audit.jsonl").read_text()
+    assert [word in log for word in ("Application Start", "Application Stop")] == [True, True]
+
+
 def test_a_second_watcher_of_a_store_is_refused(run: Callable[..., Running], tmp_path: Path) -> None:
     run(Stub())
     with pytest.raises(StoreInUse):
@@ -411,7 +434,7 @@ def test_a_second_watcher_of_a_store_is_refused(run: Callable[..., Running], tmp
 def test_workers_end_with_the_watcher_however_it_ends(tmp_path: Path) -> None:
     code = (
         "import sys, threading; sys.path[:0] = sys.argv[1:3]\n"
-        "from pathlib import Path\nfrom watching import Stub\nfrom pipelines.watch import In, Out, watch\n"
+        "from pathlib import Path\nfrom watching import Stub\nfrom pipelines.watch import In, Out, Shown, watch\n"
         "if __name__ == '__main__':\n"
         "    root = Path(sys.argv[3])\n"
         "    watch(come_from=In(root / 'in'), go_to=Out(root / 'out'), store=root / 'store', stop=threading.Event(),\n"
