@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from imaging.errors import StoreFull
-from imaging.files import write_whole
 from pipelines.store.clock import wall
 from pipelines.store.view import Event
 
@@ -218,7 +217,13 @@ class AuditLog:
         return self.path.with_name(f"{self.path.name}.place")
 
     def _remember(self, seq: int) -> None:
-        write_whole(self._place, f"{seq}\n")
+        # In place and of one length: a kill leaves nothing temporary beside it.
+        descriptor = os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(descriptor, f"{seq:020d}\n".encode(), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _resume(self) -> int:
         """The number of the last event that was written."""
