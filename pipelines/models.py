@@ -19,7 +19,7 @@ def models() -> dict[str, Any]:
     -------
     dict
         JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice or scores on test and
-        in cross-validation, members of an ensemble, folder) and ``refused`` (checkpoints that differ from their
+        in cross-validation, scores on validation, members of an ensemble, folder) and ``refused`` (checkpoints that differ from their
         checksums).
     """
     images, unusable = open_checkpoints(())
@@ -37,6 +37,7 @@ def models() -> dict[str, Any]:
                 "applies_to": config.applies_to.model_dump(mode="json"),
                 "labels": _labels(config),
                 "dice_on_test": checkpoint.metrics.get("test", {}).get("dice"),
+                "scores_on_validation": checkpoint.metrics.get("validation", {}).get("scores"),
                 "scores_on_test": checkpoint.metrics.get("test", {}).get("scores"),
                 "spans_on_test": checkpoint.metrics.get("test", {}).get("spans"),
                 "members": config.members,

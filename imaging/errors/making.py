@@ -318,7 +318,7 @@ class FormatNotApplicable(WrongUsage):
 
     code = "format_not_applicable"
     expected = "a DICOM series that it can be about was expected"
-    remedy = "Ask for nifti or json"
+    remedy = "Leave this format out; html, nifti and json can be made instead"
 
 
 class SeveralSeries(WrongUsage):

@@ -11,7 +11,7 @@ class NothingFound(InputRefused):
     """The path holds no study."""
 
     code = "nothing_found"
-    expected = "at least one DICOM file (or a .nii/.nii.gz file) was expected"
+    expected = "at least one DICOM, .nii, .nii.gz or .png file was expected"
     remedy = "Check the path"
 
 

@@ -96,14 +96,15 @@ def _compared(finding: Finding, words: Words, is_whole: bool, codes: Codes) -> D
         if present or open_ or (absent is None and by_report in {"abnormal", "indeterminate"}):
             return None
         kind = "image_abnormal_report_denies" if absent else "image_abnormal_report_silent"
-        return _told(kind, finding, words, absent, is_whole)
+        return _told(kind, finding, words, absent, is_whole, codes)
     if present is None and by_report == "abnormal":
         # It says in other words that something is there: the surest of them is shown.
         said = [span for span in words.spans if span.assertion == "present"]
-        return _told("image_normal_report_abnormal", finding, words, max(said, key=_score, default=None), is_whole)
+        surest = max(said, key=_score, default=None)
+        return _told("image_normal_report_abnormal", finding, words, surest, is_whole, codes)
     if present is None or open_:
         return None
-    return _told("image_normal_report_abnormal", finding, words, present, is_whole)
+    return _told("image_normal_report_abnormal", finding, words, present, is_whole, codes)
 
 
 def _is_of(span: Span, finding: Finding, document: Document, codes: Codes) -> bool:
@@ -121,10 +122,13 @@ def _score(span: Span) -> float:
     return span.score
 
 
-def _told(kind: str, finding: Finding, words: Words, span: Span | None, is_whole: bool) -> Disagreement:
+def _told(
+    kind: str, finding: Finding, words: Words, span: Span | None, is_whole: bool, codes: Codes
+) -> Disagreement:
     assert finding.classification is not None
     explanation, note = finding.explanation, _NOTES[kind]
-    if is_whole and span is None and kind == "image_normal_report_abnormal":
+    named = span is not None and _is_of(span, finding, words.document, codes)
+    if is_whole and not named and kind == "image_normal_report_abnormal":
         note = "The picture is judged normal, and the report as a whole abnormal."
     return Disagreement.model_validate(
         {

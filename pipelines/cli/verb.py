@@ -29,7 +29,7 @@ with_policy = click.option(
 )
 _OUTPUTS = (
     click.option("--formats", metavar="LIST",
-                 help="Some of html,seg,sr,sc,fhir,nifti; by default what fits the input."),
+                 help="Some of html,seg,sr,sc,fhir,nifti; by default what fits the input. json: report.json alone."),
     click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True,
                  help="Label maps are smaller, and not every archive takes them."),
     click.option("--fhir-version", type=click.Choice(["r4", "r5"]), default="r4", show_default=True,

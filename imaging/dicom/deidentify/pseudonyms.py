@@ -71,6 +71,8 @@ def read_key(path: Path) -> Key:
     """
     try:
         others, text = path.stat().st_mode & 0o077, path.read_text(encoding="ascii").strip()
+    except FileNotFoundError as error:
+        raise KeyInvalid(path, seen="there is no such file") from error
     except (OSError, UnicodeError) as error:
         raise KeyInvalid(path, seen="it cannot be read as text") from error
     if others:

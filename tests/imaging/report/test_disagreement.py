@@ -93,6 +93,7 @@ def test_the_report_as_a_whole_is_held_against_the_whole_picture_only() -> None:
     assert found.kind == "image_normal_report_abnormal"
     assert found.sentence is not None
     assert found.sentence.text == "There is a pneumothorax."
+    assert found.note == "The picture is judged normal, and the report as a whole abnormal."  # it names no pneumonia
     assert found.score == pytest.approx(0.9 * 0.95 + 0.1 * 0.05)
     assert disagreements([finding("normal")], said, whole={}) == ()
 
