@@ -19,8 +19,8 @@ def models() -> dict[str, Any]:
     -------
     dict
         JSON-serialisable: ``models`` (name, version, title, task, what it takes, labels, Dice or scores on test and
-        in cross-validation, scores on validation, members of an ensemble, folder) and ``refused`` (checkpoints that differ from their
-        checksums).
+        in cross-validation, scores on validation, members of an ensemble, folder) and ``refused`` (checkpoints that
+        differ from their checksums).
     """
     images, unusable = open_checkpoints(())
     texts, broken = open_texts()

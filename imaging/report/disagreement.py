@@ -122,9 +122,7 @@ def _score(span: Span) -> float:
     return span.score
 
 
-def _told(
-    kind: str, finding: Finding, words: Words, span: Span | None, is_whole: bool, codes: Codes
-) -> Disagreement:
+def _told(kind: str, finding: Finding, words: Words, span: Span | None, is_whole: bool, codes: Codes) -> Disagreement:
     assert finding.classification is not None
     explanation, note = finding.explanation, _NOTES[kind]
     named = span is not None and _is_of(span, finding, words.document, codes)

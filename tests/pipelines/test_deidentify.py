@@ -102,6 +102,7 @@ def test_command_line(source: Path, tmp_path: Path) -> None:
     missing = CliRunner().invoke(main, arguments)
     assert missing.exit_code == 2
     assert json.loads(missing.stdout)["error"]["code"] == "key_invalid"
+    assert json.loads(missing.stdout)["error"]["seen"] == "there is no such file"
     done = CliRunner().invoke(main, [*arguments, "--make-key", "--modified-dates"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)

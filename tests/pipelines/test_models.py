@@ -55,6 +55,7 @@ def test_list_for_a_person_names_what_is_taken(invoke: Invoke) -> None:
         taken = rule.roles if isinstance(config, TextConfig) else rule.modality
         for told in (config.name, config.version, config.title, *taken, config.card.licence):
             assert told in result.stdout
+    assert result.stdout.count("  validation, which also chose its threshold, abnormal: AUC ") == 2  # the two that read
 
 
 def test_corrupt_checkpoint_is_told_and_the_others_are_listed(
