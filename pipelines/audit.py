@@ -161,7 +161,8 @@ class AuditLog:
             lines = [self._line_of(event) for event in events if event.code in _OF_STORE]
             if lines:
                 self._append(lines)
-                self._remember(events[-1].seq)
+                with suppress(OSError):  # on a full disk the last lines of the log tell it, too
+                    self._remember(events[-1].seq)
             self._last = events[-1].seq
             written += len(lines)
         return written
