@@ -300,7 +300,7 @@ def test_image_cut_short_is_refused(folder: Path) -> None:
 @pytest.fixture
 def config() -> Config:
     """The shipped config on small patches."""
-    return load_config(shipped("configs") / "hippocampus_mr.yaml", ["train.patch=[16, 24, 16]"])
+    return load_config(shipped("configs") / "hippocampus_mr.yaml", ["train.patch=[16, 24, 16]", "train.batch_size=2"])
 
 
 def cached(folder: Path, config: Config, *, augmented: bool) -> CachedCases:

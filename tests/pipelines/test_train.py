@@ -286,7 +286,7 @@ def test_nothing_to_resume(tiny: Path, tmp_path: Path) -> None:
         (["train.learning_rate=0.5"], ["train.learning_rate"]),
         (["train.epochs=9", "network.options.filters=[4, 8, 16]"], ["network.options.filters", "train.epochs"]),
         (["labels.0.title=Head"], ["labels.0.title"]),
-        (["train.augment.0.options.prob=0.9"], ["train.augment.0.options.prob"]),
+        (["train.augment.0.options.prob=0.8"], ["train.augment.0.options.prob"]),
         (["train.augment=[]", "predict.flip_axes=[0]"], ["predict.flip_axes", "train.augment"]),
     ],
 )
