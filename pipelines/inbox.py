@@ -49,9 +49,20 @@ class Inbox:
         A file that has not changed for so long, and that nobody on this machine has open for writing, is whole.
     poll_s
         How often to look where no events come; None finds out whether they come.
+    is_open
+        Whether there is room; while there is none, files stay where they are.
     """
 
-    def __init__(self, folder: Path, store: Store, *, settle_s: float = 2.0, poll_s: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        *,
+        settle_s: float = 2.0,
+        poll_s: float | None = None,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._is_open = is_open
         self._folder, self._store, self._settle_s = folder, store, settle_s
         self._polling_s = poll_s if poll_s is not None or not is_remote(folder) else max(settle_s, 2.0)
         self._seen: dict[Path, _Seen] = {}
@@ -84,7 +95,7 @@ class Inbox:
         taken, there = 0, set()
         for path in self._files():
             there.add(path)
-            if self._has_settled(path):
+            if self._has_settled(path) and self._is_open():
                 taken += self._take(path)
         for path in set(self._seen) - there:
             del self._seen[path]

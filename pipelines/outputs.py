@@ -25,11 +25,11 @@ from imaging.report.fhir import Version, write_fhir
 from imaging.report.findings import refusals_of
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
-from imaging.report.report import OutputEntry, Report
+from imaging.report.report import Format, OutputEntry, Report
 from imaging.report.sr import write_sr
 from imaging.volume import SeriesFacts, Volume
 
-FORMATS = ("json", "html", "seg", "sr", "sc", "fhir", "nifti")
+FORMATS = get_args(Format)
 REPORT, PAGE, SR, FHIR = "report.json", "report.html", "sr.dcm", "fhir.json"
 # What a study's folder may hold from an earlier run, and is replaced.
 OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "capture*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")

@@ -11,7 +11,6 @@ request says, C000 where it cannot be understood; the error comment is the code 
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
 import threading
 import time
@@ -55,6 +54,7 @@ from pipelines.association import (
     quicken,
 )
 from pipelines.commitment import Commitments, Reporter
+from pipelines.disk import Gate, Marks
 from pipelines.landing import Spool, file_head, instance_in
 from pipelines.store.intake import Intake, Received
 
@@ -137,6 +137,8 @@ class Receiver:
         is not offered.
     commitments
         Where reports of storage commitment that we have asked for are told.
+    gate
+        Says whether there is room; by default the disk below `disk_mark`.
 
     Attributes
     ----------
@@ -154,7 +156,9 @@ class Receiver:
         folder: Path,
         holds: Callable[[str], str | None] | None = None,
         commitments: Commitments | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate or Gate(folder, Marks(high=listening.disk_mark, low=listening.disk_mark))
         self._listening, self._intake, self._folder = listening, intake, folder
         self._commitments = commitments
         self.counts: Counter[str] = Counter()
@@ -270,7 +274,7 @@ class Receiver:
         request: Any = event.request
         uid = str(request.AffectedSOPInstanceUID)
         try:
-            self._look_at_disk()
+            self._gate.check()
             instance = instance_in(
                 request.DataSet,
                 sop_class_uid=str(request.AffectedSOPClassUID),
@@ -309,12 +313,6 @@ class Receiver:
         _LOG.warning("refused from %s with status %04X: %s", _sender(event), answer.Status, error)
         self._count(error.code)
         return answer
-
-    def _look_at_disk(self) -> None:
-        usage = shutil.disk_usage(self._folder)
-        share = 1 - usage.free / usage.total
-        if share >= self._listening.disk_mark:
-            raise DiskMarkReached(self._folder, seen=f"{share:.1%} of its disk in use")
 
     def _asked(self, event: evt.Event) -> tuple[int, None]:
         """EVT_N_ACTION: somebody asks whether we have what it sent."""

@@ -16,12 +16,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from imaging.errors import ImagingError, StoreFull, StudyOverdue, WorkerLost
+from imaging.errors import ImagingError, NoRule, StoreFull, StudyOverdue, WorkerLost
 from pipelines.store import Store
 from pipelines.store.content import discard
 from pipelines.store.rules import Retries
 from pipelines.store.view import Job
-from pipelines.worker import BEAT_S, Outcome, Reading, Task, Worker
+from pipelines.worker import BEAT_S, Outcome, Reading, Reporting, Task, Worker
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class Runner:
         Environment variables of each worker; there are as many workers.
     patience, retries
         See there.
+    routed
+        Whether rules decide of each job before it is begun.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Runner:
         devices: Sequence[dict[str, str]] = ({},),
         patience: Patience | None = None,
         retries: Retries | None = None,
+        routed: bool = False,
     ) -> None:
+        self._routed = routed
         self._store, self._patience, self._retries = store, patience or Patience(), retries or Retries()
         # Of this watcher alone: a lease of an earlier one is never taken for one of ours.
         session = secrets.token_hex(4)
@@ -195,10 +199,13 @@ class Runner:
 
     def _give(self, seat: _Seat) -> None:
         """Lease the next job, if there is one, and hand it to the worker."""
-        job = self._store.jobs.claim(seat.worker.name, seat.worker.setup)
+        job = self._store.jobs.claim(seat.worker.name, seat.worker.setup, routed=self._routed)
         if job is None:
             return
         seat.job = job
+        if job.route is not None and not job.route.order:
+            seat.outcome = Outcome(NoRule(f"study {job.study_uid}", seen="none of the rules takes it"))
+            return
         try:
             members = self._store.jobs.members(job)
             seat.limit_s = self._patience.study_s + self._patience.per_mib_s * sum(m.size for m in members) / _MIB
@@ -209,7 +216,8 @@ class Runner:
             out.mkdir(parents=True)
             standing = self._store.jobs.standing(job.study_uid)
             replaces = (standing.version, standing.report_sha256) if standing else None
-            seat.worker.send(Task(job.study_uid, tuple(files), out, job.version, replaces))
+            reporting = Reporting.of(job.route.order["reporting"]) if job.route is not None else None
+            seat.worker.send(Task(job.study_uid, tuple(files), out, job.version, replaces, reporting))
         except ImagingError as error:
             seat.outcome = Outcome(error)
         except OSError as error:

@@ -1,6 +1,7 @@
 """The studies of a worker through the code of `imgpipe infer`, with the checkpoints opened once.
 
-Invariant: a report of the task's study, or the error that says why there is none.
+Invariant: a report of the task's study, or the error that says why there is none. Where a task is to be read under
+pseudonyms, nothing but pseudonyms comes to where its outputs are made.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from imaging.dicom.attributes import read_facts
+from imaging.dicom.deidentify import Options, Pseudonyms, deidentified, read_key
+from imaging.errors import NotDeidentifiable
 from imaging.report.report import Replaced
 from pipelines.asking import TOOK
 from pipelines.infer import Inference
-from pipelines.worker import Reporting, Task, why_not
+from pipelines.worker import Hiding, Reporting, Task, why_not
 
 
 class WarmReader:
@@ -21,8 +28,9 @@ class WarmReader:
 
     Parameters
     ----------
-    reporting
-        What to report, and how.
+    first
+        What to report, and how, that is opened at once; a task that says nothing is reported on by the first. What else
+        a task asks for is opened with that task.
 
     Raises
     ------
@@ -30,33 +38,105 @@ class WarmReader:
         As `pipelines.infer.Inference` says.
     """
 
-    def __init__(self, reporting: Reporting) -> None:
-        self._inference = Inference(
-            models=reporting.models,
-            formats=reporting.formats,
-            seg_type=reporting.seg_type,
-            fhir_version=reporting.fhir_version,
-            policy=reporting.policy,
-            explain=reporting.explain,
-        )
-        self._inference.warm_up()
-        checkpoints = [[c.name, c.weights_sha256, c.config.digest()] for c in self._inference.checkpoints]
+    def __init__(self, first: Sequence[Reporting]) -> None:
+        self._first = first[0]
+        self._opened: dict[Reporting, Inference] = {}
+        for reporting in first:
+            self._inference(reporting)
+        inference = self._inference(self._first)
+        checkpoints = [[c.name, c.weights_sha256, c.config.digest()] for c in inference.checkpoints]
         # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
-        options = {**asdict(reporting), "models": bool(reporting.models)}
+        options = {**asdict(self._first), "models": bool(self._first.models)}
         decides = [importlib.metadata.version("imgpipe"), checkpoints, options]
         self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+    def _inference(self, reporting: Reporting) -> Inference:
+        """The checkpoints of one way to report; those that read a copy under pseudonyms are the same."""
+        plain = replace(reporting, hiding=None)
+        if plain not in self._opened:
+            self._opened[plain] = Inference(
+                models=plain.models,
+                formats=plain.formats,
+                seg_type=plain.seg_type,
+                fhir_version=plain.fhir_version,
+                policy=plain.policy,
+                explain=plain.explain,
+            )
+            self._opened[plain].warm_up()
+        return self._opened[plain]
 
     def __call__(self, task: Task) -> dict[str, float]:
         """Report on the study of a task; gives how long each checkpoint took, in s."""
         took: dict[str, float] = {}
         TOOK.set(took)
-        replaces = None
-        if task.replaces is not None:
-            replaces = Replaced(version=task.replaces[0], report_sha256=task.replaces[1])
-        done = self._inference(task.files, task.out, version=task.version, replaces=replaces)
-        problems = list(done.refused)
-        for study in done.studies:
-            if study.name == task.study_uid and study.report is not None:
-                return took
-            problems += study.problems
-        raise why_not(problems, task.study_uid)
+        reporting = task.reporting or self._first
+        inference = self._inference(reporting)
+        if reporting.hiding is None:
+            _report(inference, task, task.out, task.study_uid, task.files)
+            return took
+        task.out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=task.out, prefix=".hidden") as folder:
+            copies, made = Path(folder) / "copies", Path(folder) / "made"
+            copies.mkdir()
+            study_uid, files = hidden(task.study_uid, task.files, reporting.hiding, copies)
+            _report(inference, task, made, study_uid, files)
+            (made / study_uid).rename(task.out / study_uid)
+        return took
+
+
+def _report(inference: Inference, task: Task, out: Path, study_uid: str, files: Sequence[Path]) -> None:
+    replaces = None
+    if task.replaces is not None:
+        replaces = Replaced(version=task.replaces[0], report_sha256=task.replaces[1])
+    done = inference(files, out, version=task.version, replaces=replaces)
+    problems = list(done.refused)
+    for study in done.studies:
+        if study.name == study_uid and study.report is not None:
+            return
+        problems += study.problems
+    raise why_not(problems, study_uid)
+
+
+def hidden(study_uid: str, files: Sequence[Path], hiding: Hiding, folder: Path) -> tuple[str, list[Path]]:
+    """Copies of a study's pictures under pseudonyms (PS3.15 Annex E).
+
+    What is none of the pictures that this can be done to (reports, documents) is left out. A picture that cannot be
+    given away refuses the study: without it another result would come out.
+
+    Parameters
+    ----------
+    study_uid, files
+        The study.
+    hiding
+        By which key, and with which options.
+    folder
+        Gets the copies.
+
+    Returns
+    -------
+    tuple of str and list of Path
+        The study's pseudonym, and the copies.
+
+    Raises
+    ------
+    KeyInvalid
+        If the key cannot be read.
+    InputRefused
+        If a picture cannot be given away, or there is none.
+    """
+    names = Pseudonyms(read_key(Path(hiding.key)))
+    options = Options(**{name: value for name, value in asdict(hiding).items() if name != "key"})
+    copies, left = [], None
+    for file in files:
+        try:
+            made = deidentified(file, names, options)
+        except NotDeidentifiable as error:
+            if read_facts(file).instance.rows:
+                raise
+            left = error
+            continue
+        copies.append(folder / f"{made.sop_instance_uid}.dcm")
+        copies[-1].write_bytes(made.content)
+    if not copies and left is not None:
+        raise left
+    return names.uid(study_uid), copies

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING
 from imaging.errors import ConfigInvalid, NothingFound, PeerFault, StoreBusy, StoreFull
 from pipelines.audit import STARTED, STOPPED, AuditLog
 from pipelines.delivery import Destination, Outbox
+from pipelines.disk import Gate
+from pipelines.router import Router
+from pipelines.routing import To
 from pipelines.store import Store
 from pipelines.watcher import Rules, Watcher
-from pipelines.worker import Reading
+from pipelines.worker import ByRule, Reading, Reporting
 
 if TYPE_CHECKING:
     from pipelines.association import Peer
@@ -88,6 +91,75 @@ class Shown:
     audit_log: Path | None = None
 
 
+@dataclass(slots=True)
+class Places:
+    """Makes destinations.
+
+    Attributes
+    ----------
+    owner
+        Of the temporary names in outboxes.
+    aet
+        Our AE title.
+    commitments
+        Those of the receiver; None without one.
+    """
+
+    owner: str
+    aet: str = "IMGPIPE"
+    commitments: Commitments | None = None
+
+    def of(self, out: Out) -> list[Destination]:
+        """All of them."""
+        found: list[Destination] = [] if out.outbox is None else [Outbox(out.outbox, owner=self.owner)]
+        if out.peers or out.webs:
+            from pipelines.commitment import Commitments
+            from pipelines.places import Pacs, WebPacs
+
+            self.commitments = self.commitments or Commitments()
+            found += [Pacs(peer, self.aet, self.commitments) for peer in out.peers]
+            found += [WebPacs(web) for web in out.webs]
+        return found
+
+    def named(self, place: To) -> Destination:
+        """The one that a rule names."""
+        if place.outbox is not None:
+            return Outbox(place.outbox, owner=self.owner)
+        if place.send is not None:
+            from pipelines.association import Peer
+
+            return self.of(Out(peers=(Peer.parse(place.send),)))[0]
+        from pipelines.dicomweb import Web
+
+        assert place.stow is not None
+        return self.of(Out(webs=(Web(place.stow, token=os.environ.get("IMGPIPE_WEB_TOKEN", "")),)))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """A file of rules, and what the command line says for what a rule leaves out.
+
+    Attributes
+    ----------
+    path
+        The file.
+    reporting
+        See there.
+    on_router
+        Is given the router once its rules were taken, to ask it to read them again.
+    """
+
+    path: Path
+    reporting: Reporting
+    on_router: Callable[[Router], None] = lambda _: None
+
+    def router(self, go_to: Out, places: Places) -> Router:
+        """Read the rules; see `Router` for what is raised."""
+        router = Router(self.path, self.reporting, places.named, places.of(go_to))
+        self.on_router(router)
+        return router
+
+
 def watch(
     *,
     come_from: In,
@@ -98,6 +170,7 @@ def watch(
     devices: Sequence[dict[str, str]] = ({},),
     rules: Rules | None = None,
     shown: Shown | None = None,
+    ruled: Ruled | None = None,
 ) -> dict[str, int]:
     """Take in studies, and report on each of them.
 
@@ -108,11 +181,11 @@ def watch(
     store
         Where the watcher keeps all that it has and knows.
     reading
-        What is done with a study.
+        What is done with a study; where there are rules, they say it.
     stop
         Set it, from a signal handler, to end.
-    devices, rules, shown
-        As `Watcher` takes them; what is shown, see there.
+    devices, rules, shown, ruled
+        As `Watcher` takes them, or see there.
 
     Returns
     -------
@@ -126,25 +199,21 @@ def watch(
     ImagingError
         If the store is in use or damaged, the address cannot be listened on, or the workers cannot start.
     """
-    _check(come_from, go_to)
+    _check(come_from, go_to, ruled)
     with Store(store, watching=True) as opened:
         shown = shown or Shown()
         audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
-        aet = come_from.listening.aet if come_from.listening is not None else "IMGPIPE"
-        commitments = _commitments() if come_from.listening is not None else None
+        places, gate = _places(store, come_from.listening), Gate(opened.root)
+        router = ruled.router(go_to, places) if ruled is not None else None
         watcher = Watcher(
             opened,
-            reading,
-            _destinations(go_to, owner=str(store.resolve()), aet=aet, commitments=commitments),
-            inbox=come_from.inbox,
-            receiver=_receiver(come_from.listening, opened, commitments),
+            ByRule(router.firsts()) if router is not None else reading,
+            _swept(list(router.places.values()) if router is not None else places.of(go_to)),
+            inbox=come_from.inbox, receiver=_receiver(come_from.listening, opened, places.commitments, gate),
             fetch=_fetch(come_from.web, come_from.days, opened) if come_from.web is not None else None,
-            fetch_s=come_from.poll_s,
-            devices=devices,
-            rules=rules,
-            page=_page(shown.web, opened, audit),
-            audit=audit,
-        )
+            fetch_s=come_from.poll_s, devices=devices, rules=rules, router=router, gate=gate,
+            page=_page(shown.web, opened, audit), audit=audit,
+        )  # fmt: skip
         with _audited(audit, opened):
             watcher.run(stop)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
@@ -162,17 +231,27 @@ def _audited(audit: AuditLog, store: Store) -> Iterator[None]:
             audit.tell(STOPPED)
 
 
-def _commitments() -> Commitments:
+def _places(store: Path, listening: Listening | None) -> Places:
+    if listening is None:
+        return Places(str(store.resolve()))
     from pipelines.commitment import Commitments
 
-    return Commitments()
+    return Places(str(store.resolve()), listening.aet, Commitments())
 
 
-def _check(come_from: In, go_to: Out) -> None:
+def _swept(destinations: list[Destination]) -> list[Destination]:
+    """Without what a killed watcher has left in outboxes; no delivery is under way yet."""
+    for place in destinations:
+        if isinstance(place, Outbox):
+            place.sweep()
+    return destinations
+
+
+def _check(come_from: In, go_to: Out, ruled: Ruled | None) -> None:
     if come_from.inbox is None and come_from.listening is None and come_from.web is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --inbox, --listen and --dicomweb",
                             expected="somewhere for studies to come from was expected")  # fmt: skip
-    if go_to == Out():
+    if go_to == Out() and ruled is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --outbox, --send and --stow",
                             expected="somewhere for results to go to was expected")  # fmt: skip
     if come_from.inbox is not None:
@@ -192,27 +271,14 @@ def _page(address: Address | None, store: Store, audit: AuditLog) -> Page | None
     return page
 
 
-def _receiver(listening: Listening | None, store: Store, commitments: Commitments | None) -> Receiver | None:
+def _receiver(
+    listening: Listening | None, store: Store, commitments: Commitments | None, gate: Gate
+) -> Receiver | None:
     if listening is None:
         return None
     from pipelines.receive import Receiver
 
-    return Receiver(listening, store, folder=store.root, holds=store.holds, commitments=commitments)
-
-
-def _destinations(go_to: Out, *, owner: str, aet: str, commitments: Commitments | None) -> list[Destination]:
-    places: list[Destination] = []
-    if go_to.outbox is not None:
-        outbox = Outbox(go_to.outbox, owner=owner)
-        outbox.sweep()
-        places.append(outbox)
-    if go_to.peers or go_to.webs:
-        from pipelines.commitment import Commitments
-        from pipelines.places import Pacs, WebPacs
-
-        places += [Pacs(peer, aet, commitments or Commitments()) for peer in go_to.peers]
-        places += [WebPacs(web) for web in go_to.webs]
-    return places
+    return Receiver(listening, store, folder=store.root, holds=store.holds, commitments=commitments, gate=gate)
 
 
 def _fetch(web: Web, days: int, store: Store) -> Callable[[], None]:

@@ -21,7 +21,10 @@ from imaging.errors import DeliveryFailed, OutputMismatch, PeerFault, StoreBusy,
 from imaging.files import sync_folder
 from pipelines.audit import AuditLog
 from pipelines.delivery import Destination, read_back, reason_of
+from pipelines.disk import Gate
 from pipelines.inbox import Inbox
+from pipelines.retention import purge_by
+from pipelines.router import Router
 from pipelines.runner import Patience, Runner
 from pipelines.store import Store
 from pipelines.store.content import discard
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # How often the store is looked through, in seconds, when nothing tells of news.
 _TICK_S = 0.2
+# How often to look what may leave the store.
+_LOOK_S = 30.0
 # How long associations may go on once the watcher is told to end.
 _LAST_WORDS_S = 10.0
 
@@ -109,6 +114,10 @@ class Watcher:
         Shows what is where.
     audit
         Is told what happened.
+    router
+        Decides of each study what is done with it; without one every study is treated alike.
+    gate
+        Says whether the disk has room.
     """
 
     def __init__(
@@ -125,17 +134,24 @@ class Watcher:
         rules: Rules | None = None,
         page: Shown | None = None,
         audit: AuditLog | None = None,
+        router: Router | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._store, self._rules = store, rules or Rules()
-        self._destinations, self._receiver = tuple(destinations), receiver
+        self._router, self._gate = router, gate or Gate(store.root)
+        self._destinations, self._receiver = list(destinations), receiver
+        self._threads: list[threading.Thread] = []
+        self._next_look = 0.0
         self._fetch, self._fetch_s = fetch, fetch_s
         self._page, self._audit = page, audit
         self._runner = Runner(
-            store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries
-        )
+            store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries,
+            routed=router is not None,
+        )  # fmt: skip
         self._inbox = None
         if inbox is not None:
-            self._inbox = Inbox(inbox, store, settle_s=self._rules.settle_s, poll_s=self._rules.poll_s)
+            self._inbox = Inbox(inbox, store, settle_s=self._rules.settle_s, poll_s=self._rules.poll_s,
+                                is_open=self._gate.is_open)  # fmt: skip
         self._taking, self._ending = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
 
@@ -150,10 +166,10 @@ class Watcher:
             If workers cannot start, or the store is damaged.
         """
         self._store.jobs.recover(self._rules.retries)
+        self._store.routes.decide_anew()
         self._hold_what_has_nowhere_to_go()
-        threads = list(self._beside())
-        for thread in threads:
-            thread.start()
+        for work in self._beside():
+            self._begin(*work)
         grace_s = 1.0  # where it is not told to end but torn away, nobody is waited for
         try:
             with self._receiver or nullcontext(), self._page or nullcontext():
@@ -171,30 +187,59 @@ class Watcher:
             self._taking.set()
             self._ending.set()
             self._runner.stop()
-            for thread in threads:
+            for thread in self._threads:
                 thread.join(grace_s)
         if self._failure is not None:
             raise self._failure
 
-    def _beside(self) -> Iterator[threading.Thread]:
+    def _beside(self) -> Iterator[tuple[Any, ...]]:
         """What goes on beside the jobs: reading back, delivering, taking in."""
-        works: list[tuple[Any, ...]] = [(self._keep_on, self._verify_all, self._ending, _TICK_S)]
+        yield self._keep_on, self._verify_all, self._ending, _TICK_S
         for destination in self._destinations:
-            works.append((self._keep_on, partial(self._deliver_to, destination), self._ending, _TICK_S))
+            yield self._delivering(destination)
         if self._audit is not None:
-            tell = partial(self._audit.follow, self._store.jobs)
-            works.append((self._keep_on, tell, self._ending, _TICK_S))
+            yield self._keep_on, partial(self._audit.follow, self._store.jobs), self._ending, _TICK_S
         if self._inbox is not None:
-            works.append((self._inbox.run, self._taking))
+            yield self._inbox.run, self._taking
         if self._fetch is not None:
-            works.append((self._keep_on, self._fetch, self._taking, self._fetch_s))
-        for work in works:
-            yield threading.Thread(target=self._guarded, args=work, daemon=True)
+            yield self._keep_on, self._fetch_if_open, self._taking, self._fetch_s
+
+    def _begin(self, *work: Any) -> None:
+        """Let a work go on beside the others until the end."""
+        thread = threading.Thread(target=self._guarded, args=work, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _delivering(self, destination: Destination) -> tuple[Any, ...]:
+        return self._keep_on, partial(self._deliver_to, destination), self._ending, _TICK_S
+
+    def _fetch_if_open(self) -> None:
+        if self._fetch is not None and self._gate.is_open():
+            self._fetch()
 
     def _tick(self) -> None:
-        self._store.jobs.settle(self._rules.complete)
+        self._follow_rules()
         self._store.purge()
         self._runner.tick()
+
+    def _follow_rules(self) -> None:
+        """See which studies are complete, what is done with them, and what may leave the store."""
+        router, complete = self._router, self._rules.complete
+        if router is None:
+            self._store.jobs.settle(complete)
+            return
+        if router.reload(self._store):
+            known = {destination.name for destination in self._destinations}
+            for destination in [place for name, place in router.places.items() if name not in known]:
+                # One that no rule names any more still gets what was meant for it.
+                self._destinations.append(destination)
+                self._begin(*self._delivering(destination))
+        self._gate.marks = router.routing.disk
+        self._store.jobs.settle(router.soonest(complete), judge=router.judge(self._store, complete))
+        router.decide(self._store)
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_S
+            purge_by(router.routing.retention, self._store, self._gate)
 
     def _drain(self) -> None:
         """Let running jobs end, and what they gave be verified and tried to be delivered once."""
@@ -223,7 +268,7 @@ class Watcher:
         for job in self._store.jobs.all([State.VERIFYING]):
             try:
                 written = self._store.result_of(job)
-                result = read_back(written / job.study_uid, job.study_uid, job.version)
+                result = read_back(written / job.result_uid, job.result_uid, job.version)
                 sync_folder(written)
                 sync_folder(written.parent)
             except OutputMismatch as error:
@@ -232,6 +277,8 @@ class Watcher:
                 discard(self._store.result_of(job))
                 continue
             names = [destination.name for destination in self._destinations]
+            if job.route is not None:
+                names = list(job.route.destinations)
             self._store.jobs.verified(job, result.report_sha256, names, outputs=result.dicom,
                                       triage=result.triage)  # fmt: skip
 
@@ -240,7 +287,7 @@ class Watcher:
         for delivery in self._store.jobs.deliveries(waiting_at=destination.name):
             job = self._store.jobs.find(str(delivery.job))
             try:
-                result = read_back(self._store.result_of(job) / job.study_uid, job.study_uid, job.version)
+                result = read_back(self._store.result_of(job) / job.result_uid, job.result_uid, job.version)
                 destination.deliver(result)
             except (StoreBusy, StoreFull):
                 raise

@@ -52,6 +52,8 @@ class Task:
         Of the study, from 1.
     replaces
         Version and SHA-256 of report.json of the result that this one stands in for.
+    reporting
+        How it is reported on; None is as the worker was started.
     """
 
     study_uid: str
@@ -59,6 +61,7 @@ class Task:
     out: Path
     version: int = 1
     replaces: tuple[int, str] | None = None
+    reporting: Reporting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,20 @@ class Reading(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Hiding:
+    """A study is read as a copy under pseudonyms; the fields are those of `pipelines.routing.Deidentify`."""
+
+    key: str
+    modified_dates: bool = False
+    clean_descriptors: bool = False
+    patient_characteristics: bool = False
+    device_identity: bool = False
+    unsure_pixels: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reporting:
-    """Reporting as `imgpipe infer` does it; the fields are that verb's."""
+    """Reporting as `imgpipe infer` does it; the fields are that verb's, and `hiding` whether pseudonyms are read."""
 
     models: tuple[str, ...] = ()
     formats: tuple[str, ...] | None = None
@@ -120,12 +135,33 @@ class Reporting:
     fhir_version: Version = "r4"
     policy: Policy = "repair"
     explain: Explained = "abnormal"
+    hiding: Hiding | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Reporting:
+        """What was written as JSON."""
+        models, formats, hiding = tuple(told["models"]), told["formats"], told["hiding"]
+        formats = None if formats is None else tuple(formats)
+        return cls(**{**told, "models": models, "formats": formats, "hiding": Hiding(**hiding) if hiding else None})
 
     def open(self) -> Reader:
         """Read the checkpoints; see `pipelines.infer.Inference` for what is raised."""
         from pipelines.warm import WarmReader
 
-        return WarmReader(self)
+        return WarmReader((self,))
+
+
+@dataclass(frozen=True, slots=True)
+class ByRule:
+    """Reporting as each task says; what the rules named at the start is in memory from the start."""
+
+    first: tuple[Reporting, ...]
+
+    def open(self) -> Reader:
+        """Read the checkpoints; see `Reporting.open`."""
+        from pipelines.warm import WarmReader
+
+        return WarmReader(self.first)
 
 
 def why_not(problems: Sequence[ImagingError], study_uid: str) -> ImagingError:

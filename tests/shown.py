@@ -11,7 +11,7 @@ from imaging.files import sha256_of, write_whole
 from imaging.report.report import OutputEntry, Report, StudyEntry
 from pipelines.store import Store
 from pipelines.store.rules import Completeness, Retries
-from pipelines.store.view import Job
+from pipelines.store.view import Job, Route
 from pipelines.triage import triage_of
 
 NOW = Completeness(series_quiet_s=0, study_quiet_s=0, timeout_s=0)
@@ -26,7 +26,9 @@ def report_of(uid: str, **parts: Any) -> Report:
 def claimed(store: Store, study: int, *, priority: int = 0, source: str = "scp CT1@192.0.2.7") -> Job:
     """A job that runs."""
     store.put(instance(study, 1), source=source, **told(study, 1))
-    store.jobs.settle(NOW, priority=lambda _: priority)
+    store.jobs.settle(NOW)
+    for job in store.routes.undecided():
+        store.routes.decide(job, Route("all", {}, (), job.study_uid), priority)
     job = store.jobs.claim("w", "s")
     assert job is not None
     assert job.study_uid == study_uid(study)

@@ -10,12 +10,14 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from imaging.config.section import Section
 from imaging.config.task import Config, Described, NetworkConfig
 from imaging.config.tasks import IMAGE_TASKS, NETWORK_TASKS, TASKS, AnyConfig
 from imaging.errors import ConfigInvalid, UnknownKey
 from imaging.files import shipped
 
 _Kind = TypeVar("_Kind", bound=Described)
+_Part = TypeVar("_Part", bound=Section)
 
 
 def find_config(name: str | Path) -> Path:
@@ -63,6 +65,27 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
         If the file is not YAML, or a value is not what its key takes.
     """
     return _validated(path, _content(path, overrides), TASKS)
+
+
+def load_section(path: Path, model: type[_Part]) -> _Part:
+    """Read and validate a YAML file that is no task's config; see `load_any`.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+    model
+        What it should be.
+
+    Raises
+    ------
+    UnknownKey, ConfigInvalid
+        As `load_any` says.
+    """
+    try:
+        return model.model_validate(_content(path, ()))
+    except ValidationError as error:
+        raise _explain(path, error, model) from error
 
 
 def _content(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

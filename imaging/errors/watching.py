@@ -58,6 +58,14 @@ class IllegalMove(WrongUsage):
     remedy = "Look with `imgpipe jobs show` where it is"
 
 
+class NoRule(InputRefused):
+    """No rule of the watcher takes the study; its images are kept."""
+
+    code = "no_rule"
+    expected = "a rule whose `when` takes the study was expected"
+    remedy = "Add a rule (`imgpipe watch --dry-run` shows which one takes what), then `imgpipe jobs retry`"
+
+
 class InstancesPurged(InputRefused):
     """Some images of the study were removed after an earlier report, and it cannot be read without them."""
 

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from imaging.config import Code
 from imaging.text.document import Assertion, Kind, Role, SectionName
 
+# What a report may be written as.
+Format = Literal["json", "html", "seg", "sr", "sc", "fhir", "nifti"]
+
 DISCLAIMER = "For research use, not for diagnosis."
 
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from pipelines.association import Peer
     from pipelines.dicomweb import Web
     from pipelines.receive import Listening
+    from pipelines.router import Router
     from pipelines.store import Store
     from pipelines.store.view import Job
-    from pipelines.watch import In, Out, Shown
+    from pipelines.watch import In, Out, Ruled, Shown
     from pipelines.watcher import Rules
     from pipelines.worker import Reporting
 
@@ -63,10 +64,13 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--web", metavar="HOST:PORT", help="Show worklist, reports, jobs and metrics there.")
 @click.option("--web-token-file", "token_file", type=PATH, metavar="FILE", help="Who looks signs in with this token.")
 @click.option("--audit-log", type=PATH, metavar="FILE", help="Instead of audit.jsonl in the store.")
+@click.option("--rules", "rules_file", type=PATH, metavar="FILE",
+              help="What is done with which studies (docs/watcher.md). SIGHUP reads it again.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what the rules would do with each study that is here, and end.")
 @with_policy
 @as_json
 @verb_of
-def watch(store: Path, as_json: bool, **told: Any) -> int:
+def watch(store: Path, rules_file: Path | None, dry_run: bool, as_json: bool, **told: Any) -> int:
     """Report on each study that comes, once.
 
     Studies come from the inbox, by C-STORE or from a DICOMweb server; results go to the outbox, a folder for each
@@ -78,6 +82,8 @@ def watch(store: Path, as_json: bool, **told: Any) -> int:
     """
     from pipelines import watch as verb
 
+    if dry_run:
+        return _dry_run(store, _ruled(rules_file, told), as_json=as_json, **told)
     left = verb.watch(
         come_from=_ways_in(**told),
         go_to=_ways_out(**told),
@@ -87,11 +93,49 @@ def watch(store: Path, as_json: bool, **told: Any) -> int:
         devices=verb.devices(),
         rules=_rules(**told),
         shown=_shown(**told),
+        ruled=_ruled(rules_file, told) if rules_file is not None else None,
     )
     if as_json:
         print_json({"jobs": left, "exit_status": 0})
     else:
         click.echo(", ".join(f"{count} {state}" for state, count in sorted(left.items())) or "no study came")
+    return 0
+
+
+def _ruled(path: Path | None, told: dict[str, Any]) -> Ruled:
+    """The rules, which SIGHUP lets be read again."""
+    from imaging.errors import ConfigInvalid
+    from pipelines.watch import Ruled
+
+    if path is None:
+        raise ConfigInvalid("--dry-run", seen="no --rules", expected="a file of rules was expected")
+
+    def on_router(router: Router) -> None:
+        signal.signal(signal.SIGHUP, lambda *_: router.ask_reload())
+
+    return Ruled(path, _reading(**told), on_router)
+
+
+def _dry_run(store: Path, ruled: Ruled, *, inbox: Path | None, as_json: bool, **told: Any) -> int:
+    from pipelines.preview import preview
+    from pipelines.watch import Places
+
+    router = ruled.router(_ways_out(**told), Places(str(store.resolve())))
+    planned = list(preview(router, store=store, inbox=inbox))
+    if as_json:
+        print_json({"studies": [one.as_dict() for one in planned], "exit_status": 0})
+        return 0
+    for one in planned:
+        if not one.rule:
+            click.echo(f"{one.study_uid}  {one.where}: no rule takes it (no_rule)")
+            continue
+        more = "".join([", under pseudonyms" if one.is_deidentified else "",
+                        ", waits for a required series" if one.lacks_required else ""])  # fmt: skip
+        files = ",".join(one.formats) if one.formats is not None else "what fits"
+        click.echo(f"{one.study_uid}  {one.where}: rule {one.rule} ({one.priority}): {', '.join(one.checkpoints)} "
+                   f"-> {files} -> {', '.join(one.to)}{more}")  # fmt: skip
+    if not planned:
+        click.echo("no study is here")
     return 0
 
 
@@ -294,7 +338,7 @@ def show(job: str, store: Path, as_json: bool) -> int:
         document: dict[str, Any] = {
             "job": found.as_dict(),
             "instances": [asdict(member) for member in opened.jobs.members(found)],
-            "result": str(opened.result_of(found) / found.study_uid),
+            "result": str(opened.result_of(found) / found.result_uid),
             "deliveries": [asdict(delivery) for delivery in opened.jobs.deliveries(found.id)],
             "events": [asdict(event) for event in opened.jobs.events(found.id)],
         }

@@ -97,7 +97,8 @@ def _await_more(db: sqlite3.Connection, study_uid: str, now: float) -> None:
         )
     elif job["state"] == State.READY:
         db.execute(
-            "UPDATE jobs SET state = 'receiving', due = 0, faults = 0, reason = NULL, last_arrival = ? WHERE id = ?",
+            "UPDATE jobs SET state = 'receiving', due = 0, faults = 0, reason = NULL, route = NULL, last_arrival = ?"
+            " WHERE id = ?",
             (now, job["id"]),
         )
         db.execute("UPDATE versions SET through_seq = NULL WHERE id = (SELECT version FROM jobs WHERE id = ?)",

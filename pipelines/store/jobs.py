@@ -18,12 +18,13 @@ from pipelines.store.arrivals import tell
 from pipelines.store.clock import Clock
 from pipelines.store.database import Database
 from pipelines.store.moves import MOVES, RESTING, State
-from pipelines.store.rules import Completeness, Retries
+from pipelines.store.rules import Completeness, Judged, Retries
 from pipelines.store.view import JOBS, Delivery, Event, Job, Triage, delivery_of, event_of, job_of
 
 _NEXT = (
-    "SELECT id FROM jobs AS mine WHERE state = 'ready' AND due <= ? AND NOT EXISTS (SELECT 1 FROM jobs"
-    " WHERE study_uid = mine.study_uid AND id < mine.id AND state IN ('ready', 'running', 'verifying', 'delivering'))"
+    "SELECT id FROM jobs AS mine WHERE state = 'ready' AND due <= ? AND (NOT ? OR route IS NOT NULL)"
+    " AND NOT EXISTS (SELECT 1 FROM jobs WHERE study_uid = mine.study_uid AND id < mine.id"
+    " AND state IN ('ready', 'running', 'verifying', 'delivering'))"
     " ORDER BY priority DESC, id LIMIT 1"
 )
 
@@ -123,18 +124,18 @@ class Jobs:
         rule: Completeness,
         *,
         expected: Callable[[str], int | None] = lambda _: None,
-        priority: Callable[[str], int] = lambda _: 0,
+        judge: Callable[[str], Judged] | None = None,
     ) -> list[Job]:
         """Move studies that are complete from `receiving` to `ready`.
 
         Parameters
         ----------
         rule
-            When a study is complete.
+            When a study is complete; where it is judged by others, before when none is.
         expected
             How many instances a study should have, by its UID; None where nobody knows.
-        priority
-            How urgent a study is, by its UID: the greater, the sooner.
+        judge
+            When a study is complete, by its UID.
         """
         now = self._clock.now()
         rows = self._database.read(
@@ -146,26 +147,25 @@ class Jobs:
         moved = []
         for row in rows:
             wanted = expected(row["study_uid"])
-            why = rule.why(waited_s=now - row["opened"], quiet_s=now - row["last_arrival"],
-                           instances=row["instances"], expected=wanted)  # fmt: skip
+            judged = judge(row["study_uid"]) if judge is not None else Judged(rule)
+            why = judged.rule.why(waited_s=now - row["opened"], quiet_s=now - row["last_arrival"],
+                           instances=row["instances"], expected=wanted, lacks=judged.lacks)  # fmt: skip
             if why is None:
                 continue
             sent = self._database.read("SELECT DISTINCT source FROM instances WHERE study_uid = ? AND stands LIMIT 20",
                                        [row["study_uid"]])  # fmt: skip
             detail = {"why": why, "instances": row["instances"], "expected": wanted,
                       "sources": sorted(item["source"] for item in sent)}  # fmt: skip
-            urgency = priority(row["study_uid"])
             with self._database.writing() as db:
                 job = _get(db, row["id"])
                 # Something may have come since, or a person may have let it go.
                 seen = db.execute("SELECT last_arrival FROM jobs WHERE id = ?", [job.id]).fetchone()["last_arrival"]
                 if job.state is State.RECEIVING and seen == row["last_arrival"]:
                     tell(db, "study_complete", study_uid=job.study_uid, job=job.id, detail=detail)
-                    db.execute("UPDATE jobs SET priority = ? WHERE id = ?", (urgency, job.id))
                     moved.append(_make_ready(db, job))
         return moved
 
-    def claim(self, holder: str, setup: str) -> Job | None:
+    def claim(self, holder: str, setup: str, *, routed: bool = False) -> Job | None:
         """Lease the next job: of those that are due the one of the greatest priority, and of these the oldest.
 
         A version of a study waits until the ones before it are through. The order is that of priorities, and then that
@@ -177,19 +177,23 @@ class Jobs:
             Who is going to run it.
         setup
             Digest of everything but the input that decides the output; a part of the job's name.
+        routed
+            Whether only those are leased of which the rules have decided.
         """
         now = self._clock.now()
         # Most of the time there is none, and to find that out nobody need wait for a transaction.
-        if not self._database.read(_NEXT, [now]):
+        if not self._database.read(_NEXT, [now, routed]):
             return None
         with self._database.writing() as db:
-            row = db.execute(_NEXT, [now]).fetchone()
+            row = db.execute(_NEXT, [now, routed]).fetchone()
             if row is None:
                 return None
             job = _get(db, row["id"])
             members = _members(lambda query, values: db.execute(query, values).fetchall(), job)
             made_of = [[row["sop_instance_uid"], row["digest"]] for row in members]
-            name = hashlib.sha256(json.dumps([setup, made_of]).encode()).hexdigest()
+            order = dict(job.route.order) if job.route is not None else None
+            decides = [setup, made_of] if order is None else [setup, made_of, order]
+            name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
             db.execute("UPDATE jobs SET name = ?, starts = starts + 1 WHERE id = ?", (name, job.id))
             _move(db, job, State.RUNNING, holder=holder)
             return _get(db, job.id)
@@ -322,6 +326,7 @@ class Jobs:
             if db.execute("SELECT 1 FROM deliveries WHERE job = ? AND NOT confirmed", [job]).fetchone() is None:
                 db.execute("UPDATE results SET current = 0 WHERE study_uid = ? AND current", [found.study_uid])
                 db.execute("UPDATE results SET current = 1 WHERE job = ?", [job])
+                db.execute("UPDATE jobs SET ended = ? WHERE id = ?", (self._clock.now(), job))
                 _move(db, found, State.DONE)
 
     def undelivered(self, job: int, destination: str, error: ImagingError, retries: Retries) -> None:
@@ -364,7 +369,7 @@ class Jobs:
             tell(db, "retried", study_uid=found.study_uid, job=found.id)
             db.execute("DELETE FROM deliveries WHERE job = ?", [found.id])
             db.execute("DELETE FROM results WHERE job = ?", [found.id])
-            db.execute("UPDATE jobs SET faults = 0, interruptions = 0 WHERE id = ?", [found.id])
+            db.execute("UPDATE jobs SET faults = 0, interruptions = 0, route = NULL WHERE id = ?", [found.id])
             return _make_ready(db, found)
 
     def release(self, job: Job) -> Job:

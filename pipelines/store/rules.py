@@ -6,6 +6,7 @@ Invariant: every value is checked when the rule is made.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,7 +34,9 @@ class Completeness(_Rule):
         """Before this nobody need ask."""
         return min(self.series_quiet_s, self.study_quiet_s)
 
-    def why(self, *, waited_s: float, quiet_s: float, instances: int, expected: int | None) -> str | None:
+    def why(
+        self, *, waited_s: float, quiet_s: float, instances: int, expected: int | None, lacks: bool = False
+    ) -> str | None:
         """Why a study is complete, or None if it is not.
 
         Parameters
@@ -44,13 +47,25 @@ class Completeness(_Rule):
             Since its last, which is the last of some series.
         instances, expected
             How many are there, and how many there should be; None where nobody knows.
+        lacks
+            Whether something that is required has not come.
         """
+        if lacks:
+            return "timeout" if waited_s >= self.timeout_s else None
         if expected is not None and instances >= expected:
             if quiet_s >= self.series_quiet_s:
                 return "expected"
         elif expected is None and quiet_s >= self.study_quiet_s:
             return "quiet"
         return "timeout" if waited_s >= self.timeout_s else None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """By which times a study is complete, and whether it lacks a series without which it is not before its timeout."""
+
+    rule: Completeness
+    lacks: bool = False
 
 
 class Retries(_Rule):

@@ -158,5 +158,10 @@ CREATE TABLE triage (
 CREATE INDEX results_by_study ON results (study_uid, job);
 """
 
+_ROUTES = """
+ALTER TABLE jobs ADD COLUMN route TEXT;   -- JSON of what the rules have decided; NULL: no rule was asked
+ALTER TABLE jobs ADD COLUMN ended REAL;   -- the second of the store when it was done
+"""
+
 # The n-th takes a database of version n to version n + 1 (PRAGMA user_version).
-STEPS = (_FIRST, _TRIAGE)
+STEPS = (_FIRST, _TRIAGE, _ROUTES)

@@ -175,7 +175,7 @@ class Seen:
 
     def result_of(self, job: Job) -> Path:
         """The folder of a job's result; what is in it may have been purged."""
-        return self.root / RESULTS / f"{job.id}.{job.starts}" / job.study_uid
+        return self.root / RESULTS / f"{job.id}.{job.starts}" / job.result_uid
 
     def worklist(self, *, within_s: float, offset: int = 0, most: int = 50) -> list[Entry]:
         """A page of the worklist: each study with a result once, the most urgent first.

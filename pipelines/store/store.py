@@ -32,6 +32,8 @@ from pipelines.store.content import Contents, Staged, discard
 from pipelines.store.database import PATIENCE_S, Database
 from pipelines.store.intake import Received
 from pipelines.store.jobs import Jobs, forget
+from pipelines.store.keeping import Keeping
+from pipelines.store.routes import Routes
 from pipelines.store.view import Job
 
 DATABASE, _LOCK = "store.sqlite", "watcher.lock"
@@ -84,6 +86,7 @@ class Store:
         try:
             self.clock = Clock(self.database)
             self.jobs = Jobs(self.database, self.clock)
+            self.routes, self.keeping = Routes(self.database), Keeping(self.database, self.clock)
             self._pending: list[_Pending] = []
             self._queueing, self._settling = threading.Lock(), threading.Lock()
             if watching:

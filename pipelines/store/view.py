@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,28 @@ from pipelines.store.moves import State
 
 # Joined, so that whoever asks for a job knows which version of its study it is.
 JOBS = "SELECT jobs.*, versions.number AS number, versions.through_seq AS through_seq FROM jobs JOIN versions ON versions.id = jobs.version"  # noqa: E501
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What the rules have decided of a job.
+
+    Attributes
+    ----------
+    rule
+        The rule's name; empty where no rule takes the study.
+    order
+        What is done, as `pipelines.router` writes it; empty where there is no rule.
+    destinations
+        Where the result goes, by name.
+    result_uid
+        Under which UID: the study's own, or its pseudonym.
+    """
+
+    rule: str
+    order: Mapping[str, Any]
+    destinations: tuple[str, ...]
+    result_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +65,8 @@ class Job:
         The error that brought it here, as `ImagingError.as_dict` gives it.
     through_seq
         The last instance of it; None while instances are awaited.
+    route
+        What the rules have decided; None where none was asked.
     """
 
     id: int
@@ -56,6 +81,12 @@ class Job:
     holder: str | None
     reason: dict[str, str] | None
     through_seq: int | None
+    route: Route | None = None
+
+    @property
+    def result_uid(self) -> str:
+        """Under which UID its result is written."""
+        return self.route.result_uid if self.route is not None else self.study_uid
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,7 +108,15 @@ def job_of(row: sqlite3.Row) -> Job:
         holder=row["holder"],
         reason=json.loads(row["reason"]) if row["reason"] else None,
         through_seq=row["through_seq"],
+        route=_route_of(row["route"]),
     )
+
+
+def _route_of(text: str | None) -> Route | None:
+    if text is None:
+        return None
+    told = json.loads(text)
+    return Route(**{**told, "destinations": tuple(told["destinations"])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
 
 from imaging.errors import ListenImpossible, StoreFull
-from pipelines import receive
+from pipelines import disk, receive
 from pipelines.association import STORAGE_COMMITMENT, VERIFICATION, Peer, Tls
 from pipelines.receive import Listening, Receiver
 from pipelines.store import Received, Store
@@ -233,15 +233,15 @@ def _at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 def test_disk_at_its_mark_refuses_and_loses_nothing(
     store: Store, receiving: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type(receive.shutil.disk_usage("/"))
+    usage = type(disk.shutil.disk_usage("/"))
     with receiving(disk_mark=0.8) as receiver:
-        monkeypatch.setattr(receive.shutil, "disk_usage", lambda _folder: usage(100, 85, 15))
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _folder: usage(100, 85, 15))
         association = associated(receiver)
         answer = association.send_c_store(ct(1))
         assert answer.Status == 0xA700
         assert answer.ErrorComment == "disk_mark_reached"
         assert files(store) == {}
-        monkeypatch.setattr(receive.shutil, "disk_usage", lambda _folder: usage(100, 75, 25))
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _folder: usage(100, 75, 25))
         assert association.send_c_store(ct(1)).Status == 0
         association.release()
         assert receiver.counts == {"disk_mark_reached": 1, "new": 1}

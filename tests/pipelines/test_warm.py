@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom.uid import BasicTextSRStorage
 
+from imaging.dicom.deidentify import Pseudonyms, make_key, read_key
 from imaging.errors import (
     CheckpointCorrupt,
     InputRefused,
@@ -22,15 +24,15 @@ from imaging.errors import (
 )
 from pipelines.delivery import read_back
 from pipelines.infer import infer
-from pipelines.warm import WarmReader
-from pipelines.worker import Outcome, Reporting, Task, serve, why_not
+from pipelines.warm import WarmReader, hidden
+from pipelines.worker import Hiding, Outcome, Reporting, Task, serve, why_not
 
 UID1 = "1.3.6.1.4.1.14519.5.2.1.4429.7055.290332099546120305394775536058"
 
 
 @pytest.fixture(scope="module")
 def reader(model: str) -> WarmReader:
-    return WarmReader(Reporting(models=(model,)))
+    return WarmReader((Reporting(models=(model,)),))
 
 
 def task(study: Path, out: Path, **more: object) -> Task:
@@ -91,13 +93,13 @@ def test_whose_turn_it_is_is_that_of_the_gravest() -> None:
 
 
 def test_the_setup_names_all_that_decides_the_output(reader: WarmReader, model: str) -> None:
-    assert WarmReader(Reporting(models=(model,))).setup == reader.setup
+    assert WarmReader((Reporting(models=(model,)),)).setup == reader.setup
     others = [
         Reporting(models=(model,), formats=("html",)),
         Reporting(models=(model,), policy="strict"),
         Reporting(models=(model, "chest_xray")),
     ]
-    assert len({reader.setup, *(WarmReader(other).setup for other in others)}) == 4
+    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 4
 
 
 def test_a_process_says_why_it_will_never_be_ready() -> None:
@@ -114,3 +116,50 @@ def test_a_process_says_why_it_will_never_be_ready() -> None:
     mine.close()
     process.join(30)
     assert process.exitcode == 0
+
+
+def hiding(folder: Path) -> Hiding:
+    make_key(folder / "the.key")
+    return Hiding(str(folder / "the.key"))
+
+
+def test_what_is_read_under_pseudonyms_says_nowhere_whose_it_is(
+    reader: WarmReader, model: str, study1: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(study1, tmp_path / "study")
+    original = pydicom.dcmread(next((tmp_path / "study").rglob("*.dcm")))
+    hide = hiding(tmp_path)
+    asked = Reporting(models=(model,), formats=("html", "seg", "sr"), hiding=hide)
+    reader(task(tmp_path / "study", tmp_path / "out", reporting=asked))
+    pseudonym = Pseudonyms(read_key(Path(hide.key))).uid(UID1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [pseudonym]
+    result = read_back(tmp_path / "out" / pseudonym, pseudonym, 1)
+    assert {Path(name).suffix for name in result.sums} == {".json", ".html", ".dcm"}
+    secrets = [str(original.get(keyword, "")) for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID",
+                                                             "SOPInstanceUID", "FrameOfReferenceUID")]  # fmt: skip
+    assert all(len(secret) > 3 for secret in secrets)
+    for name in result.sums:
+        content = (result.folder / name).read_bytes()
+        assert [secret for secret in secrets if secret.encode() in content] == [], name
+
+
+def test_a_picture_that_cannot_be_given_away_refuses_the_study_and_a_report_beside_it_does_not(
+    study1: Path, tmp_path: Path
+) -> None:
+    files = sorted(study1.rglob("*.dcm"))
+    (tmp_path / "copies").mkdir()
+    report = pydicom.dcmread(files[0])
+    del report.PixelData
+    del report.Rows
+    report.SOPClassUID, report.SOPInstanceUID = BasicTextSRStorage, "1.2.3"
+    report.file_meta.MediaStorageSOPClassUID, report.file_meta.MediaStorageSOPInstanceUID = BasicTextSRStorage, "1.2.3"
+    report.Modality = "SR"
+    report.save_as(tmp_path / "report.dcm")
+    hide = hiding(tmp_path)
+    _, copies = hidden(UID1, [*files, tmp_path / "report.dcm"], hide, tmp_path / "copies")
+    assert len(copies) == len(files)
+    burnt = pydicom.dcmread(files[0])
+    burnt.BurnedInAnnotation = "YES"
+    burnt.save_as(tmp_path / "burnt.dcm")
+    with pytest.raises(InputRefused):
+        hidden(UID1, [*files, tmp_path / "burnt.dcm"], hide, tmp_path / "copies")

@@ -30,6 +30,7 @@ from watching import Stub, read_report
 
 from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
 from pipelines.delivery import Outbox, Result
+from pipelines.disk import Gate, Marks
 from pipelines.receive import Listening, Receiver
 from pipelines.runner import Patience
 from pipelines.store import Store
@@ -78,7 +79,10 @@ class Running:
         if listen:
             listening = Listening("IMGPIPE", 0, host="127.0.0.1")
             receiver = Receiver(listening, self.store, folder=self.store.root, holds=self.store.holds)
-        self._watcher = Watcher(self.store, reading, places, inbox=self.inbox, receiver=receiver, rules=rules)
+        gate = Gate(self.store.root, Marks(high=1, low=1))  # what a disk does that is really full
+        self._watcher = Watcher(
+            self.store, reading, places, inbox=self.inbox, receiver=receiver, rules=rules, gate=gate
+        )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         if receiver is not None:

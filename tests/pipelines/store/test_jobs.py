@@ -15,7 +15,7 @@ from imaging.errors import DeliveryFailed, IllegalMove, InstancesPurged, NotDico
 from pipelines.store import Received, Store
 from pipelines.store.moves import MOVES, RESTING, State
 from pipelines.store.rules import Completeness, Retries
-from pipelines.store.view import Job
+from pipelines.store.view import Job, Route
 
 NOW = Completeness(series_quiet_s=0, study_quiet_s=0, timeout_s=0)
 RETRIES = Retries(most=3, first_s=10, factor=2, jitter=0, most_interruptions=2)
@@ -212,7 +212,9 @@ def test_a_job_is_named_by_its_content_and_by_what_reads_it(tmp_path: Path) -> N
 def test_priority_first_then_the_order_of_arrival(store: Store) -> None:
     for study in (1, 2, 3, 4):
         put(store, study, 1)
-    store.jobs.settle(NOW, priority=lambda uid: 5 if uid == study_uid(3) else 0)
+    store.jobs.settle(NOW)
+    for job in store.routes.undecided():
+        store.routes.decide(job, Route("all", {}, (), job.study_uid), 5 if job.study_uid == study_uid(3) else 0)
     order = [claimed(store, holder=f"w{n}").study_uid for n in range(4)]
     assert order == [study_uid(study) for study in (3, 1, 2, 4)]
 

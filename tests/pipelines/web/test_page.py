@@ -184,7 +184,7 @@ def test_a_job_shows_its_history_and_its_reason(visit: Visitor) -> None:
     assert "missing_slices" in text
     assert "3 slices are missing" in text
     events = re.findall(r"<strong>(\w+)</strong>", text)
-    assert events == ["receiving", "study_complete", "ready", "running", "failed"]
+    assert events == ["receiving", "study_complete", "ready", "routed", "running", "failed"]
     assert "sources scp CT1@192.0.2.7" in text
     assert "outbox /out: there" in visit("/jobs/1").text
 
