@@ -23,6 +23,7 @@ from imaging.config import SegmentConfig
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_segmenter, load_weights
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
+from imaging.stages import stage
 from imaging.structures import Mask, labels_of
 from imaging.tiles import logits_of
 from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
@@ -107,8 +108,16 @@ class Predictor:
         check_images(config, volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
-        image = self._prepared(volume)
-        probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
+        with stage("prepare"):
+            image = self._prepared(volume)
+        with stage("network"):
+            probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
+        with stage("restore"):
+            return self._restored(image, probability_KXYZ, volume)
+
+    def _restored(self, image: MetaTensor, probability_KXYZ: torch.Tensor, volume: Volume) -> Prediction:
+        """What the network said, on the volume's own grid."""
+        config = self.checkpoint.segmenter()
         mean_probability = _mean_probability(probability_KXYZ, config)
         restored = partial(restore_labels, affine=affine_of(image), shape=volume.shape, to_affine=volume.affine)
         found_KXYZ = probability_KXYZ.cpu().numpy()

@@ -21,6 +21,7 @@ from imaging.inputs import SeriesView
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import refusals_of
 from imaging.report.report import DefectEntry, Replaced, SeriesEntry, StudyEntry
+from imaging.stages import stage
 from imaging.text.document import Document
 from imaging.volume import Volume, orientation_of, spacing_of
 
@@ -76,7 +77,8 @@ def ask_pictures(
         reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
         if view.refusal is None and not view.taken_by:
             reasons += [reason for _, reason in view.declined_by]
-        volume = attempt(read, reasons) if view.taken_by else None
+        with stage("read"):
+            volume = attempt(read, reasons) if view.taken_by else None
         found: list[Prediction | Classification] = []
         if volume is not None:
             alone = [model for model in view.taken_by if model not in dict(view.channel_of)]
@@ -103,7 +105,8 @@ def ask_pictures(
 
 def _ask_together(predictor: Predictors, model: str, members: Mapping[str, tuple[int, Volume | None]]) -> Prediction:
     """What a checkpoint says of several series, each a channel; the case is that of the first channel's series."""
-    asked = predictor(model)
+    with stage("open"):
+        asked = predictor(model)
     assert isinstance(asked, Predictor)
     volumes = []
     for channel in asked.checkpoint.segmenter().channels:
@@ -129,9 +132,13 @@ def _timed(model: str) -> Iterator[None]:
 
 
 def _ask(predictor: Predictors, model: str, volume: Volume, explain: Explained) -> Prediction | Classification:
-    asked = predictor(model)
+    with stage("open"):
+        asked = predictor(model)
     with _timed(model):
-        return asked(volume) if isinstance(asked, Predictor) else asked.explain(asked(volume), of=explain)
+        if isinstance(asked, Predictor):
+            return asked(volume)
+        with stage("network"):
+            return asked.explain(asked(volume), of=explain)
 
 
 def attempt(step: Callable[[], T], reasons: list[ImagingError]) -> T | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
 from imaging.report.fhir import Version
 from imaging.report.report import Replaced, StudyEntry
+from imaging.stages import StageName, listening, stage
 from imaging.study_channels import view_study
 from imaging.text.document import Role
 from imaging.text.intake import Found, read_text, texts_of
@@ -46,10 +47,11 @@ from pipelines.words import LazyReader
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """What became of one call: a result for each study, and what was refused beside or before them."""
+    """What became of one call: a result for each study, what was refused, and seconds by stage."""
 
     studies: tuple[StudyResult, ...]
     refused: tuple[ImagingError, ...]
+    stages: Mapping[StageName, float]
 
 
 def infer(
@@ -106,9 +108,11 @@ def infer(
     CheckpointCorrupt
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
-    inference = Inference(models=models, formats=formats, seg_type=seg_type, fhir_version=fhir_version, policy=policy,
-                          explain=explain)  # fmt: skip
-    return inference(paths, out, text=text, text_role=text_role, on_study=on_study)
+    with listening():
+        with stage("open"):
+            inference = Inference(models=models, formats=formats, seg_type=seg_type, fhir_version=fhir_version,
+                                  policy=policy, explain=explain)  # fmt: skip
+        return inference(paths, out, text=text, text_role=text_role, on_study=on_study)
 
 
 class Inference:
@@ -183,19 +187,29 @@ class Inference:
         if text is None and text_role is not None:
             raise TextRole("text_role", seen=f"{text_role}, and no text", remedy="Give the text with --text FILE")
         _check_writable(out)
+        with listening() as stages:
+            with stage("scan"):
+                sources, inputs, doubles = self._found(paths, out, text, text_role)
+            results = []
+            for number, source in enumerate(sources):
+                if on_study:
+                    on_study(source.entry.name, number, len(sources))
+                told = replace(source, version=version, replaces=replaces)
+                results.append(report_on(told, self._asked, out))
+        stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
+        refused = (*self._unusable, *inputs.scan.refused, *doubles, *stale)
+        return Inferred(tuple(results), refused, stages.seconds())
+
+    def _found(
+        self, paths: Sequence[Path], out: Path, text: Path | None, role: Role | None
+    ) -> tuple[list[Source], Inputs, list[DuplicateName]]:
+        """The studies under some paths with their texts, all that lies there, and files of one name."""
         inputs, texts = _with_texts(gather(paths, leave_out=out), paths, named=text)
         sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
         sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
         if text is not None:
-            sources = [_with_text(sources, inputs, text, text_role)]
-        results = []
-        for number, source in enumerate(sources):
-            if on_study:
-                on_study(source.entry.name, number, len(sources))
-            told = replace(source, version=version, replaces=replaces)
-            results.append(report_on(told, self._asked, out))
-        stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
-        return Inferred(tuple(results), (*self._unusable, *inputs.scan.refused, *doubles, *stale))
+            sources = [_with_text(sources, inputs, text, role)]
+        return sources, inputs, doubles
 
 
 def _with_texts(inputs: Inputs, roots: Sequence[Path], *, named: Path | None) -> tuple[Inputs, dict[str, Found]]:

@@ -21,6 +21,7 @@ from imaging.predict import Prediction
 from imaging.report.findings import findings_of, refusals_of
 from imaging.report.models import model_entry
 from imaging.report.report import Finding, Report, SeriesEntry
+from imaging.stages import stage
 from imaging.volume import SeriesFacts
 from pipelines.asking import Predictors, Source, ask_pictures
 from pipelines.outputs import OURS, REPORT, SR, Stage, Wanted, instances_of, write_predictions, write_report
@@ -95,16 +96,17 @@ def report_on(source: Source, asked: Asked, out: Path) -> StudyResult:
     problems: list[ImagingError] = list(source.refused)
     try:
         entries, predictions = ask_pictures(source, asked.predictor, problems, asked.explain)
-        report = _report_of(source, entries, predictions, asked, problems)
+        with stage("report"):
+            report = _report_of(source, entries, predictions, asked, problems)
         folder = out / name
         predecessors = _replaced(source, folder)
-        with staged_folder(folder, replaces=OURS, last=REPORT) as place:
-            stage = Stage(place, {}, [])
-            write_predictions(stage, predictions, asked.wanted)
+        with stage("write"), staged_folder(folder, replaces=OURS, last=REPORT) as place:
+            files = Stage(place, {}, [])
+            write_predictions(files, predictions, asked.wanted)
             instances = instances_of(predictions, source.files)
-            report = write_report(stage, report, predictions, asked.wanted, instances=instances,
+            report = write_report(files, report, predictions, asked.wanted, instances=instances,
                                   predecessors=predecessors)  # fmt: skip
-        return StudyResult(name, folder, report, (*problems, *stage.faults))
+        return StudyResult(name, folder, report, (*problems, *files.faults))
     except ImagingError as error:
         problems.append(error)
     except Exception as error:  # a fault of ours in one study must not take the others with it

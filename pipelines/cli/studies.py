@@ -91,6 +91,7 @@ def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
             for study in inferred.studies
         ],
         "refused": [error.as_dict() for error in inferred.refused],
+        "stages_s": {name: round(seconds, 4) for name, seconds in inferred.stages.items()},
         "exit_status": status,
     }
 

@@ -104,6 +104,9 @@ def infer(invoke: Invoke, model: str, tmp_path: Path) -> Invoke:
 def test_all_done_is_0(infer: Invoke, study1: Path) -> None:
     result = infer(study1)
     assert result.exit_code == document(result)["exit_status"] == 0
+    taken = document(result)["stages_s"]
+    assert set(taken) == {"open", "scan", "read", "prepare", "network", "restore", "report", "write"}
+    assert all(seconds > 0 for seconds in taken.values())
 
 
 def test_refused_input_is_3_and_is_told(infer: Invoke, study1: Path, tmp_path: Path) -> None:
