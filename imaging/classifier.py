@@ -26,8 +26,9 @@ from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.networks import build_classifier, stages_of
 from imaging.novelty import FILE, Familiar, Traits, traits_of
 from imaging.predict import Predictor, check_not_mask, networks_of
+from imaging.restore import restore_values
 from imaging.selection import check_choice, check_fit, check_grey
-from imaging.transforms import IMAGE, apply, restore_values
+from imaging.transforms import IMAGE, apply
 from imaging.volume import Volume
 
 Assessment = Literal["normal", "abnormal", "indeterminate"]

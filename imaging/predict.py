@@ -1,17 +1,16 @@
 """One Volume in, one Prediction out.
 
 Invariant: the checkpoint's own preprocessing goes in front of the network and nothing else; what comes out lies on the
-series' own grid, voxel for voxel.
+series' own grid, voxel for voxel. Probabilities come and go block by block: no array holds all classes of the whole.
 
 Shapes: K classes with the background; ``probability_KXYZ`` on the network's grid, ``mask_XYZ`` on the series' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 
 import numpy as np
 import torch
@@ -19,14 +18,15 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
-from imaging.config import SegmentConfig
+from imaging.config import SegmentConfig, Size3
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_segmenter, load_weights
+from imaging.restore import Block, OwnGrid
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.stages import stage
 from imaging.structures import Mask, labels_of
-from imaging.tiles import logits_of
-from imaging.transforms import IMAGE, affine_of, apply, preprocessing, restore_labels
+from imaging.tiles import Ask, blocks_of, layout_of
+from imaging.transforms import IMAGE, affine_of, apply, preprocessing
 from imaging.volume import Volume
 
 # A picture has more values than this; a label map of as many structures would pass for one.
@@ -89,7 +89,9 @@ class Predictor:
         self.checkpoint = checkpoint
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._prepare = preprocessing(config.preprocess, with_label=False, scales=config.scales)
-        self._networks = networks_of(checkpoint, partial(build_segmenter, config), self._device)
+        networks = networks_of(checkpoint, partial(build_segmenter, config), self._device)
+        bf16 = config.predict.precision == "bf16"
+        self._engines = [_engine(network, self._device, bf16=bf16) for network in networks]
 
     def __call__(self, volume: Volume) -> Prediction:
         """Segment a volume.
@@ -110,49 +112,88 @@ class Predictor:
         check_not_mask(volume)
         with stage("prepare"):
             image = self._prepared(volume)
-        with stage("network"):
-            probability_KXYZ = self._probabilities(image.as_tensor()[None].to(self._device))
-        with stage("restore"):
-            return self._restored(image, probability_KXYZ, volume)
+        affine, array_CXYZ = affine_of(image), image.as_tensor().numpy()
+        _, x, y, z = array_CXYZ.shape
+        grid = OwnGrid(affine, (x, y, z), shape=volume.shape, to_affine=volume.affine)
+        return self._predicted(volume, array_CXYZ, grid)
 
-    def _restored(self, image: MetaTensor, probability_KXYZ: torch.Tensor, volume: Volume) -> Prediction:
-        """What the network said, on the volume's own grid."""
+    def _predicted(self, volume: Volume, image_CXYZ: NDArray[np.float32], grid: OwnGrid) -> Prediction:
+        """Labels and mean probabilities of finished blocks, one after another."""
         config = self.checkpoint.segmenter()
-        mean_probability = _mean_probability(probability_KXYZ, config)
-        restored = partial(restore_labels, affine=affine_of(image), shape=volume.shape, to_affine=volume.affine)
-        found_KXYZ = probability_KXYZ.cpu().numpy()
+        means = MeanProbability(config)
+        labels_XYZ = np.zeros(volume.shape if not config.overlapping else 0, dtype=np.uint8)
+        regions_KXYZ = np.zeros((len(config.labels), *volume.shape) if config.overlapping else 0, dtype=np.bool_)
+        with stage("network"):
+            for block in self._blocks(image_CXYZ):
+                with stage("restore"):
+                    means.add(block, grid.size)
+                    if config.overlapping:
+                        grid.add_regions(block, regions_KXYZ)
+                    else:
+                        grid.add_labels(block, labels_XYZ)
         if not config.overlapping:
-            return Prediction(self.checkpoint, volume, restored(found_KXYZ), mean_probability)
-        regions_KXYZ = np.stack([restored(np.stack([1 - found_XYZ, found_XYZ])) > 0 for found_XYZ in found_KXYZ])
+            return Prediction(self.checkpoint, volume, labels_XYZ, means.found())
         mask_XYZ = labels_of(regions_KXYZ, config.labels)
-        return Prediction(self.checkpoint, volume, mask_XYZ, mean_probability, regions_KXYZ)
+        return Prediction(self.checkpoint, volume, mask_XYZ, means.found(), regions_KXYZ)
+
+    def _blocks(self, image_CXYZ: NDArray[np.float32]) -> Iterator[Block]:
+        """The members of an ensemble take their turns over each block."""
+        config = self.checkpoint.segmenter()
+        _, x, y, z = image_CXYZ.shape
+        return blocks_of(
+            self._engines,
+            image_CXYZ,
+            layout_of(config.predict, (x, y, z)),
+            outputs=config.outputs,
+            overlapping=config.overlapping,
+            batch_size=config.predict.batch_size,
+        )
 
     def _prepared(self, volume: Volume) -> MetaTensor:
         image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
         assert isinstance(image, MetaTensor)
         return image
 
-    @torch.inference_mode()
-    def _probabilities(self, image_1CXYZ: torch.Tensor) -> torch.Tensor:
-        """Softmax, or sigmoid where structures overlap, averaged over flips and over the members of an ensemble.
 
-        The members take their turns: beside the weights of all of them there is one member's work in memory, and the
-        sum so far.
-        """
-        config = self.checkpoint.segmenter()
-        settings = config.predict
-        flips: list[tuple[int, ...]] = [()]
-        for axis in settings.flip_axes:
-            flips += [(*flip, axis + 2) for flip in flips]
-        total: torch.Tensor | None = None
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            for network, flip in product(self._networks, flips):
-                logits = logits_of(network, image_1CXYZ.flip(flip) if flip else image_1CXYZ, settings)
-                probability = logits.float().sigmoid() if config.overlapping else logits.float().softmax(1)
-                probability = probability.flip(flip) if flip else probability
-                total = probability if total is None else total + probability
-        assert total is not None
-        return total[0] / (len(self._networks) * len(flips))
+class MeanProbability:
+    """For each label id that was found, the mean of its probability over its voxels on the network's grid."""
+
+    def __init__(self, config: SegmentConfig) -> None:
+        self._overlapping = config.overlapping
+        self._labels = config.labels
+        self._sums_K, self._counts_K = np.zeros(config.outputs), np.zeros(config.outputs, dtype=np.int64)
+
+    def add(self, block: Block, size: Size3) -> None:
+        """Count the voxels that a block owns, of a network's grid of `size`."""
+        probability_KXYZ = block.probability_KXYZ[:, *block.owned(size)]
+        # Layer by layer as they lie in memory, so that nothing is copied whole.
+        axis = int(np.argmax(probability_KXYZ.strides[1:])) + 1
+        for probability_KXX in np.moveaxis(probability_KXYZ, axis, 0):
+            (self._add_regions if self._overlapping else self._add_labels)(probability_KXX)
+
+    def _add_regions(self, probability_KXX: NDArray[np.float32]) -> None:
+        inside_KXX = probability_KXX > _HALF
+        self._counts_K += inside_KXX.sum(axis=(1, 2))
+        self._sums_K += (probability_KXX * inside_KXX).sum(axis=(1, 2), dtype=np.float64)
+
+    def _add_labels(self, probability_KXX: NDArray[np.float32]) -> None:
+        greatest_XX = probability_KXX[0].copy()
+        labels_XX = np.zeros(greatest_XX.shape, dtype=np.uint8)
+        for label, probability_XX in enumerate(probability_KXX[1:], start=1):
+            np.copyto(labels_XX, label, where=probability_XX > greatest_XX)
+            np.maximum(greatest_XX, probability_XX, out=greatest_XX)
+        flat, outputs = labels_XX.ravel(), len(self._sums_K)
+        self._counts_K += np.bincount(flat, minlength=outputs)
+        self._sums_K += np.bincount(flat, weights=greatest_XX.ravel(), minlength=outputs)
+
+    def found(self) -> dict[int, float]:
+        """The means of all blocks."""
+        places = {label.id: label.id - 1 if self._overlapping else label.id for label in self._labels}
+        return {
+            label: float(self._sums_K[place] / self._counts_K[place])
+            for label, place in places.items()
+            if self._counts_K[place]
+        }
 
 
 def networks_of(
@@ -185,17 +226,17 @@ def networks_of(
     return tuple(networks)
 
 
-def _mean_probability(probability_KXYZ: torch.Tensor, config: SegmentConfig) -> dict[int, float]:
-    """For each label id that was found, the mean of its probability over its voxels."""
-    if config.overlapping:
-        each = [probability_XYZ[probability_XYZ > _HALF] for probability_XYZ in probability_KXYZ]
-        return {label.id: float(each[label.id - 1].mean()) for label in config.labels if each[label.id - 1].numel()}
-    labels_XYZ = probability_KXYZ.argmax(0)
-    return {
-        label.id: float(probability_KXYZ[label.id][labels_XYZ == label.id].mean())
-        for label in config.labels
-        if bool((labels_XYZ == label.id).any())
-    }
+def _engine(network: torch.nn.Module, device: torch.device, *, bf16: bool) -> Ask:
+    """A network as a function of arrays."""
+
+    @torch.inference_mode()
+    def ask(tiles_BCXYZ: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = network(torch.from_numpy(tiles_BCXYZ).to(device))
+        answer: NDArray[np.float32] = logits.float().cpu().numpy()
+        return answer
+
+    return ask
 
 
 def check_not_mask(volume: Volume) -> None:

@@ -1,7 +1,7 @@
-"""Volume -> network input, and a mask back to the series' own grid.
+"""Volume -> network input.
 
-Invariant: the way in is made of MONAI's transforms and the same in training and serving; the way back is computed from
-the two affines alone and interpolates probabilities, not labels, so that nothing shifts a mask by half a voxel.
+Invariant: the way is made of MONAI's transforms, and the same in training and serving. The way back is
+`imaging.restore`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, Transform
 from numpy.typing import NDArray
 
-from imaging.config import Augmentation, Channel, Preprocess, Scale, Size3
+from imaging.config import Augmentation, Channel, Preprocess, Scale
 from imaging.dicom import Policy, load_series
 from imaging.dicom.stack import check_policy
-from imaging.errors import ConfigInvalid, ConstantImage, GridMismatch, ImagingError, NotApplicable, UnknownName
+from imaging.errors import ConfigInvalid, ConstantImage, ImagingError, NotApplicable, UnknownName
 from imaging.nifti import is_nifti, read_nifti
 from imaging.volume import Affine
 
@@ -273,131 +273,6 @@ def _sized(name: str, options: dict[str, Any], size: tuple[int, ...] | None) -> 
         raise ConfigInvalid("train.augment", seen=f"{name} with a spatial_size",
                             expected="none was expected: train.patch says it")  # fmt: skip
     return options | {"spatial_size": size}
-
-
-def restore_labels(
-    probability_KXYZ: NDArray[np.float32], affine: Affine, *, shape: Size3, to_affine: Affine
-) -> NDArray[np.uint8]:
-    """Bring probabilities from the network's grid back to the series' own, and take the likeliest class there.
-
-    Probabilities are interpolated linearly, since labels cannot be: on a finer grid half of the voxels lie midway
-    between two network voxels, and rounding them all the same way would shift the mask.
-
-    Parameters
-    ----------
-    probability_KXYZ
-        Of each class on the network's grid; class 0 is the background.
-    affine
-        Of the network's grid, voxel index to RAS+ mm.
-    shape, to_affine
-        Of the series' own grid. Its axes must run along those of the network's grid, in any order and direction, which
-        `preprocessing` guarantees.
-
-    Returns
-    -------
-    ndarray of uint8
-        Class ids of `shape`: at each voxel's centre the class of the greatest probability, and of two equal ones either
-        in turn; 0 beyond half a voxel outside the network's grid. Where the two grids share their voxels, it is the
-        argmax voxel for voxel. One class is brought over at a time, so memory does not grow with their number.
-
-    Raises
-    ------
-    GridMismatch
-        If the two grids' axes are not parallel.
-    """
-    axis_for, positions = _positions_along_axes(affine, shape, to_affine)
-    # A network that is certain leaves the voxel midway between two classes undecided. Every second such voxel (as on a
-    # chessboard) goes to the later class: always the same way would shrink structures by half a voxel all around.
-    shared = all(np.allclose(axis_positions, np.rint(axis_positions), atol=1e-4) for axis_positions in positions)
-    tie = np.float32(0 if shared else 1e-5)
-    turn = sum(np.ogrid[: shape[0], : shape[1], : shape[2]]) % 2 == 1
-    labels = np.zeros(shape, dtype=np.uint8)
-    greatest: NDArray[np.float32] | None = None
-    for label, probability_XYZ in enumerate(probability_KXYZ):
-        here = probability_XYZ.transpose(axis_for)
-        for axis in range(3):
-            here = _interpolated(here, positions[axis], axis)
-        if greatest is None:
-            greatest = here
-        else:
-            labels[(here > greatest + tie) | (turn & (here > greatest - tie))] = label
-            np.maximum(greatest, here, out=greatest)
-    _fill_outside(labels, positions, tuple(probability_KXYZ.shape[1 + axis] for axis in axis_for), 0)
-    return labels
-
-
-def restore_values(
-    values_XYZ: NDArray[np.float32], affine: Affine, *, shape: Size3, to_affine: Affine
-) -> NDArray[np.float32]:
-    """Bring numbers from the network's grid back to the series' own, linear between neighbours.
-
-    Parameters
-    ----------
-    values_XYZ, affine
-        On the network's grid, and where that lies: index to RAS+ mm.
-    shape, to_affine
-        Of the series' own grid; its axes run along those of the network's, in any order and direction.
-
-    Returns
-    -------
-    ndarray of float32
-        Of `shape`; NaN beyond half a voxel outside the network's grid, of which the network has seen nothing.
-
-    Raises
-    ------
-    GridMismatch
-        If the two grids' axes are not parallel.
-    """
-    axis_for, positions = _positions_along_axes(affine, shape, to_affine)
-    here = values_XYZ.transpose(axis_for)
-    for axis in range(3):
-        here = _interpolated(here, positions[axis], axis)
-    restored = np.array(here, dtype=np.float32)
-    _fill_outside(restored, positions, tuple(values_XYZ.shape[axis] for axis in axis_for), np.nan)
-    return restored
-
-
-def _fill_outside(
-    array: NDArray[Any], positions: Sequence[NDArray[np.float64]], size: Sequence[int], value: float
-) -> None:
-    """Put a value wherever the positions lie more than half a voxel outside a grid of the given size."""
-    for axis, at in enumerate(positions):
-        outside = (at < -0.5) | (at > size[axis] - 0.5)
-        np.moveaxis(array, axis, 0)[outside] = value
-
-
-def _positions_along_axes(
-    affine: Affine, shape: Size3, to_affine: Affine
-) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """For each series axis the network axis it runs along, and its voxels' fractional indices there."""
-    into = np.linalg.inv(affine) @ to_affine
-    axis_for = np.abs(into[:3, :3]).argmax(axis=0)
-    steps = into[axis_for, range(3)]
-    aligned = np.zeros((3, 3))
-    aligned[axis_for, range(3)] = steps
-    # How far, in network voxels, the far corner would be misplaced if the axes were taken as parallel.
-    drift = np.abs(into[:3, :3] - aligned) @ (np.array(shape) - 1)
-    if len(set(axis_for.tolist())) != 3 or drift.max() > 0.01:
-        raise GridMismatch("network grid", seen=f"axes that diverge by {drift.max():.3f} voxels")
-    return axis_for, [into[axis_for[axis], 3] + steps[axis] * np.arange(shape[axis]) for axis in range(3)]
-
-
-def _interpolated(values: NDArray[np.float32], positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
-    """Values at fractional indices along one axis, linear between neighbours, the last one held beyond the ends."""
-    last = values.shape[axis] - 1
-    # Rounding of the affines must not turn a whole index into a mixture.
-    whole = np.rint(positions)
-    held = np.clip(np.where(np.abs(positions - whole) < 1e-4, whole, positions), 0, last)
-    lower = np.floor(held).astype(np.int64)
-    weight = (held - lower).astype(np.float32)
-    below: NDArray[np.float32] = np.take(values, lower, axis=axis)
-    if not weight.any():
-        return below
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    above = np.take(values, np.minimum(lower + 1, last), axis=axis)
-    mixed: NDArray[np.float32] = below + (above - below) * weight.reshape(shape)
-    return mixed
 
 
 def affine_of(image: MetaTensor) -> Affine:

@@ -20,7 +20,7 @@ from imaging.networks import build_segmenter
 from imaging.structures import structure_of, truth_of
 from imaging.tasks.base import FittingTask
 from imaging.tasks.losses import dice_cross_entropy, regions_dice_cross_entropy
-from imaging.tiles import logits_of
+from imaging.tasks.whole import logits_of
 from imaging.transforms import IMAGE, LABEL
 
 

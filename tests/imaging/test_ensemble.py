@@ -19,7 +19,8 @@ from imaging.files import shipped
 from imaging.networks import build_classifier, build_network, weights_of
 from imaging.nifti import read_nifti
 from imaging.predict import Predictor
-from imaging.transforms import affine_of, restore_labels
+from imaging.restore import restore_labels
+from imaging.transforms import affine_of
 from imaging.volume import SeriesFacts, Volume
 
 TINY = (
@@ -44,6 +45,16 @@ def save(folder: Path, config: Config, members: list[dict[str, torch.Tensor]], *
     return save_checkpoint(folder, config.model_copy(update={"members": len(members)}), joined(members), metrics)
 
 
+def whole(predictor: Predictor, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The probabilities of a predictor's blocks, put together."""
+    x, y, z = image.shape[1:]
+    found = np.zeros((3, x, y, z), np.float32)
+    for block in predictor._blocks(image):
+        place = tuple(slice(low, low + n) for low, n in zip(block.low, block.probability_KXYZ.shape[1:], strict=True))
+        found[:, *place] = block.probability_KXYZ
+    return found
+
+
 @pytest.fixture
 def segmenter() -> SegmentConfig:
     config = load_config(shipped("configs") / "hippocampus_mr.yaml", TINY)
@@ -61,9 +72,10 @@ def test_mask_is_that_of_the_mean_probability(segmenter: SegmentConfig, data: Pa
     volume = read_nifti(data / "hippocampus" / "imagesTr" / "hippocampus_001.nii.gz")
     alone = [Predictor(save(tmp_path / str(n), segmenter, [one])) for n, one in enumerate(members)]
     image = alone[0]._prepared(volume)
-    by_hand = sum(predictor._probabilities(image.as_tensor()[None]) for predictor in alone) / 3
+    array = image.as_tensor().numpy()
+    by_hand = np.mean([whole(predictor, array) for predictor in alone], axis=0)
     said = Predictor(save(tmp_path / "all", segmenter, members))(volume)
-    expected = restore_labels(by_hand.numpy(), affine_of(image), shape=volume.shape, to_affine=volume.affine)
+    expected = restore_labels(by_hand, affine_of(image), shape=volume.shape, to_affine=volume.affine)
     assert np.array_equal(said.mask_XYZ, expected)
     masks = [predictor(volume).mask_XYZ for predictor in alone]
     assert not any(np.array_equal(said.mask_XYZ, mask) for mask in masks), "no member has its way alone"

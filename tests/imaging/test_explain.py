@@ -22,7 +22,8 @@ from imaging.explain import Attribution, Explainer
 from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.networks import build_classifier, load_weights
 from imaging.png import read_png
-from imaging.transforms import IMAGE, apply, restore_values
+from imaging.restore import restore_values
+from imaging.transforms import IMAGE, apply
 from imaging.volume import Volume
 
 RESNET = ["network.name=ResNet10", "network.options={conv1_t_size: 3, conv1_t_stride: 1, widen_factor: 0.125}"]

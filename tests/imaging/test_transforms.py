@@ -13,6 +13,7 @@ from monai.transforms import Compose
 
 from imaging.config import Channel, Preprocess, Window
 from imaging.errors import ConstantImage, GridMismatch, NotApplicable
+from imaging.restore import restore_labels
 from imaging.transforms import (
     IMAGE,
     LABEL,
@@ -20,7 +21,6 @@ from imaging.transforms import (
     apply,
     as_label_tensor,
     preprocessing,
-    restore_labels,
 )
 from imaging.volume import Volume, orientation_of
 
