@@ -73,6 +73,7 @@ SIGNED_OUT = Kind("110114", "User Authentication", "E", "110123", "Logout")
 _OF_STORE: dict[str, tuple[Kind, Outcome]] = {
     "study_complete": (RECEIVED, Outcome.SUCCESS),
     "instance_conflict": (RECEIVED, Outcome.MINOR_FAILURE),
+    "instance_withdrawn": (RECEIVED, Outcome.MINOR_FAILURE),
     "own_output_returned": (RECEIVED, Outcome.SUCCESS),
     "file_refused": (IMPORTED, Outcome.MINOR_FAILURE),
     "running": (READ, Outcome.SUCCESS),

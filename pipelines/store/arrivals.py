@@ -39,7 +39,7 @@ def record(db: sqlite3.Connection, arrival: Arrival, now: float) -> Received:
     db
         In a transaction.
     arrival
-        The instance, whose bytes are durable.
+        The instance, whose bytes have their name.
     now
         Seconds of the store.
     """
@@ -75,6 +75,58 @@ def record(db: sqlite3.Connection, arrival: Arrival, now: float) -> Received:
         return Received.NEW
     _await_more(db, arrival.study_uid, now)
     return Received.NEW
+
+
+def is_purged(db: sqlite3.Connection, arrival: Arrival) -> bool:
+    """Whether this very data set was here, and its bytes were removed."""
+    row = db.execute(
+        "SELECT 1 FROM instances WHERE study_uid = ? AND sop_instance_uid = ? AND digest = ? AND NOT kept",
+        (arrival.study_uid, arrival.sop_instance_uid, arrival.digest),
+    ).fetchone()
+    return row is not None
+
+
+def withdraw(db: sqlite3.Connection, study_uid: str, sop_instance_uid: str, digest: str) -> None:
+    """Take back the row of an instance that was not acknowledged, within a transaction, and the job that it opened.
+
+    One that is part of a version that was fixed meanwhile, which only a person's `release` can have done, stays as one
+    whose bytes are gone, so that the version is refused and not reported on without it.
+    """
+    row = db.execute(
+        "SELECT seq, stands FROM instances WHERE study_uid = ? AND sop_instance_uid = ? AND digest = ? AND kept",
+        (study_uid, sop_instance_uid, digest),
+    ).fetchone()
+    if row is None:
+        return
+    tell(db, "instance_withdrawn", study_uid=study_uid, detail={"sop_instance_uid": sop_instance_uid})
+    [fixed] = db.execute("SELECT coalesce(max(through_seq), 0) FROM versions WHERE study_uid = ?",
+                         [study_uid]).fetchone()  # fmt: skip
+    if row["seq"] <= fixed:
+        db.execute("UPDATE instances SET kept = 0 WHERE seq = ?", [row["seq"]])
+        return
+    db.execute("DELETE FROM instances WHERE seq = ?", [row["seq"]])
+    if row["stands"]:
+        # What came under the same UID meanwhile was kept beside it, and takes its place.
+        db.execute(
+            "UPDATE instances SET stands = 1 WHERE seq = (SELECT min(seq) FROM instances WHERE study_uid = ?"
+            " AND sop_instance_uid = ?)",
+            (study_uid, sop_instance_uid),
+        )
+    if db.execute("SELECT 1 FROM instances WHERE study_uid = ? AND stands AND seq > ?", (study_uid, fixed)).fetchone():
+        return
+    opened = db.execute(
+        "SELECT jobs.id, version FROM jobs JOIN versions ON versions.id = version"
+        " WHERE jobs.study_uid = ? AND state = 'receiving' AND name IS NULL AND through_seq IS NULL",
+        [study_uid],
+    ).fetchone()
+    if opened is not None:
+        db.execute("DELETE FROM jobs WHERE id = ?", [opened["id"]])
+        db.execute("DELETE FROM versions WHERE id = ?", [opened["version"]])
+    db.execute(
+        "DELETE FROM studies WHERE study_uid = ? AND NOT EXISTS (SELECT 1 FROM instances WHERE study_uid = ?)"
+        " AND NOT EXISTS (SELECT 1 FROM versions WHERE study_uid = ?)",
+        (study_uid, study_uid, study_uid),
+    )
 
 
 def _await_more(db: sqlite3.Connection, study_uid: str, now: float) -> None:

@@ -1,11 +1,11 @@
 """The bytes of instances: a folder for each study, a file for each data set, named by its digest.
 
-Invariant: what `place` has returned for is whole and on disk under its name, and no other file is put in its place. A
-name comes from a digest and never from what a sender wrote, so nothing that is sent decides where it lies. A file that
-has a name and no row may be anything; it is swept at the next start.
+Invariant: what `OnItsWay.wait` has returned for is whole and on disk under its name, and no other file is put in its
+place. A name comes from a digest and never from what a sender wrote, so nothing that is sent decides where it lies. A
+file that has a name and no row may be anything; it is swept at the next start.
 
-Most of the time that an instance takes is waiting for the disk to say that it is there. File and folder are waited for
-at once, and by all who put at the same time together: the file system writes its journal once for all of them.
+Most of the time that an instance takes is waiting for the disk to say that it is there. `place` begins to wait for file
+and folder at once, and gives back what to go on waiting on; `pipelines.store.taking` says why that is sound.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import hashlib
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ _HEAD = 1 << 20
 _CHUNK = 1 << 20
 # The folder of what workers have written.
 RESULTS = "results"
-# How many folders are waited for at once.
-_AT_ONCE = 8
+# How many files and folders are waited for at once.
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,39 @@ class Staged:
     size: int
 
 
+class OnItsWay:
+    """A file that has its name, and is not known to be on disk.
+
+    Parameters
+    ----------
+    where
+        Told if the disk cannot be written.
+    waited
+        For the file, its folder, and the folder's name if that is new.
+    there
+        Called once all are on disk.
+    """
+
+    def __init__(self, where: Path, waited: Sequence[Future[None]], there: Callable[[], None]) -> None:
+        self._where, self._waited, self._there = where, waited, there
+
+    def wait(self) -> None:
+        """Return when file and name are on disk.
+
+        Raises
+        ------
+        StoreFull
+            If that fails; then the file may be there, or a part of it.
+        """
+        wait_for(self._waited)
+        try:
+            for item in self._waited:
+                item.result()
+        except OSError as error:
+            raise StoreFull(self._where, seen=error.strerror or "cannot be written") from error
+        self._there()
+
+
 class Contents:
     """The files of a store.
 
@@ -69,6 +103,8 @@ class Contents:
 
     Attributes
     ----------
+    root
+        See there.
     refused
         Files that no study can have, by the SHA-256 of their bytes.
     results
@@ -81,6 +117,7 @@ class Contents:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._incoming, self._instances = root / "incoming", root / "instances"
         self._naming, self._waiting = threading.Lock(), ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync")
         self.refused, self.results = root / "refused", root / RESULTS
@@ -105,15 +142,18 @@ class Contents:
         """Where an instance lies."""
         return self.folder_of(study_uid) / f"{digest}.dcm"
 
-    def write(self, data: bytes | memoryview) -> Path:
-        """Write bytes under a temporary name.
+    def write(self, data: bytes | memoryview, study_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Staged:
+        """Write bytes under a temporary name, and say where they belong.
 
         Raises
         ------
         StoreFull
             If they cannot be written; nothing is left of them.
         """
-        return self._incoming_file(lambda stream: stream.write(data))
+        temporary = self._incoming_file(lambda stream: stream.write(data))
+        digest = _begun(sop_instance_uid, transfer_syntax)
+        digest.update(memoryview(data)[data_set_start(bytes(data[:_HEAD])) :])
+        return self._staged(temporary, study_uid, digest.hexdigest(), len(data))
 
     def copy(self, path: Path) -> Path:
         """The same for the bytes of a file, which are read once.
@@ -144,14 +184,24 @@ class Contents:
 
     def stage(self, temporary: Path, study_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Staged:
         """Say where a file under a temporary name belongs; `place` brings it there."""
-        digest = hashlib.sha256(f"{sop_instance_uid}\n{transfer_syntax}\n".encode())
-        with temporary.open("rb") as stream:
-            stream.seek(data_set_start(stream.read(_HEAD)))
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-            size = stream.tell()
-        named = digest.hexdigest()
-        return Staged(temporary, self.file_of(study_uid, named), named, size)
+        digest, size = _digest_of(temporary, sop_instance_uid, transfer_syntax)
+        return self._staged(temporary, study_uid, digest, size)
+
+    def _staged(self, temporary: Path, study_uid: str, digest: str, size: int) -> Staged:
+        return Staged(temporary, self.file_of(study_uid, digest), digest, size)
+
+    def is_whole(self, study_uid: str, sop_instance_uid: str, transfer_syntax: str, digest: str) -> bool:
+        """Whether an instance's file is there with the bytes that it was named by; if so it is on disk afterwards."""
+        file = self.file_of(study_uid, digest)
+        try:
+            if _digest_of(file, sop_instance_uid, transfer_syntax)[0] != digest:
+                return False
+            sync_file(file)
+            sync_folder(file.parent)
+            sync_folder(file.parent.parent)
+        except OSError:
+            return False
+        return True
 
     def set_aside(self, temporary: Path) -> str:
         """Keep a file that no study can have, for a person to look at; gives its name, the SHA-256 of its bytes.
@@ -170,13 +220,13 @@ class Contents:
             raise StoreFull(self.refused, seen=error.strerror or "cannot be written") from error
         return name
 
-    def place(self, staged: Staged) -> None:
-        """Give a file its name, unless the same one is there, and make both durable.
+    def place(self, staged: Staged) -> OnItsWay:
+        """Give a file its name, unless the same one is there, and begin to make both durable.
 
         Raises
         ------
         StoreFull
-            If that fails; `discard` what was staged.
+            If it cannot be named; `discard` what was staged.
         """
         folder = staged.final.parent
         try:
@@ -190,15 +240,11 @@ class Contents:
                     staged.temporary.unlink()
                 else:
                     staged.temporary.replace(staged.final)
-            waited = [self._waiting.submit(sync_folder, changed) for changed in folders]
-            try:
-                sync_file(staged.final)
-            finally:
-                for item in waited:
-                    item.result()
-            self._fresh.discard(folder)
         except OSError as error:
             raise StoreFull(self._instances, seen=error.strerror or "cannot be written") from error
+        waited = [self._waiting.submit(sync_file, staged.final)]
+        waited += [self._waiting.submit(sync_folder, changed) for changed in folders]
+        return OnItsWay(self._instances, waited, lambda: self._fresh.discard(folder))
 
     def sweep(self, studies: Iterable[str], digests_of: Callable[[str], set[str]], results: Set[str]) -> int:
         """Remove what a crash has left: temporary files, files without a row, and results that were not finished.
@@ -230,6 +276,21 @@ class Contents:
         for path in left:
             discard(path)
         return len(left)
+
+
+def _begun(sop_instance_uid: str, transfer_syntax: str) -> hashlib._Hash:
+    """The digest of an instance, before its data set."""
+    return hashlib.sha256(f"{sop_instance_uid}\n{transfer_syntax}\n".encode())
+
+
+def _digest_of(file: Path, sop_instance_uid: str, transfer_syntax: str) -> tuple[str, int]:
+    """The digest of an instance, as `Staged` has it, and the size of its file."""
+    digest = _begun(sop_instance_uid, transfer_syntax)
+    with file.open("rb") as stream:
+        stream.seek(data_set_start(stream.read(_HEAD)))
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+        return digest.hexdigest(), stream.tell()
 
 
 def discard(path: Path) -> None:

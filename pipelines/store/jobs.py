@@ -54,10 +54,16 @@ class Jobs:
     ----------
     database, clock
         Of the store.
+
+    Attributes
+    ----------
+    is_coming
+        Whether a study has instances that are not known to be on disk; its job waits for them.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database, self._clock = database, clock
+        self.is_coming: Callable[[str], bool] = lambda _: False
 
     # ------------------------------------------------------------------------------------------------------- looking
 
@@ -146,6 +152,8 @@ class Jobs:
         )
         moved = []
         for row in rows:
+            if self.is_coming(row["study_uid"]):
+                continue
             wanted = expected(row["study_uid"])
             judged = judge(row["study_uid"]) if judge is not None else Judged(rule)
             why = judged.rule.why(waited_s=now - row["opened"], quiet_s=now - row["last_arrival"],

@@ -163,5 +163,14 @@ ALTER TABLE jobs ADD COLUMN route TEXT;   -- JSON of what the rules have decided
 ALTER TABLE jobs ADD COLUMN ended REAL;   -- the second of the store when it was done
 """
 
+# Before this each file was waited for before its row was written.
+_SURE = """
+CREATE TABLE sure (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    through INTEGER NOT NULL     -- the files of all instances up to this number are known to be on disk
+) STRICT;
+INSERT INTO sure SELECT 1, coalesce(max(seq), 0) FROM instances;
+"""
+
 # The n-th takes a database of version n to version n + 1 (PRAGMA user_version).
-STEPS = (_FIRST, _TRIAGE, _ROUTES)
+STEPS = (_FIRST, _TRIAGE, _ROUTES, _SURE)

@@ -1,53 +1,37 @@
 """The store of one watcher: takes instances in, and opens a job for each study that has news.
 
-Invariant: see `pipelines.store`. The order is always the same: bytes on disk, name on disk, row committed,
-acknowledged. Instances that arrive at once from several threads share one transaction.
+Invariant: see `pipelines.store`; how an instance is kept for good is in `pipelines.store.taking`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import threading
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from imaging.dicom.attributes import read_facts
 from imaging.dicom.values import is_uid
 from imaging.errors import (
-    ImagingError,
     InputRefused,
     InstancesPurged,
     InvalidUid,
     MissingAttribute,
-    StoreBusy,
     StoreFull,
     StoreInUse,
 )
-from pipelines.store.arrivals import Arrival, record, tell
+from pipelines.store.arrivals import Arrival, tell
 from pipelines.store.clock import Clock
-from pipelines.store.content import Contents, Staged, discard
+from pipelines.store.content import Contents, discard
 from pipelines.store.database import PATIENCE_S, Database
 from pipelines.store.intake import Received
 from pipelines.store.jobs import Jobs, forget
 from pipelines.store.keeping import Keeping
 from pipelines.store.routes import Routes
+from pipelines.store.taking import Taking
 from pipelines.store.view import Job
 
 DATABASE, _LOCK = "store.sqlite", "watcher.lock"
-
-
-@dataclass(slots=True)
-class _Pending:
-    """An instance whose bytes are on disk and whose row is not."""
-
-    staged: Staged
-    arrival: Arrival
-    received: Received | None = None
-    error: Exception | None = None
-    settled: bool = False
 
 
 class Store:
@@ -87,9 +71,10 @@ class Store:
             self.clock = Clock(self.database)
             self.jobs = Jobs(self.database, self.clock)
             self.routes, self.keeping = Routes(self.database), Keeping(self.database, self.clock)
-            self._pending: list[_Pending] = []
-            self._queueing, self._settling = threading.Lock(), threading.Lock()
+            self._taking = Taking(self.contents, self.database, self.clock)
+            self.jobs.is_coming = self._taking.is_coming
             if watching:
+                self._taking.make_sure()
                 self._sweep()
         except BaseException:
             self.close()
@@ -112,9 +97,8 @@ class Store:
         for keyword, uid in uids.items():
             if not is_uid(uid):
                 raise InvalidUid(source, seen=f"{keyword} is {'empty' if not uid else 'not a UID'}")
-        temporary = self.contents.write(data)
-        staged = self.contents.stage(temporary, study_uid, sop_instance_uid, transfer_syntax)
-        return self._take(
+        staged = self.contents.write(data, study_uid, sop_instance_uid, transfer_syntax)
+        return self._taking.take(
             staged,
             Arrival(study_uid, series_uid, sop_instance_uid, sop_class_uid, transfer_syntax, staged.digest, staged.size,
                     source),
@@ -156,7 +140,7 @@ class Store:
             raise told from error
         found, syntax = facts.instance, facts.instance.pixels.transfer_syntax
         staged = self.contents.stage(temporary, found.study_uid, found.sop_instance_uid, syntax)
-        received = self._take(
+        received = self._taking.take(
             staged,
             Arrival(found.study_uid, found.series_uid, found.sop_instance_uid, found.sop_class_uid, syntax,
                     staged.digest, staged.size, source),
@@ -164,28 +148,9 @@ class Store:
         path.unlink(missing_ok=True)
         return received
 
-    def _take(self, staged: Staged, arrival: Arrival) -> Received:
-        mine = _Pending(staged, arrival)
-        try:
-            self.contents.place(staged)
-        except StoreFull:
-            with self._settling:
-                self._undo(mine)
-            raise
-        with self._queueing:
-            self._pending.append(mine)
-        with self._settling:
-            # Whoever comes first takes all that wait along.
-            if not mine.settled:
-                self._settle()
-        if mine.error is not None:
-            raise mine.error
-        assert mine.received is not None
-        return mine.received
-
     def holds(self, sop_instance_uid: str) -> str | None:
         """The SOP class of an instance that is durable here; none where there is no such instance."""
-        return self._class_of(sop_instance_uid, "AND kept")
+        return self._class_of(sop_instance_uid, "AND kept") if self._taking.is_sure(sop_instance_uid) else None
 
     def knows(self, sop_instance_uid: str) -> str | None:
         """The same of an instance that was ever taken, even if its bytes were purged since."""
@@ -197,37 +162,6 @@ class Store:
             [sop_instance_uid],
         )
         return str(rows[0]["sop_class_uid"]) if rows else None
-
-    def _settle(self) -> None:
-        with self._queueing:
-            batch, self._pending = self._pending, []
-        try:
-            for item in batch:
-                # Somebody else's failed attempt at the same file, or a purge, may have taken it away.
-                if not item.staged.final.exists():
-                    item.error = StoreBusy(self.root, seen="a file that was removed while it was taken in")
-            there = [item for item in batch if item.error is None]
-            with self.database.writing() as db:
-                now = self.clock.now()
-                told = [record(db, item.arrival, now) for item in there]
-            for item, received in zip(there, told, strict=True):
-                item.received = received
-        except Exception as error:  # noqa: BLE001 each `put` raises it in its own thread
-            for item in batch:
-                item.error = error
-        finally:
-            for item in batch:
-                item.settled = True
-                if item.received is None:
-                    self._undo(item)
-
-    def _undo(self, item: _Pending) -> None:
-        """Leave nothing of an instance that was not taken, unless the same one was taken before."""
-        item.error = item.error or StoreBusy(self.root, seen="the watcher was interrupted")
-        discard(item.staged.temporary)
-        with suppress(ImagingError):  # what cannot be looked up now is swept at the next start
-            if item.arrival.digest not in self._digests_of(item.arrival.study_uid):
-                discard(item.staged.final)
 
     def files(self, job: Job) -> list[Path]:
         """The files that a job is made of.
@@ -256,8 +190,8 @@ class Store:
             Their UIDs. A study that has had news since it was asked is left as it is.
         """
         purged = []
-        # No instance is between its name and its row meanwhile.
-        with self._settling:
+        self._taking.mend()
+        with self._taking.paused():
             for row in self.database.read("SELECT study_uid FROM studies WHERE purge = 1"):
                 study_uid = row["study_uid"]
                 with self.database.writing() as db:

@@ -21,7 +21,6 @@ from imaging.errors import InvalidUid, StoreBusy, StoreDamaged, StoreFull, Store
 from pipelines.store import Intake, Received, Store
 from pipelines.store import clock as clock_module
 from pipelines.store import content as content_module
-from pipelines.store import store as store_module
 from pipelines.store.schema import STEPS
 
 
@@ -193,20 +192,6 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", root], check=True)
 
 
-def test_bytes_and_names_are_on_disk_before_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    file, folder, record = content_module.sync_file, content_module.sync_folder, store_module.record
-    monkeypatch.setattr(content_module, "sync_file", lambda path: (done.append(path.suffix), file(path)))
-    monkeypatch.setattr(content_module, "sync_folder", lambda path: (done.append("folder"), folder(path)))
-    monkeypatch.setattr(store_module, "record", lambda *about: (done.append("row"), record(*about))[1])
-    with Store(tmp_path) as store:
-        for number, folders in ((1, 2), (2, 1), (2, 1)):  # of a new study its name in the shard, too; and once more
-            done.clear()
-            put(store, 1, number)
-            assert sorted(done[:-1]) == [".dcm", *["folder"] * folders]
-            assert done[-1] == "row"
-
-
 def test_the_name_of_a_new_studys_folder_is_waited_for_by_all_who_put_into_it_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,14 +271,14 @@ def test_threads_share_transactions(tmp_path: Path) -> None:
         transactions = []
         writing = store.database.writing
         store.database.writing = lambda: transactions.append(1) or writing()  # type: ignore[method-assign, func-returns-value]
-        store._settling.acquire()  # somebody is at it
+        store._taking._settling.acquire()  # somebody is at it
         threads = [threading.Thread(target=put, args=(store, 1, number)) for number in range(8)]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 20
-        while len(store._pending) < 8 and time.monotonic() < deadline:
+        while len(store._taking._waiting) < 8 and time.monotonic() < deadline:
             time.sleep(0.001)
-        store._settling.release()
+        store._taking._settling.release()
         for thread in threads:
             thread.join()
         assert len(transactions) == 1
