@@ -25,7 +25,9 @@ from torch.nn import functional
 
 from imaging.config import Augmentation, ClassifyPreprocess, Size3
 from imaging.errors import NotApplicable
-from imaging.transforms import IMAGE, PICTURE_ONLY, ZScored, random_transform
+from imaging.normalise import zscored
+from imaging.resampling import turned
+from imaging.transforms import IMAGE, PICTURE_ONLY, affine_of, random_transform
 from imaging.volume import Affine, spacing_of
 
 
@@ -39,10 +41,10 @@ def classify_preprocessing(config: ClassifyPreprocess) -> Compose:
         turned to `orientation`. The affine is no longer that of the result.
     """
     flat = len(config.size) == 2
-    turned = _OneSlice(IMAGE) if flat else monai_transforms.Orientationd(IMAGE, axcodes=config.orientation, labels=None)
-    normalised = ZScored(IMAGE) if config.range is None else _Ranged(IMAGE, config.range)
+    lying = _OneSlice(IMAGE) if flat else _Turned(IMAGE, config.orientation)
+    normalised = _ZScored(IMAGE) if config.range is None else _Ranged(IMAGE, config.range)
     fitted = _Fitted(IMAGE, config.size, config.aspect)
-    return Compose([turned, fitted, normalised, _Filled(IMAGE, config.size)])
+    return Compose([lying, fitted, normalised, _Filled(IMAGE, config.size)])
 
 
 def classify_augmentation(chosen: Sequence[Augmentation], *, axes: int) -> Compose:
@@ -125,6 +127,22 @@ class _OneSlice(MapTransform):
         return result
 
 
+class _Turned(MapTransform):
+    """A volume with its axes as the config names them."""
+
+    def __init__(self, keys: KeysCollection, orientation: str) -> None:
+        super().__init__(keys)
+        self._orientation = orientation
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            values, affine = turned(image.as_tensor().numpy(), affine_of(image), self._orientation)
+            result[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine))
+        return result
+
+
 class _Fitted(MapTransform):
     """Bring an image to the grid's size, or, with ``pad``, to the largest size of its own proportions within it."""
 
@@ -156,6 +174,16 @@ def _resized(values: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     resize = monai_transforms.Resize(size, mode="trilinear", anti_aliasing=True)
     resized: torch.Tensor = torch.as_tensor(np.asarray(resize(values)))
     return resized
+
+
+class _ZScored(MapTransform):
+    """Each channel less its mean, by its deviation; `ConstantImage` where there is none."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = torch.from_numpy(zscored(result[key].numpy()))
+        return result
 
 
 class _Ranged(MapTransform):

@@ -14,19 +14,19 @@ from functools import partial
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig, Size3
 from imaging.errors import CheckpointCorrupt, LooksLikeMask
 from imaging.networks import build_segmenter, load_weights
+from imaging.normalise import scaled
+from imaging.resampling import to_network_grid
 from imaging.restore import Block, OwnGrid
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.stages import stage
 from imaging.structures import Mask, labels_of
 from imaging.tiles import Ask, blocks_of, layout_of
-from imaging.transforms import IMAGE, affine_of, apply, preprocessing
 from imaging.volume import Volume
 
 # A picture has more values than this; a label map of as many structures would pass for one.
@@ -88,7 +88,6 @@ class Predictor:
         config = checkpoint.segmenter()
         self.checkpoint = checkpoint
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._prepare = preprocessing(config.preprocess, with_label=False, scales=config.scales)
         networks = networks_of(checkpoint, partial(build_segmenter, config), self._device)
         bf16 = config.predict.precision == "bf16"
         self._engines = [_engine(network, self._device, bf16=bf16) for network in networks]
@@ -111,11 +110,11 @@ class Predictor:
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
         with stage("prepare"):
-            image = self._prepared(volume)
-        affine, array_CXYZ = affine_of(image), image.as_tensor().numpy()
-        _, x, y, z = array_CXYZ.shape
+            image_CXYZ, affine = to_network_grid(volume.array, volume.affine, config.preprocess)
+            image_CXYZ = scaled(image_CXYZ, config.scales, subject=volume.facts.subject)
+        _, x, y, z = image_CXYZ.shape
         grid = OwnGrid(affine, (x, y, z), shape=volume.shape, to_affine=volume.affine)
-        return self._predicted(volume, array_CXYZ, grid)
+        return self._predicted(volume, image_CXYZ, grid)
 
     def _predicted(self, volume: Volume, image_CXYZ: NDArray[np.float32], grid: OwnGrid) -> Prediction:
         """Labels and mean probabilities of finished blocks, one after another."""
@@ -148,11 +147,6 @@ class Predictor:
             overlapping=config.overlapping,
             batch_size=config.predict.batch_size,
         )
-
-    def _prepared(self, volume: Volume) -> MetaTensor:
-        image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
-        assert isinstance(image, MetaTensor)
-        return image
 
 
 class MeanProbability:

@@ -1,7 +1,7 @@
-"""Volume -> network input.
+"""Volume -> network input, as MONAI's dictionary transforms.
 
-Invariant: the way is made of MONAI's transforms, and the same in training and serving. The way back is
-`imaging.restore`.
+Invariant: the way is that of `imaging.resampling` and `imaging.normalise`, the same in training and serving. The way back
+is `imaging.restore`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, Transform
 from numpy.typing import NDArray
 
-from imaging.config import Augmentation, Channel, Preprocess, Scale
+from imaging.config import Augmentation, Preprocess, Scale
 from imaging.dicom import Policy, load_series
 from imaging.dicom.stack import check_policy
 from imaging.errors import ConfigInvalid, ConstantImage, ImagingError, NotApplicable, UnknownName
 from imaging.nifti import is_nifti, read_nifti
+from imaging.normalise import scaled
+from imaging.resampling import to_network_grid
 from imaging.volume import Affine
 
 IMAGE, LABEL = "image", "label"
@@ -54,20 +56,10 @@ def preprocessing(config: Preprocess, *, with_label: bool, scales: Sequence[Scal
     -------
     Compose
         Takes ``{"image": MetaTensor (C, X, Y, Z)[, "label": ...]}`` and gives the same keys on the network's grid, with
-        the affine updated.
+        the affine updated. MONAI's own transforms may stand before it and behind it.
     """
     keys = (IMAGE, LABEL) if with_label else (IMAGE,)
-    modes = ("bilinear", "nearest")[: len(keys)]
-    return Compose(
-        [
-            monai_transforms.Orientationd(keys, axcodes=config.orientation, labels=None),
-            # MONAI keeps an image's own spacing where it is given 0.
-            monai_transforms.Spacingd(
-                keys, pixdim=[step or 0 for step in config.spacing_mm], mode=modes, padding_mode="border"
-            ),
-            Scaled(IMAGE, scales or (config,)),
-        ]
-    )
+    return Compose([OnNetworkGrid(keys, config), Scaled(IMAGE, scales or (config,))])
 
 
 class LoadSeriesd(MapTransform):
@@ -153,12 +145,35 @@ def apply(transform: Compose, sample: dict[str, Any], *, subject: object = "netw
     return result
 
 
-class Scaled(MapTransform):
-    """Bring the values of each channel to the network's scale, each as its own config says.
+class OnNetworkGrid(MapTransform):
+    """Bring MetaTensors to the network's grid by `imaging.resampling`: a label by nearest neighbour, all else linearly.
 
-    Raises `ConstantImage` where a channel holds one value only, and `NotApplicable` where there is another number of
-    channels.
+    Parameters
+    ----------
+    keys
+        Of MetaTensors (C, X, Y, Z); that under ``label`` holds label ids.
+    config
+        Orientation and spacing are read.
     """
+
+    def __init__(self, keys: KeysCollection, config: Preprocess) -> None:
+        super().__init__(keys)
+        self._config = config
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample each of the keys, with their affines."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            values, affine = to_network_grid(
+                image.as_tensor().numpy(), affine_of(image), self._config, labels=key == LABEL
+            )
+            result[key] = _metatensor(values, image, affine)
+        return result
+
+
+class Scaled(MapTransform):
+    """Bring the values of each channel to the network's scale by `imaging.normalise`, as each one's config says."""
 
     def __init__(self, keys: KeysCollection, scales: Sequence[Scale]) -> None:
         super().__init__(keys)
@@ -169,47 +184,15 @@ class Scaled(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
-            if image.shape[0] != len(self._scales):
-                raise NotApplicable(
-                    "network input", seen=f"{image.shape[0]} channels", expected=f"{len(self._scales)} were expected"
-                )
-            parts = [_scaled(image[c : c + 1], scale) for c, scale in enumerate(self._scales)]
-            result[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            result[key] = _metatensor(scaled(image.as_tensor().numpy(), self._scales), image, affine_of(image))
         return result
 
 
-class ZScored(MapTransform):
-    """Subtract the volume's mean and divide by its standard deviation, each channel by its own.
-
-    Raises `ConstantImage` where the deviation is zero, instead of handing on NaN.
-    """
-
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Normalise each of the keys."""
-        return {**data, **{key: _zscored(data[key]) for key in map(str, self.keys)}}
-
-
-def _scaled(image: torch.Tensor, scale: Scale) -> torch.Tensor:
-    """One channel, scaled."""
-    window = scale.window
-    named = f" of channel {scale.name}" if isinstance(scale, Channel) else ""
-    if window is None:
-        return _zscored(image, named)
-    if not bool(image.max() > image.min()):
-        raise ConstantImage("network input", seen=f"all voxels{named} are equal")
-    # Isensee et al., Nature Methods 18:203, 2021: CT is clipped, and scaled by the data set's figures.
-    return (image.clamp(window.low, window.high) - window.mean) / window.deviation
-
-
-def _zscored(image: torch.Tensor, named: str = "") -> torch.Tensor:
-    """MR has no unit: the same tissue has another value on another scanner."""
-    axes = tuple(range(1, image.ndim))
-    deviation = image.std(dim=axes, keepdim=True, correction=0)
-    mean = image.mean(dim=axes, keepdim=True)
-    # Rounding alone gives a constant image a deviation of about 1e-7 of its value.
-    if not bool((deviation > 1e-6 * mean.abs()).all()):
-        raise ConstantImage("network input", seen=f"all voxels{named} are equal")
-    return (image - mean) / deviation
+def _metatensor(values: NDArray[Any], image: MetaTensor, affine: Affine) -> MetaTensor:
+    """An array as a MetaTensor that knows what `image` knows, but lies elsewhere."""
+    # PyTorch knows no negative steps in memory.
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return MetaTensor(tensor, meta=image.meta | {"affine": torch.from_numpy(affine)})
 
 
 def random_transform(

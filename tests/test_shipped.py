@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from monai.transforms import Compose, NormalizeIntensityd, Orientationd, Spacingd
 
 from imaging.checkpoint import WEIGHTS, Checkpoint, find_checkpoint, open_checkpoint
-from imaging.config import find_config, load_config
+from imaging.config import SegmentConfig, find_config, load_config
 from imaging.data import load_case
 from imaging.dicom import load_series
 from imaging.manifest import read_manifest
 from imaging.metrics import dice
 from imaging.predict import Predictor
 from imaging.report.findings import findings_of
+from imaging.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,29 @@ def test_on_dicom_the_anterior_part_lies_in_front_of_the_posterior(
     assert posterior.structure.centre_ras_mm is not None
     assert anterior.structure.centre_ras_mm[1] > posterior.structure.centre_ras_mm[1] + 5
     assert 1 < anterior.structure.volume_ml < 3
+
+
+def by_monai(volume: Volume, config: SegmentConfig) -> torch.Tensor:
+    """The network's input (C, X, Y, Z) as MONAI's own transforms make it."""
+    preprocess = config.preprocess
+    prepare = Compose([
+        Orientationd(["image"], axcodes=preprocess.orientation, labels=None),
+        Spacingd(["image"], pixdim=preprocess.spacing_mm, mode="bilinear", padding_mode="border"),
+        NormalizeIntensityd(["image"]),
+    ])  # fmt: skip
+    return torch.as_tensor(np.asarray(prepare({"image": volume.as_metatensor()})["image"]))
+
+
+def test_masks_are_those_that_monai_s_transforms_give(
+    checkpoint: Checkpoint, predictor: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that were trained with MONAI's transforms say what they said."""
+    cases = [load_case(case, values=(1, 2))[0] for case in read_manifest(data / "hippocampus")[::4]]
+    config = checkpoint.segmenter()
+    for volume in (load_series(data / "hippocrop_study1"), *cases):
+        found = predictor(volume).mask_XYZ
+        truth = by_monai(volume, config)
+        with monkeypatch.context() as patched:
+            patched.setattr("imaging.predict.scaled", lambda *_, truth=truth, **__: truth.numpy())
+            expected = predictor(volume).mask_XYZ
+        assert np.array_equal(found, expected), volume.facts.subject
