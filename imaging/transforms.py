@@ -1,7 +1,7 @@
 """Volume -> network input, as MONAI's dictionary transforms.
 
-Invariant: the way is that of `imaging.resampling` and `imaging.normalise`, the same in training and serving. The way back
-is `imaging.restore`.
+Invariant: the way is that of `imaging.resampling` and `imaging.normalise`, the same in training and serving; the way
+back is `imaging.restore`.
 """
 
 from __future__ import annotations
