@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +20,11 @@ from imaging.calibrate import calibrated_probability, likeness
 from imaging.checkpoint import Checkpoint, read_arrays
 from imaging.config import TOGETHER, ClassifyConfig, Code, JudgedConfig
 from imaging.conformal import Conformal
+from imaging.engines import EngineChoice, Engines, Wanted, engines_of
 from imaging.explain import Explainer, HeatMap
 from imaging.gridding import affine_of_grid, classify_preprocessing
-from imaging.networks import build_classifier, stages_of
 from imaging.novelty import FILE, Familiar, Traits, traits_of
-from imaging.predict import Predictor, check_not_mask, networks_of
+from imaging.predict import Predictor, check_not_mask
 from imaging.restore import restore_values
 from imaging.selection import check_choice, check_fit, check_grey
 from imaging.transforms import IMAGE, apply
@@ -136,6 +135,8 @@ class Classification:
     novelty
         Why the volume is unlike those that trained the checkpoint, empty where it is like them; None where the
         checkpoint does not know what these were like.
+    engine
+        What computed it.
     """
 
     checkpoint: Checkpoint
@@ -144,6 +145,7 @@ class Classification:
     judgements: tuple[Judgement, ...]
     heat_maps: tuple[HeatMap, ...] = ()
     novelty: tuple[str, ...] | None = None
+    engine: EngineChoice | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +169,14 @@ class Classifier:
     checkpoint
         A verified checkpoint.
     device
-        ``cuda`` where there is one, else ``cpu``.
+        Of torch: ``cuda`` where there is one, else ``cpu``.
+    engine
+        What computes the scores, as in `imaging.predict.Predictor`; heat maps need gradients, which only torch has.
+
+    Attributes
+    ----------
+    choice
+        Which engine that is, and why.
 
     Raises
     ------
@@ -175,25 +184,19 @@ class Classifier:
         If the checkpoint does something else.
     CheckpointCorrupt
         If the weights do not fit the config's network.
+    MissingPackage, EngineRefused
+        If an engine was asked for by name that cannot be had.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None, engine: Wanted | Engines = "auto") -> None:
         config = checkpoint.classifier()
         self.checkpoint = checkpoint
         self._config = config
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._prepare = classify_preprocessing(config.preprocess)
-        build = partial(
-            build_classifier,
-            config.network,
-            spatial_dims=len(config.preprocess.size),
-            in_channels=1,
-            classes=len(config.classes),
-        )
-        self._networks = networks_of(checkpoint, build, self._device)
+        engines = engine if isinstance(engine, Engines) else engines_of(checkpoint, wanted=engine, device=device)
+        self._engines, self.choice = engines
         self._explainer: Explainer | None = None
-        stages = stages_of(config.network, self._networks[0])
-        self._last_stage = self._networks[0].get_submodule(stages[-1]) if stages else None
         kept = checkpoint.sums.get(FILE)
         self._familiar = Familiar.of_arrays(read_arrays(checkpoint.folder / FILE, kept)) if kept else None
 
@@ -220,7 +223,7 @@ class Classifier:
             judge(target, float(target.probability(probability_1K)[0]), calibration, strange="; ".join(novelty or ()))
             for target in targets_of(self._config)
         )
-        return Classification(self.checkpoint, volume, named, judgements, novelty=novelty)
+        return Classification(self.checkpoint, volume, named, judgements, novelty=novelty, engine=self.choice)
 
     def ask(self, volume: Volume) -> Answer:
         """What the network says before any calibration; see the call for what is raised."""
@@ -230,7 +233,7 @@ class Classifier:
         check_fit(config, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
         values = self._prepared(volume)
-        logits_K, embedding = self._logits(values[None].to(self._device))
+        logits_K, embedding = self._logits(values[None].numpy())
         traits = traits_of(values.numpy(), volume.shape, volume.spacing, embedding)
         novelty = self._familiar.reasons(traits) if self._familiar else None
         return Answer(logits_K, _thumbnail(values), traits, novelty)
@@ -255,7 +258,10 @@ class Classifier:
         if not targets:
             return said
         if self._explainer is None:
-            self._explainer = Explainer(self._config, self._networks)
+            from imaging.engines.torch_engine import networks_of
+
+            networks = [network.to(self._device) for network in networks_of(self.checkpoint)]
+            self._explainer = Explainer(self._config, networks)
         values = self._prepared(said.volume)[None].to(self._device)
         shape, affine = said.volume.shape, said.volume.affine
         grid = affine_of_grid(self._config.preprocess, shape, affine)
@@ -271,8 +277,7 @@ class Classifier:
         image = apply(self._prepare, {IMAGE: volume.as_metatensor()}, subject=volume.facts.subject)[IMAGE]
         return torch.as_tensor(np.asarray(image))
 
-    @torch.inference_mode()
-    def _logits(self, image: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _logits(self, image_1C: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Averaged over the flips that the config asks for, and over the members of an ensemble; and the embedding.
 
         That is the mean over the image of what the last stage of the first network gives, without a flip.
@@ -280,26 +285,14 @@ class Classifier:
         Logits, not probabilities: a mean of calibrated probabilities is less sure than it should be (Ranjan and
         Gneiting, *Combining probability forecasts*, JRSS B 72 (2010) 71-91).
         """
-        settings = self._config.predict
         flips: list[tuple[int, ...]] = [()]
-        for axis in settings.flip_axes:
+        for axis in self._config.predict.flip_axes:
             flips += [(*flip, axis + 2) for flip in flips]
-        maps: list[torch.Tensor] = []
-        kept = (
-            self._last_stage.register_forward_hook(lambda *given: maps.append(given[2])) if self._last_stage else None
-        )
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = [
-                network(image.flip(flip) if flip else image)[0].float() for network in self._networks for flip in flips
-            ]
-        if kept is not None:
-            kept.remove()
         # The first flip of the first network is none.
-        embedding = maps[0][0].flatten(1).float().mean(1) if maps else torch.zeros(0)
-        return (
-            np.asarray(torch.stack(logits).mean(0).cpu().numpy(), dtype=np.float64),
-            np.asarray(embedding.cpu().numpy(), dtype=np.float64),
-        )
+        answers = [engine(np.flip(image_1C, flip))[0] for engine in self._engines for flip in flips]
+        classes = len(self._config.classes)
+        logits_NK = np.array([answer[:classes] for answer in answers], dtype=np.float64)
+        return np.asarray(logits_NK.mean(axis=0)), answers[0][classes:].astype(np.float64)
 
 
 def _with_slices(heat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -389,8 +382,10 @@ def assess(probability: float, threshold: float, bounds: Conformal | None, *, go
     return "indeterminate", f"{reason} At {rate} only {answer} is left open."
 
 
-def open_predictor(checkpoint: Checkpoint, *, device: str | None = None) -> Predictor | Classifier:
+def open_predictor(
+    checkpoint: Checkpoint, *, device: str | None = None, engine: Wanted | Engines = "auto"
+) -> Predictor | Classifier:
     """What a checkpoint is asked with, whatever its task."""
     if isinstance(checkpoint.config, ClassifyConfig):
-        return Classifier(checkpoint, device=device)
-    return Predictor(checkpoint, device=device)
+        return Classifier(checkpoint, device=device, engine=engine)
+    return Predictor(checkpoint, device=device, engine=engine)

@@ -8,25 +8,23 @@ Shapes: K classes with the background; ``probability_KXYZ`` on the network's gri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig, Size3
-from imaging.errors import CheckpointCorrupt, LooksLikeMask
-from imaging.networks import build_segmenter, load_weights
+from imaging.engines import EngineChoice, Engines, Wanted, engines_of
+from imaging.errors import LooksLikeMask
 from imaging.normalise import scaled
 from imaging.resampling import to_network_grid
 from imaging.restore import Block, OwnGrid
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.stages import stage
 from imaging.structures import Mask, labels_of
-from imaging.tiles import Ask, blocks_of, layout_of
+from imaging.tiles import blocks_of, layout_of
 from imaging.volume import Volume
 
 # A picture has more values than this; a label map of as many structures would pass for one.
@@ -52,6 +50,8 @@ class Prediction:
         For each label id that was found, the mean of its probability over its voxels on the network's grid.
     regions_KXYZ
         Where the checkpoint's structures overlap, each of them on its own.
+    engine
+        What computed it.
     """
 
     checkpoint: Checkpoint
@@ -59,6 +59,7 @@ class Prediction:
     mask_XYZ: NDArray[np.uint8]
     mean_probability: dict[int, float]
     regions_KXYZ: NDArray[np.bool_] | None = None
+    engine: EngineChoice | None = None
 
     @property
     def found(self) -> Mask:
@@ -74,7 +75,14 @@ class Predictor:
     checkpoint
         A verified checkpoint.
     device
-        ``cuda`` where there is one, else ``cpu``.
+        Of torch: ``cuda`` where there is one, else ``cpu``.
+    engine
+        What computes: one of `imaging.engines`' own, by name, or engines that are there already.
+
+    Attributes
+    ----------
+    choice
+        Which engine that is, and why.
 
     Raises
     ------
@@ -82,15 +90,15 @@ class Predictor:
         If the checkpoint does not label voxels.
     CheckpointCorrupt
         If the weights do not fit the config's network.
+    MissingPackage, EngineRefused
+        If an engine was asked for by name that cannot be had.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None) -> None:
-        config = checkpoint.segmenter()
+    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None, engine: Wanted | Engines = "auto") -> None:
+        checkpoint.segmenter()  # refuses what does something else
         self.checkpoint = checkpoint
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        networks = networks_of(checkpoint, partial(build_segmenter, config), self._device)
-        bf16 = config.predict.precision == "bf16"
-        self._engines = [_engine(network, self._device, bf16=bf16) for network in networks]
+        engines = engine if isinstance(engine, Engines) else engines_of(checkpoint, wanted=engine, device=device)
+        self._engines, self.choice = engines
 
     def __call__(self, volume: Volume) -> Prediction:
         """Segment a volume.
@@ -131,9 +139,9 @@ class Predictor:
                     else:
                         grid.add_labels(block, labels_XYZ)
         if not config.overlapping:
-            return Prediction(self.checkpoint, volume, labels_XYZ, means.found())
+            return Prediction(self.checkpoint, volume, labels_XYZ, means.found(), engine=self.choice)
         mask_XYZ = labels_of(regions_KXYZ, config.labels)
-        return Prediction(self.checkpoint, volume, mask_XYZ, means.found(), regions_KXYZ)
+        return Prediction(self.checkpoint, volume, mask_XYZ, means.found(), regions_KXYZ, self.choice)
 
     def _blocks(self, image_CXYZ: NDArray[np.float32]) -> Iterator[Block]:
         """The members of an ensemble take their turns over each block."""
@@ -145,7 +153,8 @@ class Predictor:
             layout_of(config.predict, (x, y, z)),
             outputs=config.outputs,
             overlapping=config.overlapping,
-            batch_size=config.predict.batch_size,
+            # What keeps the engine busy, or the config's where that is more.
+            batch_size=max(config.predict.batch_size, self._engines[0].batch),
         )
 
 
@@ -188,49 +197,6 @@ class MeanProbability:
             for label, place in places.items()
             if self._counts_K[place]
         }
-
-
-def networks_of(
-    checkpoint: Checkpoint, build: Callable[[], torch.nn.Module], device: torch.device
-) -> tuple[torch.nn.Module, ...]:
-    """The network of a checkpoint, or the members of its ensemble, ready to be asked.
-
-    Parameters
-    ----------
-    checkpoint
-        Whose weights.
-    build
-        Makes a network of the checkpoint's config.
-    device
-        Where they go.
-
-    Raises
-    ------
-    CheckpointCorrupt
-        If the weights do not fit the config's network.
-    """
-    networks = []
-    for weights in checkpoint.load_members():
-        network = build()
-        try:
-            load_weights(network, weights)
-        except (KeyError, ValueError) as error:
-            raise CheckpointCorrupt(checkpoint.folder, seen=f"the weights do not fit the network: {error}") from error
-        networks.append(network.eval().to(device))
-    return tuple(networks)
-
-
-def _engine(network: torch.nn.Module, device: torch.device, *, bf16: bool) -> Ask:
-    """A network as a function of arrays."""
-
-    @torch.inference_mode()
-    def ask(tiles_BCXYZ: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = network(torch.from_numpy(tiles_BCXYZ).to(device))
-        answer: NDArray[np.float32] = logits.float().cpu().numpy()
-        return answer
-
-    return ask
 
 
 def check_not_mask(volume: Volume) -> None:

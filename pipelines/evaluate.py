@@ -22,6 +22,7 @@ from imaging.checkpoint import METRICS, NetworkCheckpoint, TextCheckpoint, find_
 from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig
 from imaging.dataset_check import OnCase
+from imaging.engines import Wanted
 from imaging.errors import ImagingError, WrongTask
 from imaging.files import staged_folder, write_whole
 from imaging.manifest import read_manifest
@@ -59,6 +60,7 @@ def evaluate(
     data: Path,
     out: Path | None = None,
     tolerance_mm: float | None = None,
+    engine: Wanted = "auto",
     on_case: OnCase | None = None,
 ) -> Evaluation:
     """Measure a checkpoint on the cases of a manifest.
@@ -74,6 +76,8 @@ def evaluate(
         The result's folder; by default ``evaluation/<checkpoint>``.
     tolerance_mm
         Of a segmenter's surface Dice; by default the longest edge of the network's voxels.
+    engine
+        What computes the networks, as in `pipelines.infer.infer`; of a text model it is always torch.
     on_case
         Called before each case with its name, its number from 0 and how many there are.
 
@@ -83,13 +87,15 @@ def evaluate(
         If there is no such checkpoint, or it is not what its checksums say.
     WrongTask
         If a tolerance is given for what draws no masks.
+    MissingPackage, EngineRefused
+        If an engine was asked for by name that cannot be had.
     ManifestInvalid
         If the cases cannot be listed, or a file is missing.
     OutputNotWritable
         If the folder cannot be written.
     """
     opened = open_network(find_checkpoint(checkpoint))
-    result = _result(opened, data, tolerance_mm, on_case)
+    result = _result(opened, data, tolerance_mm, engine, on_case)
     folder = (out or Path("evaluation") / opened.name) if result.metrics["cases"] else None
     if folder is not None:
         with staged_folder(folder, replaces=(METRICS, PREDICTIONS, PAGE), last=METRICS) as stage:
@@ -99,7 +105,9 @@ def evaluate(
     return Evaluation(folder, result.metrics, result.refused)
 
 
-def _result(opened: NetworkCheckpoint, data: Path, tolerance_mm: float | None, on_case: OnCase | None) -> Result:
+def _result(
+    opened: NetworkCheckpoint, data: Path, tolerance_mm: float | None, engine: Wanted, on_case: OnCase | None
+) -> Result:
     name = data.resolve().name
     if isinstance(opened, TextCheckpoint):
         _no_tolerance(opened, tolerance_mm)
@@ -108,10 +116,11 @@ def _result(opened: NetworkCheckpoint, data: Path, tolerance_mm: float | None, o
         return evaluate_texts(TextModel(opened), texts, data=name, on_case=on_case)
     if isinstance(opened.config, ClassifyConfig):
         _no_tolerance(opened, tolerance_mm)
-        return evaluate_classifier(Classifier(opened), read_cases(data, opened.config), data=name, on_case=on_case)
+        classifier = Classifier(opened, engine=engine)
+        return evaluate_classifier(classifier, read_cases(data, opened.config), data=name, on_case=on_case)
     tolerance = default_tolerance(opened.segmenter()) if tolerance_mm is None else tolerance_mm
     return evaluate_segmenter(
-        Predictor(opened), read_manifest(data), data=name, tolerance_mm=tolerance, on_case=on_case
+        Predictor(opened, engine=engine), read_manifest(data), data=name, tolerance_mm=tolerance, on_case=on_case
     )
 
 

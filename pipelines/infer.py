@@ -19,6 +19,7 @@ from imaging.dicom import read_stack
 from imaging.dicom.scan import TEXTS, Scan, Study
 from imaging.dicom.seg import SegType
 from imaging.dicom.stack import Policy
+from imaging.engines import Wanted as EngineWanted
 from imaging.errors import (
     DuplicateName,
     ImagingError,
@@ -66,6 +67,7 @@ def infer(
     fhir_version: Version = "r4",
     policy: Policy = "repair",
     explain: Explained = "abnormal",
+    engine: EngineWanted = "auto",
     on_study: Callable[[str, int, int], None] | None = None,
 ) -> Inferred:
     """Report on every study under some paths.
@@ -89,29 +91,29 @@ def infer(
     formats
         Some of `pipelines.outputs.FORMATS`; by default the page, the mask as the input's own kind (``seg`` or
         ``nifti``), and of a DICOM study of which something is said an ``sr``. ``json`` is always written.
-    seg_type
-        Of DICOM SEG: ``binary``, which every archive takes, or ``labelmap``.
-    fhir_version
-        ``r4`` or ``r5``.
+    seg_type, fhir_version
+        Of DICOM SEG ``binary``, which every archive takes, or ``labelmap``; of FHIR ``r4`` or ``r5``.
     policy
         Whether a series that would have to be changed to be a volume is taken or refused.
     explain
         Which findings of a classifier get a map of what raised their probability.
+    engine
+        What computes the networks: ``auto`` takes the fastest that the machine and the checkpoint take.
     on_study
         Called with the study's name, its number from 0 and the number of studies, before each study.
 
     Raises
     ------
     WrongUsage
-        If `out` cannot be written, a checkpoint is unknown, or a format is; if it is not told what role a text has,
-        or a text is given for several studies.
+        If `out` cannot be written, a checkpoint is unknown, or a format is; if an engine that is asked for by name
+        cannot be had; if it is not told what role a text has, or a text is given for several studies.
     CheckpointCorrupt
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
     with listening():
         with stage("open"):
             inference = Inference(models=models, formats=formats, seg_type=seg_type, fhir_version=fhir_version,
-                                  policy=policy, explain=explain)  # fmt: skip
+                                  policy=policy, explain=explain, engine=engine)  # fmt: skip
         return inference(paths, out, text=text, text_role=text_role, on_study=on_study)
 
 
@@ -120,7 +122,7 @@ class Inference:
 
     Parameters
     ----------
-    models, formats, seg_type, fhir_version, policy, explain
+    models, formats, seg_type, fhir_version, policy, explain, engine
         As `infer` takes them.
 
     Attributes
@@ -143,6 +145,7 @@ class Inference:
         fhir_version: Version = "r4",
         policy: Policy = "repair",
         explain: Explained = "abnormal",
+        engine: EngineWanted = "auto",
     ) -> None:
         wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version)
         chosen = choose(models)
@@ -150,7 +153,8 @@ class Inference:
         self._named, self._policy = chosen.images_named, policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
         readers = tuple(map(LazyReader, chosen.texts))
-        self._asked = Asked(cache(lambda name: open_predictor(by_name[name])), explain, wanted, readers, chosen.fusion)
+        predictor = cache(lambda name: open_predictor(by_name[name], engine=engine))
+        self._asked = Asked(predictor, explain, wanted, readers, chosen.fusion)
 
     def warm_up(self) -> None:
         """Read the weights of every checkpoint, which the first study would wait for."""

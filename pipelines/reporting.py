@@ -126,7 +126,9 @@ def _report_of(
     findings = tuple(finding for prediction in predictions for finding in findings_of(prediction))
     said = say(source.documents, predictions, findings, readers=asked.readers, fusion=asked.fusion, files=source.files,
                problems=problems, series=_pictures(source))  # fmt: skip
-    models = {prediction.checkpoint.name: model_entry(prediction.checkpoint) for prediction in predictions}
+    models = {
+        prediction.checkpoint.name: model_entry(prediction.checkpoint, prediction.engine) for prediction in predictions
+    }
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software="imgpipe",

@@ -278,6 +278,14 @@ class MissingPackage(WrongUsage):
     remedy = "Install it, as the message says"
 
 
+class EngineRefused(WrongUsage):
+    """An engine was asked for by name that the checkpoint has not been accepted with, or that cannot run it."""
+
+    code = "engine_refused"
+    expected = "an engine whose answers were compared with torch's on cases of the checkpoint was expected"
+    remedy = "Ask for --engine auto or torch, or compare them with `imgpipe accept`"
+
+
 class NoTrialComplete(InputRefused):
     """No trial of a search came to its end, so there is no best one."""
 

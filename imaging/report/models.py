@@ -9,11 +9,12 @@ from typing import Any
 
 from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
 from imaging.config import AnyConfig, FuseConfig, TextConfig
+from imaging.engines import EngineChoice
 from imaging.report.report import Figure, MeanDice, ModelEntry
 
 
-def model_entry(checkpoint: NetworkCheckpoint | FusionCheckpoint) -> ModelEntry:
-    """The entry of a checkpoint, whatever it does."""
+def model_entry(checkpoint: NetworkCheckpoint | FusionCheckpoint, engine: EngineChoice | None = None) -> ModelEntry:
+    """The entry of a checkpoint, whatever it does; `engine` is what computed its answers, where that was chosen."""
     sides = ("validation", "test", "cross_validation")
     validation, test, held_out = (checkpoint.metrics.get(side, {}) for side in sides)
     return ModelEntry(
@@ -33,6 +34,9 @@ def model_entry(checkpoint: NetworkCheckpoint | FusionCheckpoint) -> ModelEntry:
         cross_validated_cases=held_out.get("cases", 0),
         dice_cross_validated=_dice_of(held_out),
         scores_cross_validated=_scores_of(held_out),
+        engine=engine.name if engine else None,
+        precision=engine.precision if engine else None,
+        engine_note=engine.why if engine else "",
     )
 
 

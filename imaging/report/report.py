@@ -208,6 +208,7 @@ class ModelEntry(_Part):
     (`imaging.scores.scores_of`): on validation cases, which did not train it but chose its calibration and perhaps its
     epoch; on test cases, which had no part in it; and in cross-validation, where each case was measured by the one
     network of several that had not seen it. The latter are no figures of an ensemble, but of its members.
+    `engine` computed its answers in `precision`, where there was a choice; `engine_note` says what decided.
     """
 
     name: str
@@ -226,6 +227,9 @@ class ModelEntry(_Part):
     cross_validated_cases: int = 0
     dice_cross_validated: dict[str, MeanDice] = {}
     scores_cross_validated: dict[str, dict[str, Figure]] = {}
+    engine: Literal["torch", "openvino"] | None = None
+    precision: Literal["fp32", "bf16", "int8"] | None = None
+    engine_note: str = ""
 
 
 class StudyEntry(_Part):

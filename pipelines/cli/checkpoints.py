@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,11 @@ from pipelines.cli.verb import (
     progress,
     status_of,
     verb_of,
+    with_engine,
 )
+
+if TYPE_CHECKING:
+    from imaging.engines import Wanted
 
 
 @click.command(short_help="Teach a classifier to know strange pictures.")
@@ -60,9 +64,12 @@ def novelty(checkpoint: str, data: Path, out: Path, false_flags: float, embeddin
 @click.option("--out", type=PATH, help="The result's folder; by default evaluation/<checkpoint>.")
 @click.option("--tolerance", "tolerance_mm", type=click.FloatRange(min=0), metavar="MM",
               help="Of a segmenter's surface Dice; by default the longest edge of the network's voxels.")  # fmt: skip
+@with_engine
 @as_json
 @verb_of
-def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, as_json: bool) -> int:
+def evaluate(
+    checkpoint: str, data: Path, out: Path | None, tolerance_mm: float | None, engine: Wanted, as_json: bool
+) -> int:
     """Measure CHECKPOINT (a shipped one's name, or a folder) on the cases of a manifest.
 
     MANIFEST has manual masks for a segmenter, classes for a classifier (a CSV or a MedMNIST file) or a text model (a
@@ -76,7 +83,12 @@ def evaluate(checkpoint: str, data: Path, out: Path | None, tolerance_mm: float 
         from pipelines import evaluate as verb
 
         found = verb.evaluate(
-            checkpoint=checkpoint, data=data, out=out, tolerance_mm=tolerance_mm, on_case=case_teller(tell)
+            checkpoint=checkpoint,
+            data=data,
+            out=out,
+            tolerance_mm=tolerance_mm,
+            engine=engine,
+            on_case=case_teller(tell),
         )
     # A mask that does not fit its image is a config's fault in training; here it is the data's.
     status = 1 if status_of(found.refused) == 1 else 3 if found.refused else 0

@@ -15,6 +15,7 @@ from pipelines.cli.verb import (
     progress,
     status_of,
     verb_of,
+    with_engine,
     with_outputs,
     with_policy,
 )
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from imaging.classifier import Explained
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.engines import Wanted
     from imaging.report.fhir import Version
     from imaging.text.document import Role
     from pipelines.infer import Inferred
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
               help="Whether it was written before the picture was seen, or of it.")  # fmt: skip
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
 @with_outputs
+@with_engine
 @with_policy
 @as_json
 @verb_of
@@ -49,6 +52,7 @@ def infer(
     seg_type: SegType,
     fhir_version: Version,
     explain: Explained,
+    engine: Wanted,
     policy: Policy,
     as_json: bool,
 ) -> int:
@@ -67,7 +71,7 @@ def infer(
 
         inferred = verb.infer(paths=paths, models=models, text=text, text_role=text_role, out=out, formats=chosen,
                               seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
-                              on_study=on_study)  # fmt: skip
+                              engine=engine, on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)

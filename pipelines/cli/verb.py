@@ -39,6 +39,15 @@ _OUTPUTS = (
 )  # fmt: skip
 
 
+with_engine = click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="What computes the networks; auto: the fastest that the machine and the checkpoint take.",
+)
+
+
 def with_outputs(function: Callable[..., T]) -> Callable[..., T]:
     """The options of verbs that report on studies: what is written, and how."""
     for option in reversed(_OUTPUTS):

@@ -1,0 +1,128 @@
+"""Which engines a checkpoint has been accepted with: `engines.json` in its folder, among its checksums.
+
+Invariant: an engine other than torch answers for a checkpoint only where its answers were compared with those of torch
+in fp32 on cases of the checkpoint, and were as good.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from imaging.checkpoint import Checkpoint, read_verified
+from imaging.engines.engine import EngineName, Precision
+from imaging.errors import CheckpointCorrupt
+
+FILE = "engines.json"
+
+# Least Dice with torch's masks, and how much lower the Dice with the truth may be, as means over the cases; for a
+# classifier the greatest difference of a probability, and to how many digits its AUC must agree.
+LEAST_DICE, LOWER_DICE, LARGEST_DIFFERENCE, AUC_DIGITS = 0.998, 0.001, 0.01, 3
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compared(_Part):
+    """What an engine's answers are worth for one structure, or one thing that is judged.
+
+    Attributes
+    ----------
+    dice_with_torch, least_dice_with_torch
+        Of the engine's masks with those of torch in fp32: mean over the cases, and of the worst case.
+    dice, dice_of_torch
+        Of both with the truth, means over the cases.
+    difference
+        The greatest difference of a probability in any case.
+    auc, auc_of_torch
+        Of both; None where the cases are all of one kind.
+    """
+
+    dice_with_torch: float | None = None
+    least_dice_with_torch: float | None = None
+    dice: float | None = None
+    dice_of_torch: float | None = None
+    difference: float | None = None
+    auc: float | None = None
+    auc_of_torch: float | None = None
+
+    def why_not(self) -> str:
+        """What is not good enough; empty where all is."""
+        if self.dice_with_torch is not None and self.dice_with_torch < LEAST_DICE:
+            return f"Dice {self.dice_with_torch:.4f} with torch's masks, at least {LEAST_DICE} was expected"
+        if self.dice is not None and self.dice_of_torch is not None and self.dice < self.dice_of_torch - LOWER_DICE:
+            return f"Dice {self.dice:.4f} with the truth, and torch's is {self.dice_of_torch:.4f}"
+        if self.difference is not None and self.difference > LARGEST_DIFFERENCE:
+            return f"a probability differs by {self.difference:.4f}, at most {LARGEST_DIFFERENCE} was expected"
+        if self.auc is None or self.auc_of_torch is None:
+            return ""
+        same = round(self.auc, AUC_DIGITS) == round(self.auc_of_torch, AUC_DIGITS)
+        return "" if same else f"AUC {self.auc:.4f}, and torch's is {self.auc_of_torch:.4f}"
+
+
+class Trial(_Part):
+    """One engine, compared with torch in fp32.
+
+    Attributes
+    ----------
+    engine, precision, version
+        Who computed, and in what.
+    processor
+        What the machine could do.
+    data, side, cases
+        The cases: their data set, what they were to the checkpoint, and how many.
+    compared
+        By structure, or by what is judged.
+    accepted
+        Whether all of them are good enough.
+    """
+
+    engine: EngineName
+    precision: Precision
+    version: str
+    processor: str
+    data: str
+    side: Literal["validation", "test", "other"]
+    cases: Annotated[int, Field(ge=1)]
+    compared: dict[str, Compared]
+    accepted: bool
+
+    def why_not(self) -> str:
+        """What is not good enough; empty where all is."""
+        found = ((name, item.why_not()) for name, item in self.compared.items())
+        return "; ".join(f"{name}: {reason}" for name, reason in found if reason)
+
+
+class Trials(_Part):
+    """The file: every engine that was compared."""
+
+    trials: tuple[Trial, ...]
+
+
+def trials_of(checkpoint: Checkpoint) -> tuple[Trial, ...]:
+    """What a checkpoint's own file says; empty where it has none.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        If the file is not what it should be.
+    """
+    sha256 = checkpoint.sums.get(FILE)
+    if sha256 is None:
+        return ()
+    content = read_verified(checkpoint.folder / FILE, sha256)
+    try:
+        return Trials.model_validate(json.loads(content)).trials
+    except (ValueError, ValidationError) as error:
+        raise CheckpointCorrupt(checkpoint.folder / FILE, seen="is not as this version writes it") from error
+
+
+def why_not(checkpoint: Checkpoint, engine: EngineName, precision: Precision) -> str:
+    """Why a checkpoint was not accepted with an engine; empty where it was."""
+    found = [trial for trial in trials_of(checkpoint) if (trial.engine, trial.precision) == (engine, precision)]
+    if not found:
+        return f"it was never compared with torch in {precision}"
+    return found[-1].why_not()

@@ -1,0 +1,186 @@
+"""Which engine answers for a checkpoint on this machine, and why.
+
+Invariant: torch, in the precision of the config, answers for every checkpoint. Another engine does where it is faster,
+the processor has what it needs and the checkpoint has been accepted with it; what was left, and why, is always told.
+What was asked for by name is refused, not replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from imaging.checkpoint import Checkpoint
+from imaging.config import SegmentConfig
+from imaging.engines import runtime
+from imaging.engines.accepted import why_not
+from imaging.engines.engine import Engine, EngineChoice, Precision, Wanted
+from imaging.engines.kept import kept_model, key_of
+from imaging.engines.openvino_engine import OpenVinoEngine
+from imaging.errors import EngineRefused, MissingPackage, UnknownName
+
+if TYPE_CHECKING:
+    import openvino
+    import torch
+
+log = logging.getLogger(__name__)
+
+ENGINES: tuple[Wanted, ...] = ("auto", "torch", "openvino")
+# Where the drivers of a GPU that torch knows show themselves (NVIDIA, under Windows, AMD).
+_GPU = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))
+
+
+class Engines(NamedTuple):
+    """What answers for a checkpoint.
+
+    Attributes
+    ----------
+    members
+        One for each network of the checkpoint.
+    choice
+        Which engine that is, and why.
+    """
+
+    members: tuple[Engine, ...]
+    choice: EngineChoice
+
+
+def engines_of(
+    checkpoint: Checkpoint,
+    *,
+    wanted: Wanted = "auto",
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> Engines:
+    """The networks of a checkpoint, ready to be asked.
+
+    Parameters
+    ----------
+    checkpoint
+        A verified checkpoint.
+    wanted
+        ``auto`` takes a GPU where there is one, else OpenVINO where it is installed and the checkpoint has been
+        accepted with it, else torch.
+    device
+        Of torch: by default ``cuda`` where there is one, else ``cpu``. OpenVINO has only the CPU.
+    precision
+        Of an engine that is being compared: it is then built in this, whatever the checkpoint has been accepted with.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such engine.
+    MissingPackage, EngineRefused
+        If OpenVINO was asked for by name and is not installed, or the checkpoint has not been accepted with it.
+    CheckpointCorrupt
+        If the weights do not fit the config's network.
+    """
+    if wanted not in ENGINES:
+        raise UnknownName("engine", seen=repr(wanted), expected=f"one of {', '.join(ENGINES)} was expected")
+    if wanted == "torch":
+        return _torch(checkpoint, device, precision, "asked for by name")
+    if wanted == "auto" and (device not in (None, "cpu") or _has_gpu(device)):
+        return _torch(checkpoint, device, precision, "it has a GPU")
+    found, reason = _openvino(checkpoint, precision)
+    if found is not None:
+        return found
+    if wanted == "auto":
+        return _torch(checkpoint, device, precision, reason)
+    if not runtime.installed():
+        raise MissingPackage("engine openvino", seen="openvino is not installed",
+                             remedy="Install imgpipe[openvino], or ask for --engine auto")  # fmt: skip
+    raise EngineRefused(f"checkpoint {checkpoint.name}", seen=reason)
+
+
+def _has_gpu(device: str | None) -> bool:
+    """Whether torch has a GPU; it is not imported where there is no driver of any."""
+    if device == "cpu" or not any(path.exists() for path in _GPU):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _torch(checkpoint: Checkpoint, device: str | None, precision: Precision | None, why: str) -> Engines:
+    import torch
+
+    from imaging.engines.torch_engine import TorchEngine, answering, has_bf16
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if precision is None:
+        precision = "bf16" if checkpoint.config.predict.precision == "bf16" else "fp32"
+        if precision == "bf16" and not has_bf16(where):
+            precision, why = "fp32", f"{why}; this processor has no bf16"
+    networks = answering(checkpoint)
+    members = tuple(TorchEngine(network, device=where, precision=precision) for network in networks)
+    return _told(checkpoint, Engines(members, EngineChoice("torch", precision, why)))
+
+
+def _openvino(checkpoint: Checkpoint, precision: Precision | None) -> tuple[Engines | None, str]:
+    """OpenVINO in the fastest precision that the processor and the checkpoint take, or why not."""
+    if not runtime.installed():
+        return None, "openvino is not installed"
+    tried: list[Precision] = [precision] if precision else ["bf16", "fp32"]
+    reasons = []
+    if not precision and not runtime.has_bf16():
+        tried.remove("bf16")
+        limit = runtime.capped()
+        reasons.append(f"this processor has no bf16{f' ({limit})' if limit else ''}")
+    for one in tried:
+        reason = "" if precision else why_not(checkpoint, "openvino", one)
+        if reason:
+            reasons.append(f"not openvino in {one}: {reason}")
+            continue
+        try:
+            members = _compiled(checkpoint, one)
+        except RuntimeError as error:
+            reasons.append(f"openvino does not take it in {one}: {_first_line(error)}")
+            continue
+        return _told(checkpoint, Engines(members, EngineChoice("openvino", one, "; ".join(reasons)))), ""
+    return None, "; ".join(reasons)
+
+
+def _compiled(checkpoint: Checkpoint, precision: Precision) -> tuple[Engine, ...]:
+    shape = tile_shape(checkpoint)
+    networks = cache(partial(_networks, checkpoint))
+    members = []
+    for number in range(checkpoint.config.members):
+        model = kept_model(key_of(checkpoint, number, shape), partial(_converted, networks, number, shape))
+        members.append(OpenVinoEngine(model, precision=precision))
+    return tuple(members)
+
+
+def _networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ...]:
+    from imaging.engines.torch_engine import answering
+
+    log.info("checkpoint %s is converted for openvino; this is done once", checkpoint.name)
+    return answering(checkpoint)
+
+
+def _converted(
+    networks: Callable[[], tuple[torch.nn.Module, ...]], number: int, shape: tuple[int, ...]
+) -> openvino.Model:
+    return runtime.converted(networks()[number], shape)
+
+
+def tile_shape(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """(1, C, ...): one tile, slice or picture, as the checkpoint's network is given it."""
+    config = checkpoint.config
+    if isinstance(config, SegmentConfig):
+        return (1, len(config.scales), *config.predict.patch)
+    return (1, 1, *config.preprocess.size)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
+    return lines[0] if lines else type(error).__name__
+
+
+def _told(checkpoint: Checkpoint, engines: Engines) -> Engines:
+    choice = engines.choice
+    log.info("checkpoint %s: %s in %s%s", checkpoint.name, choice.name, choice.precision,
+             f" ({choice.why})" if choice.why else "")  # fmt: skip
+    return engines
