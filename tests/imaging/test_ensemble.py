@@ -18,9 +18,10 @@ from imaging.errors import CheckpointCorrupt
 from imaging.files import shipped
 from imaging.networks import build_classifier, build_network, weights_of
 from imaging.nifti import read_nifti
+from imaging.normalise import scaled
 from imaging.predict import Predictor
+from imaging.resampling import to_network_grid
 from imaging.restore import restore_labels
-from imaging.transforms import affine_of
 from imaging.volume import SeriesFacts, Volume
 
 TINY = (
@@ -71,11 +72,11 @@ def test_mask_is_that_of_the_mean_probability(segmenter: SegmentConfig, data: Pa
     members = [weights_for(segmenter, seed) for seed in range(3)]
     volume = read_nifti(data / "hippocampus" / "imagesTr" / "hippocampus_001.nii.gz")
     alone = [Predictor(save(tmp_path / str(n), segmenter, [one])) for n, one in enumerate(members)]
-    image = alone[0]._prepared(volume)
-    array = image.as_tensor().numpy()
+    image, affine = to_network_grid(volume.array, volume.affine, segmenter.preprocess)
+    array = scaled(image, segmenter.scales, subject="case")
     by_hand = np.mean([whole(predictor, array) for predictor in alone], axis=0)
     said = Predictor(save(tmp_path / "all", segmenter, members))(volume)
-    expected = restore_labels(by_hand, affine_of(image), shape=volume.shape, to_affine=volume.affine)
+    expected = restore_labels(by_hand, affine, shape=volume.shape, to_affine=volume.affine)
     assert np.array_equal(said.mask_XYZ, expected)
     masks = [predictor(volume).mask_XYZ for predictor in alone]
     assert not any(np.array_equal(said.mask_XYZ, mask) for mask in masks), "no member has its way alone"
