@@ -52,6 +52,8 @@ class Source:
         The texts that belong to it.
     version, replaces
         As the report has them.
+    earlier
+        Where the result lies that is replaced, if not where this one goes.
     """
 
     entry: StudyEntry
@@ -61,6 +63,7 @@ class Source:
     documents: tuple[Document, ...] = ()
     version: int = 1
     replaces: Replaced | None = None
+    earlier: Path | None = None
 
 
 def ask_pictures(

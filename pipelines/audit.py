@@ -66,6 +66,8 @@ READ = Kind("110103", "DICOM Instances Accessed", "R")
 MADE = Kind("110103", "DICOM Instances Accessed", "C")
 DELETED = Kind("110105", "DICOM Study Deleted", "D")
 CHANGED = Kind("110111", "Procedure Record", "U")
+RULED = Kind("110113", "Security Alert", "E", "110131", "Software Configuration")
+TURNED_AWAY = Kind("110113", "Security Alert", "E", "110126", "Node Authentication")
 SIGNED_IN = Kind("110114", "User Authentication", "E", "110122", "Login")
 SIGNED_OUT = Kind("110114", "User Authentication", "E", "110123", "Logout")
 
@@ -84,11 +86,16 @@ _OF_STORE: dict[str, tuple[Kind, Outcome]] = {
     "delivery_failed": (SENT, Outcome.MINOR_FAILURE),
     "retried": (CHANGED, Outcome.SUCCESS),
     "released": (CHANGED, Outcome.SUCCESS),
+    "routed": (CHANGED, Outcome.SUCCESS),
+    "rules_taken": (RULED, Outcome.SUCCESS),
+    "rules_refused": (RULED, Outcome.MINOR_FAILURE),
+    "association_refused": (TURNED_AWAY, Outcome.MINOR_FAILURE),
+    "instance_refused": (RECEIVED, Outcome.MINOR_FAILURE),
     "purged": (DELETED, Outcome.SUCCESS),
 }
 # Of what is told beside an event, what is of no patient.
 _PLAIN = ("why", "instances", "expected", "destination", "source", "sources", "code", "sop_instance_uid", "digest",
-          "file")  # fmt: skip
+          "file", "rule", "rules", "times")  # fmt: skip
 
 
 class Told(Protocol):

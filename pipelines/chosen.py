@@ -45,6 +45,11 @@ class Chosen:
     fusion: FusionCheckpoint | None = None
     unusable: tuple[ImagingError, ...] = ()
 
+    def digests(self) -> list[list[str]]:
+        """Of each that is asked its name, the SHA-256 of its weights and the digest of its config."""
+        fusion = () if self.fusion is None else (self.fusion,)
+        return [[one.name, one.weights_sha256, one.config.digest()] for one in (*self.images, *self.texts, *fusion)]
+
 
 def choose(names: Sequence[str]) -> Chosen:
     """Open the named checkpoints, or those that ship.

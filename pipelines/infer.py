@@ -127,8 +127,8 @@ class Inference:
 
     Attributes
     ----------
-    checkpoints
-        Those that are asked.
+    chosen
+        All that are asked; `checkpoints` are those of them that look at pictures.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class Inference:
         engine: EngineWanted = "auto",
     ) -> None:
         wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version)
-        chosen = choose(models)
+        self.chosen = chosen = choose(models)
         self.checkpoints, self._unusable = chosen.images, chosen.unusable
         self._named, self._policy = chosen.images_named, policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
@@ -171,6 +171,7 @@ class Inference:
         on_study: Callable[[str, int, int], None] | None = None,
         version: int = 1,
         replaces: Replaced | None = None,
+        earlier: Path | None = None,
     ) -> Inferred:
         """Report on every study under some paths.
 
@@ -180,6 +181,8 @@ class Inference:
             As `infer` takes them.
         version, replaces
             As the report has them; where there is more than one study they are those of each.
+        earlier
+            The study's folder with the result that is replaced, where that does not lie in `out`.
 
         Raises
         ------
@@ -198,7 +201,7 @@ class Inference:
             for number, source in enumerate(sources):
                 if on_study:
                     on_study(source.entry.name, number, len(sources))
-                told = replace(source, version=version, replaces=replaces)
+                told = replace(source, version=version, replaces=replaces, earlier=earlier)
                 results.append(report_on(told, self._asked, out))
         stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
         refused = (*self._unusable, *inputs.scan.refused, *doubles, *stale)

@@ -58,6 +58,7 @@ class Metrics:
         self._events = Counter("events", "Events of the store by their code.", ["code"], **own)
         self._deliveries = Counter("deliveries", "Deliveries by destination and outcome.", ["destination", "outcome"],
                                    **own)  # fmt: skip
+        self._refused = Counter("refused", "Associations and instances that were refused.", ["what"], **own)
         self._stages = Histogram("stage_seconds", "How long jobs were in a state.", ["stage"], buckets=_BUCKETS, **own)
         self._studies = Histogram("study_seconds", "From a study's last image to its result's delivery.",
                                   buckets=_BUCKETS, **own)  # fmt: skip
@@ -120,6 +121,8 @@ class Metrics:
     def _count_event(self, row: Any) -> None:
         if row["code"] in ("delivered", "delivery_failed"):
             self._deliveries.labels(row["destination"], row["code"]).inc()
+        elif row["code"] in ("association_refused", "instance_refused"):
+            self._refused.labels(row["code"].removesuffix("_refused")).inc(json.loads(row["detail"])["times"])
         elif row["code"] == "models_asked":
             for model, seconds in json.loads(row["detail"]).items():
                 self._models.labels(model).observe(seconds)

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from pipelines.association import (
 from pipelines.commitment import Commitments, Reporter
 from pipelines.disk import Gate, Marks
 from pipelines.landing import Spool, file_head, instance_in
+from pipelines.refusals import REJECTED
 from pipelines.store.intake import Intake, Received
 
 _LOG = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ class Listening:
     peers
         By AE title, where those listen to whom storage commitment is reported in an association of its own; others are
         told in theirs.
+    private
+        SOP class UIDs that no standard has, of instances that are taken none the less.
     """
 
     aet: str
@@ -119,6 +122,7 @@ class Listening:
     timeout_s: float = 60.0
     tls: Tls | None = None
     peers: Mapping[str, Peer] = field(default_factory=dict)
+    private: frozenset[str] = frozenset()
 
 
 class Receiver:
@@ -139,6 +143,8 @@ class Receiver:
         Where reports of storage commitment that we have asked for are told.
     gate
         Says whether there is room; by default the disk below `disk_mark`.
+    on_refused
+        Is told the code and the sender of each association and instance that is refused, from any thread.
 
     Attributes
     ----------
@@ -157,7 +163,9 @@ class Receiver:
         holds: Callable[[str], str | None] | None = None,
         commitments: Commitments | None = None,
         gate: Gate | None = None,
+        on_refused: Callable[[str, str], None] = lambda _code, _source: None,
     ) -> None:
+        self._on_refused = on_refused
         self._gate = gate or Gate(folder, Marks(high=listening.disk_mark, low=listening.disk_mark))
         self._listening, self._intake, self._folder = listening, intake, folder
         self._commitments = commitments
@@ -174,7 +182,7 @@ class Receiver:
         self._entity.add_supported_context(VERIFICATION)
         client = listening.tls.context(server=False) if listening.tls else None
         self._reporter = Reporter(listening.aet, listening.peers, holds, client) if holds is not None else None
-        self._storage = _storage_classes()
+        self._storage = _storage_classes(listening.private)
         self._server: _Server | None = None
 
     @property
@@ -267,7 +275,8 @@ class Receiver:
 
     def _rejected(self, event: evt.Event) -> None:
         _LOG.warning("association of %s rejected", _sender(event))
-        self._count("association_rejected")
+        self._count(REJECTED)
+        self._on_refused(REJECTED, f"scp {_sender(event)}")
 
     def _store(self, event: evt.Event) -> int | Dataset:
         """EVT_C_STORE: into the intake, then the answer."""
@@ -312,6 +321,7 @@ class Receiver:
         answer.ErrorComment = error.code
         _LOG.warning("refused from %s with status %04X: %s", _sender(event), answer.Status, error)
         self._count(error.code)
+        self._on_refused(error.code, f"scp {_sender(event)}")
         return answer
 
     def _asked(self, event: evt.Event) -> tuple[int, None]:
@@ -380,12 +390,14 @@ class _Landing(QuickSocket):
         message.data_set = Spool(self.folder, head, data_of(stream), self.largest)
 
 
-def _storage_classes() -> frozenset[str]:
-    """Every public storage class, the retired ones of images and reports among them."""
+def _storage_classes(private: Set[str]) -> frozenset[str]:
+    """Every public storage class, the retired ones of images and reports among them, and private ones."""
     current = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
     for uid in _RETIRED:
         register_uid(uid, UID_dictionary[uid][4], StorageServiceClass)
-    return frozenset(current) | set(_RETIRED)
+    for uid in private:
+        register_uid(uid, f"Private{uid.replace('.', '_')}", StorageServiceClass)
+    return frozenset(current) | set(_RETIRED) | private
 
 
 def _sender(event: evt.Event) -> str:

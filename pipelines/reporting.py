@@ -165,8 +165,9 @@ def _not_looked_at(entries: Sequence[SeriesEntry], findings: Sequence[Finding]) 
 
 
 def _replaced(source: Source, folder: Path) -> tuple[Path, ...]:
-    """The SR of the result that this one replaces, where that lies in the study's folder."""
-    old, sr = folder / REPORT, folder / SR
+    """The SR of the result that this one replaces, where that is told to lie or in the study's folder."""
+    before = source.earlier or folder
+    old, sr = before / REPORT, before / SR
     if source.replaces is None or not old.is_file() or not sr.is_file():
         return ()
     return (sr,) if sha256_of(old) == source.replaces.report_sha256 else ()

@@ -29,12 +29,14 @@ class Retention(Section):
     """When a delivered study leaves the store; None is never. The oldest go first.
 
     `delivered_days`: so long after it was delivered. `most_gib`: when all images of the store are more than that.
-    `when_full`: when the disk is at its high mark, until it is below its low mark.
+    `when_full`: when the disk is at its high mark, until it is below its low mark. `refused_days`: so long a file
+    that no study can have is kept.
     """
 
     delivered_days: _Bound | None = None
     most_gib: _Bound | None = None
     when_full: bool = False
+    refused_days: _Bound | None = None
 
 
 def purge_by(policy: Retention, store: Store, gate: Gate) -> list[str]:
@@ -54,6 +56,8 @@ def purge_by(policy: Retention, store: Store, gate: Gate) -> list[str]:
     list of str
         StudyInstanceUIDs.
     """
+    if policy.refused_days is not None:
+        store.purge_refused(policy.refused_days * _DAY_S)
     gone = []
     for kept in list(_leaving(policy, store)):
         if store.keeping.ask(kept.study_uid):

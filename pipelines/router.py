@@ -158,11 +158,7 @@ class Router:
 
 def _order(reporting: Reporting) -> Mapping[str, object]:
     """All that decides the outputs of a study but the study: what is asked, of which weights."""
-    chosen = choose(reporting.models)
-    checkpoints = [[one.name, one.weights_sha256, one.config.digest()] for one in chosen.images]
-    if chosen.fusion is not None:
-        checkpoints.append([chosen.fusion.name, chosen.fusion.weights_sha256, chosen.fusion.config.digest()])
-    return {"reporting": asdict(reporting), "checkpoints": checkpoints}
+    return {"reporting": asdict(reporting), "checkpoints": choose(reporting.models).digests()}
 
 
 def told_of(store: Store, study_uid: str) -> StudyTold:

@@ -215,9 +215,13 @@ class Runner:
             discard(out)
             out.mkdir(parents=True)
             standing = self._store.jobs.standing(job.study_uid)
-            replaces = (standing.version, standing.report_sha256) if standing else None
+            replaces, earlier = None, None
+            if standing is not None:
+                replaces = (standing.version, standing.report_sha256)
+                before = self._store.jobs.find(str(standing.job))
+                earlier = self._store.result_of(before) / before.result_uid
             reporting = Reporting.of(job.route.order["reporting"]) if job.route is not None else None
-            seat.worker.send(Task(job.study_uid, tuple(files), out, job.version, replaces, reporting))
+            seat.worker.send(Task(job.study_uid, tuple(files), out, job.version, replaces, earlier, reporting))
         except ImagingError as error:
             seat.outcome = Outcome(error)
         except OSError as error:

@@ -8,7 +8,7 @@ that says whether trying again may help.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,7 @@ from imaging.errors import (
     NotConfirmed,
     PeerFault,
     PeerUnreachable,
+    QueryFailed,
     StorageDeferred,
     StorageRefused,
 )
@@ -347,21 +348,69 @@ class _Call:
         found: set[str] = set()
         try:
             for study, series in dict.fromkeys((file.study_uid, file.series_uid) for file in files):
-                query = Dataset()
-                query.QueryRetrieveLevel = "IMAGE"
-                query.StudyInstanceUID, query.SeriesInstanceUID, query.SOPInstanceUID = study, series, ""
-                last = None
-                for answer, identifier in association.send_c_find(query, _FIND):
-                    last = status_of(answer)
-                    if last in (0xFF00, 0xFF01) and identifier is not None:
-                        found.add(str(identifier.get("SOPInstanceUID", "")))
-                if last != 0:
-                    return None
-        except (RuntimeError, ValueError):
+                keys = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+                found.update(_answers(association, self.to, "IMAGE", "SOPInstanceUID", keys))
+        except PeerFault:
             return None
         finally:
             _release(association)
         return found
+
+
+def find(
+    to: Peer, level: str, wanted: str, keys: Mapping[str, str], *, aet: str = "IMGPIPE", timeout_s: float = 60.0
+) -> list[str]:
+    """Ask a peer by C-FIND (Study Root) what it has.
+
+    Parameters
+    ----------
+    to
+        Who is asked.
+    level
+        ``STUDY``, ``SERIES`` or ``IMAGE``.
+    wanted
+        Keyword of the attribute that is asked for.
+    keys
+        What must match, by keyword.
+    aet, timeout_s
+        As `send` takes them.
+
+    Returns
+    -------
+    list of str
+        The attribute's value in each match.
+
+    Raises
+    ------
+    PeerFault
+        If there is no association, or no whole answer.
+    """
+    call = _Call(to, aet, None, Confirm.FIND, Commitments(), timeout_s, 0.0)
+    association, fault = call._associate([(_FIND, _NATIVE)])
+    if fault is not None:
+        raise fault
+    try:
+        return _answers(association, to, level, wanted, keys)
+    finally:
+        _release(association)
+
+
+def _answers(association: Any, to: Peer, level: str, wanted: str, keys: Mapping[str, str]) -> list[str]:
+    query = Dataset()
+    query.QueryRetrieveLevel = level
+    for keyword, value in {**keys, wanted: ""}.items():
+        setattr(query, keyword, value)
+    found, last = [], None
+    try:
+        for answer, identifier in association.send_c_find(query, _FIND):
+            last = status_of(answer)
+            if last in (0xFF00, 0xFF01) and identifier is not None:
+                found.append(str(identifier.get(wanted, "")))
+    except (RuntimeError, ValueError) as error:
+        raise AssociationLost(to, seen=type(error).__name__) from error
+    if last != 0:
+        raise QueryFailed(to, seen=f"status {last:04X}" if last is not None else "no answer to C-FIND")
+    return found
 
 
 def _release(association: Any) -> None:

@@ -44,10 +44,9 @@ class WarmReader:
         for reporting in first:
             self._inference(reporting)
         inference = self._inference(self._first)
-        checkpoints = [[c.name, c.weights_sha256, c.config.digest()] for c in inference.checkpoints]
         # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
         options = {**asdict(self._first), "models": bool(self._first.models)}
-        decides = [importlib.metadata.version("imgpipe"), checkpoints, options]
+        decides = [importlib.metadata.version("imgpipe"), inference.chosen.digests(), options]
         self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def _inference(self, reporting: Reporting) -> Inference:
@@ -88,7 +87,7 @@ def _report(inference: Inference, task: Task, out: Path, study_uid: str, files: 
     replaces = None
     if task.replaces is not None:
         replaces = Replaced(version=task.replaces[0], report_sha256=task.replaces[1])
-    done = inference(files, out, version=task.version, replaces=replaces)
+    done = inference(files, out, version=task.version, replaces=replaces, earlier=task.earlier)
     problems = list(done.refused)
     for study in done.studies:
         if study.name == study_uid and study.report is not None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,20 +21,25 @@ from imaging.errors import ConfigInvalid, NothingFound, PeerFault, StoreBusy, St
 from pipelines.audit import STARTED, STOPPED, AuditLog
 from pipelines.delivery import Destination, Outbox
 from pipelines.disk import Gate
+from pipelines.refusals import Refusals
 from pipelines.router import Router
 from pipelines.routing import To
 from pipelines.store import Store
-from pipelines.watcher import Rules, Watcher
+from pipelines.watcher import Chore, Rules, Watcher
 from pipelines.worker import ByRule, Reading, Reporting
 
 if TYPE_CHECKING:
     from pipelines.association import Peer
     from pipelines.commitment import Commitments
+    from pipelines.counting import Expecting
     from pipelines.dicomweb import Web
     from pipelines.receive import Listening, Receiver
     from pipelines.web.page import Address, Page
 
 log = logging.getLogger(__name__)
+
+# How often refusals are written down, and how often to look whom to ask for; in seconds.
+_TOLD_S, _ASKED_S = 5.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +49,14 @@ class In:
     Attributes
     ----------
     inbox
-        A folder; files that are put in here are taken. Made if it is not there.
+        A folder that is there; files that are put in here are taken.
     listening
         Where to listen for C-STORE, and to whom.
     web
         A DICOMweb server that is asked every `poll_s` seconds for studies of the last `days` days, by StudyDate; 0 is
         all.
+    asked
+        Who is asked how many instances a study has; None is `web`.
     """
 
     inbox: Path | None = None
@@ -56,6 +64,7 @@ class In:
     web: Web | None = None
     poll_s: float = 30.0
     days: int = 7
+    asked: Peer | Web | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,28 +214,30 @@ def watch(
         audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
         places, gate = _places(store, come_from.listening), Gate(opened.root)
         router = ruled.router(go_to, places) if ruled is not None else None
+        refusals, expecting = Refusals(), _expecting(come_from, opened)
         watcher = Watcher(
             opened,
             ByRule(router.firsts()) if router is not None else reading,
             _swept(list(router.places.values()) if router is not None else places.of(go_to)),
-            inbox=come_from.inbox, receiver=_receiver(come_from.listening, opened, places.commitments, gate),
-            fetch=_fetch(come_from.web, come_from.days, opened) if come_from.web is not None else None,
-            fetch_s=come_from.poll_s, devices=devices, rules=rules, router=router, gate=gate,
+            inbox=come_from.inbox, receiver=_receiver(come_from.listening, opened, places.commitments, gate, refusals),
+            chores=list(_chores(come_from, opened, refusals, expecting)), devices=devices, rules=rules, router=router,
+            expected=expecting.expected if expecting is not None else lambda _: None, gate=gate,
             page=_page(shown.web, opened, audit), audit=audit,
         )  # fmt: skip
-        with _audited(audit, opened):
+        with _audited(audit, opened, refusals):
             watcher.run(stop)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
 
 
 @contextmanager
-def _audited(audit: AuditLog, store: Store) -> Iterator[None]:
+def _audited(audit: AuditLog, store: Store, refusals: Refusals) -> Iterator[None]:
     """Tell the start and the end of a watcher, and before the end all that has happened."""
     audit.tell(STARTED)
     try:
         yield
     finally:
         with suppress(StoreBusy, StoreFull):  # what is not written now is at the next start
+            refusals.write(store)
             audit.follow(store.jobs)
             audit.tell(STOPPED)
 
@@ -254,11 +265,10 @@ def _check(come_from: In, go_to: Out, ruled: Ruled | None) -> None:
     if go_to == Out() and ruled is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --outbox, --send and --stow",
                             expected="somewhere for results to go to was expected")  # fmt: skip
-    if come_from.inbox is not None:
-        try:
-            come_from.inbox.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise NothingFound(come_from.inbox, seen=f"cannot be made ({error.strerror})") from error
+    if come_from.inbox is not None and not come_from.inbox.is_dir():
+        # One that is made here is seldom the one that is meant: a name may be mistyped, a disk not mounted yet.
+        raise NothingFound(come_from.inbox, seen="no such folder", expected="the folder that files are put into was "
+                           "expected", remedy="Make it, or mount what it lies on")  # fmt: skip
 
 
 def _page(address: Address | None, store: Store, audit: AuditLog) -> Page | None:
@@ -272,13 +282,38 @@ def _page(address: Address | None, store: Store, audit: AuditLog) -> Page | None
 
 
 def _receiver(
-    listening: Listening | None, store: Store, commitments: Commitments | None, gate: Gate
+    listening: Listening | None, store: Store, commitments: Commitments | None, gate: Gate, refusals: Refusals
 ) -> Receiver | None:
     if listening is None:
         return None
     from pipelines.receive import Receiver
 
-    return Receiver(listening, store, folder=store.root, holds=store.holds, commitments=commitments, gate=gate)
+    return Receiver(listening, store, folder=store.root, holds=store.holds, commitments=commitments, gate=gate,
+                    on_refused=refusals.tell)  # fmt: skip
+
+
+def _expecting(come_from: In, store: Store) -> Expecting | None:
+    """Who says how many instances a study has."""
+    asked = come_from.asked or come_from.web
+    if asked is None:
+        return None
+    from pipelines.association import Peer
+    from pipelines.counting import ByFind, ByQido, Expecting
+
+    if not isinstance(asked, Peer):
+        return Expecting(store, ByQido(asked))
+    aet = come_from.listening.aet if come_from.listening is not None else "IMGPIPE"
+    return Expecting(store, ByFind(asked, aet))
+
+
+def _chores(come_from: In, store: Store, refusals: Refusals, expecting: Expecting | None) -> Iterator[Chore]:
+    """What goes on beside the jobs."""
+    if come_from.listening is not None:
+        yield Chore(partial(refusals.write, store), _TOLD_S)
+    if expecting is not None:
+        yield Chore(expecting.look, _ASKED_S, takes=True)
+    if come_from.web is not None:
+        yield Chore(_fetch(come_from.web, come_from.days, store), come_from.poll_s, takes=True)
 
 
 def _fetch(web: Web, days: int, store: Store) -> Callable[[], None]:

@@ -65,6 +65,25 @@ class Rules:
     drain_s: float = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """A work that goes on beside the others.
+
+    Attributes
+    ----------
+    work
+        Does what is to be done now; where it says that the store cannot be written it is asked again.
+    every_s
+        How long it rests between.
+    takes
+        Whether it takes new things in, and so ends as soon as the watcher is told to.
+    """
+
+    work: Callable[[], object]
+    every_s: float
+    takes: bool = False
+
+
 class Listener(Protocol):
     """Receives instances from when it is entered until it is told to stop; `pipelines.receive.Receiver` is one."""
 
@@ -104,8 +123,10 @@ class Watcher:
         A folder to take files from.
     receiver
         Listens for instances, which it puts into the store.
-    fetch, fetch_s
-        Brings instances into the store from elsewhere, every so many seconds.
+    chores
+        What else it does; those that take things in rest while the disk has no room.
+    expected
+        How many instances a study should have, by its UID; None where nobody knows.
     devices
         As `Runner` takes them.
     rules
@@ -128,8 +149,8 @@ class Watcher:
         *,
         inbox: Path | None = None,
         receiver: Listener | None = None,
-        fetch: Callable[[], None] | None = None,
-        fetch_s: float = 30.0,
+        chores: Sequence[Chore] = (),
+        expected: Callable[[str], int | None] = lambda _: None,
         devices: Sequence[dict[str, str]] = ({},),
         rules: Rules | None = None,
         page: Shown | None = None,
@@ -142,7 +163,7 @@ class Watcher:
         self._destinations, self._receiver = list(destinations), receiver
         self._threads: list[threading.Thread] = []
         self._next_look = 0.0
-        self._fetch, self._fetch_s = fetch, fetch_s
+        self._chores, self._expected = tuple(chores), expected
         self._page, self._audit = page, audit
         self._runner = Runner(
             store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries,
@@ -201,8 +222,9 @@ class Watcher:
             yield self._keep_on, partial(self._audit.follow, self._store.jobs), self._ending, _TICK_S
         if self._inbox is not None:
             yield self._inbox.run, self._taking
-        if self._fetch is not None:
-            yield self._keep_on, self._fetch_if_open, self._taking, self._fetch_s
+        for chore in self._chores:
+            end = self._taking if chore.takes else self._ending
+            yield self._keep_on, partial(self._do, chore), end, chore.every_s
 
     def _begin(self, *work: Any) -> None:
         """Let a work go on beside the others until the end."""
@@ -213,9 +235,9 @@ class Watcher:
     def _delivering(self, destination: Destination) -> tuple[Any, ...]:
         return self._keep_on, partial(self._deliver_to, destination), self._ending, _TICK_S
 
-    def _fetch_if_open(self) -> None:
-        if self._fetch is not None and self._gate.is_open():
-            self._fetch()
+    def _do(self, chore: Chore) -> None:
+        if not chore.takes or self._gate.is_open():
+            chore.work()
 
     def _tick(self) -> None:
         self._follow_rules()
@@ -226,7 +248,7 @@ class Watcher:
         """See which studies are complete, what is done with them, and what may leave the store."""
         router, complete = self._router, self._rules.complete
         if router is None:
-            self._store.jobs.settle(complete)
+            self._store.jobs.settle(complete, expected=self._expected)
             return
         if router.reload(self._store):
             known = {destination.name for destination in self._destinations}
@@ -235,7 +257,8 @@ class Watcher:
                 self._destinations.append(destination)
                 self._begin(*self._delivering(destination))
         self._gate.marks = router.routing.disk
-        self._store.jobs.settle(router.soonest(complete), judge=router.judge(self._store, complete))
+        self._store.jobs.settle(router.soonest(complete), expected=self._expected,
+                                judge=router.judge(self._store, complete))  # fmt: skip
         router.decide(self._store)
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _LOOK_S

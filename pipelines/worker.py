@@ -52,6 +52,8 @@ class Task:
         Of the study, from 1.
     replaces
         Version and SHA-256 of report.json of the result that this one stands in for.
+    earlier
+        The folder with that result; None where there is none, or it is gone.
     reporting
         How it is reported on; None is as the worker was started.
     """
@@ -61,6 +63,7 @@ class Task:
     out: Path
     version: int = 1
     replaces: tuple[int, str] | None = None
+    earlier: Path | None = None
     reporting: Reporting | None = None
 
 

@@ -81,6 +81,9 @@ class StubReader:
 
 def write_report(task: Task, *, dicom: bool = False) -> None:
     """The folder of a study: a report, and a file or two that it vouches for."""
+    if task.replaces is not None:
+        assert task.earlier is not None
+        assert sha256_of(task.earlier / "report.json") == task.replaces[1], "what is replaced is at hand"
     with staged_folder(task.out / task.study_uid, last="report.json") as stage:
         write_whole(stage / "count.txt", f"{len(task.files)} files, {sum(len(f.read_bytes()) for f in task.files)}\n")
         if dicom:

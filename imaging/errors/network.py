@@ -130,6 +130,15 @@ class NotConfirmed(PeerFault):
     remedy = "See the peer's log; it is sent again"
 
 
+class QueryFailed(PeerFault):
+    """The peer was asked what it has, and its answer is none."""
+
+    code = "query_failed"
+    transient = True
+    expected = "matches and then status 0000 was expected"
+    remedy = "Let the peer answer C-FIND (Study Root) from our AE title"
+
+
 class WebRefused(PeerFault):
     """A DICOMweb server refuses the request."""
 

@@ -38,6 +38,10 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--inbox", type=PATH, metavar="DIR", help="Files that are put in here are taken.")
 @click.option("--listen", metavar="AET:PORT", help="Receive by C-STORE under this AE title.")
 @click.option("--caller", "callers", multiple=True, metavar="AET", help="Only these may send. Repeatable.")
+@click.option("--private-class", "private", multiple=True, metavar="UID",
+              help="Receive instances of this private SOP class, too. Repeatable.")  # fmt: skip
+@click.option("--ask", "asked", metavar="PACS",
+              help="Ask it how many images a study has: AET@HOST:PORT or a DICOMweb URL; else --dicomweb.")  # fmt: skip
 @click.option("--dicomweb", metavar="URL", help="Fetch new studies from this server.")
 @click.option("--days", type=click.IntRange(min=0), default=7, show_default=True,
               help="With --dicomweb: of the last days, by StudyDate; 0 is all, those without one too.")  # fmt: skip
@@ -140,12 +144,26 @@ def _dry_run(store: Path, ruled: Ruled, *, inbox: Path | None, as_json: bool, **
 
 
 def _ways_in(
-    *, inbox: Path | None, listen: str | None, callers: tuple[str, ...], dicomweb: str | None, days: int, **_: object
+    *,
+    inbox: Path | None,
+    listen: str | None,
+    callers: tuple[str, ...],
+    private: tuple[str, ...],
+    dicomweb: str | None,
+    days: int,
+    asked: str | None,
+    **_: object,
 ) -> In:
     from pipelines.watch import In
 
-    listening = _listening(listen, callers) if listen else None
-    return In(inbox=inbox, listening=listening, web=_web(dicomweb) if dicomweb else None, days=days)
+    listening = _listening(listen, callers, private) if listen else None
+    return In(
+        inbox=inbox,
+        listening=listening,
+        web=_web(dicomweb) if dicomweb else None,
+        days=days,
+        asked=(_web(asked) if "://" in asked else _peers((asked,))[0]) if asked else None,
+    )
 
 
 def _ways_out(*, outbox: Path | None, peers: tuple[str, ...], webs: tuple[str, ...], **_: object) -> Out:
@@ -186,7 +204,9 @@ def _rules(
     from pipelines.watcher import Rules
 
     return Rules(
-        complete=Completeness(study_quiet_s=study_quiet_s, timeout_s=timeout_s),
+        complete=Completeness(
+            series_quiet_s=min(10.0, study_quiet_s), study_quiet_s=study_quiet_s, timeout_s=timeout_s
+        ),
         retries=Retries(most=tries),
         patience=Patience(study_s=study_s),
         settle_s=settle_s,
@@ -236,14 +256,19 @@ def _peers(texts: tuple[str, ...]) -> tuple[Peer, ...]:
     return tuple(map(Peer.parse, texts))
 
 
-def _listening(text: str, callers: tuple[str, ...]) -> Listening:
+def _listening(text: str, callers: tuple[str, ...], private: tuple[str, ...]) -> Listening:
+    from imaging.dicom.values import is_uid
     from imaging.errors import ConfigInvalid
     from pipelines.receive import Listening
 
     aet, _, port = text.rpartition(":")
     if not aet or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigInvalid("--listen", seen=repr(text[:80]), expected="AET:PORT was expected")
-    return Listening(aet, int(port), callers=frozenset(callers))
+    wrong = next((uid for uid in private if not is_uid(uid) or uid.startswith("1.2.840.10008.")), None)
+    if wrong is not None:
+        raise ConfigInvalid("--private-class", seen=repr(wrong[:80]), expected="the UID of a private SOP class was "
+                            "expected")  # fmt: skip
+    return Listening(aet, int(port), callers=frozenset(callers), private=frozenset(private))
 
 
 @click.group(short_help="Look at the watcher's jobs, and help those that are stuck.")
@@ -260,7 +285,8 @@ def _open(store: Path) -> Store:
     from pipelines.store.store import DATABASE
 
     if not (store / DATABASE).is_file():
-        raise NothingFound(store, seen="no watcher's store")
+        raise NothingFound(store, seen="no watcher's store", expected="the --store of an `imgpipe watch` was expected",
+                           remedy="Give its folder with --store, or start a watcher first")  # fmt: skip
     return Store(store)
 
 

@@ -14,6 +14,7 @@ import hashlib
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -219,6 +220,16 @@ class Contents:
         except OSError as error:
             raise StoreFull(self.refused, seen=error.strerror or "cannot be written") from error
         return name
+
+    def discard_refused(self, older_s: float) -> int:
+        """Remove what was set aside longer ago than this; gives how many files that was."""
+        latest, gone = time.time() - older_s, 0
+        with suppress(OSError):
+            for file in self.refused.iterdir():
+                if file.stat().st_mtime <= latest:
+                    discard(file)
+                    gone += 1
+        return gone
 
     def place(self, staged: Staged) -> OnItsWay:
         """Give a file its name, unless the same one is there, and begin to make both durable.

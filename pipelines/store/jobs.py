@@ -31,10 +31,11 @@ _NEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The current result of a study: its version, and the SHA-256 of its report.json."""
+    """The current result of a study: its version, the SHA-256 of its report.json, and the number of its job."""
 
     version: int
     report_sha256: str
+    job: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +108,11 @@ class Jobs:
     def standing(self, study_uid: str) -> Standing | None:
         """The current result of a study."""
         rows = self._database.read(
-            "SELECT number, report_sha256 FROM results JOIN jobs ON jobs.id = results.job"
+            "SELECT number, report_sha256, job FROM results JOIN jobs ON jobs.id = results.job"
             " JOIN versions ON versions.id = jobs.version WHERE results.study_uid = ? AND current",
             [study_uid],
         )
-        return Standing(rows[0]["number"], rows[0]["report_sha256"]) if rows else None
+        return Standing(rows[0]["number"], rows[0]["report_sha256"], rows[0]["job"]) if rows else None
 
     def deliveries(self, job: int | None = None, *, waiting_at: str | None = None) -> list[Delivery]:
         """Deliveries of a job, or those that wait for one destination and are due."""

@@ -6,6 +6,7 @@ Invariant: a job that was begun keeps its route, whatever becomes of the rules; 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from pipelines.store.arrivals import tell
@@ -38,8 +39,8 @@ class Routes:
         with self._database.writing() as db:
             db.execute("UPDATE jobs SET route = NULL WHERE state = 'ready'")
 
-    def told(self, code: str, detail: dict[str, str]) -> None:
-        """Write down what became of the rules themselves."""
+    def told(self, code: str, detail: Mapping[str, object]) -> None:
+        """Write down what is of no job: what became of the rules, or who was refused."""
         with self._database.writing() as db:
             tell(db, code, detail=detail)
 

@@ -30,6 +30,7 @@ from pipelines.store.keeping import Keeping
 from pipelines.store.routes import Routes
 from pipelines.store.taking import Taking
 from pipelines.store.view import Job
+from pipelines.store.waiting import Waiting
 
 DATABASE, _LOCK = "store.sqlite", "watcher.lock"
 
@@ -71,6 +72,7 @@ class Store:
             self.clock = Clock(self.database)
             self.jobs = Jobs(self.database, self.clock)
             self.routes, self.keeping = Routes(self.database), Keeping(self.database, self.clock)
+            self.waiting = Waiting(self.database)
             self._taking = Taking(self.contents, self.database, self.clock)
             self.jobs.is_coming = self._taking.is_coming
             if watching:
@@ -201,6 +203,17 @@ class Store:
                         discard(folder)
                     purged.append(study_uid)
         return purged
+
+    def purge_refused(self, older_s: float) -> int:
+        """Remove files that no study can have and that have been here for longer; gives how many.
+
+        Their age is told by the wall clock, for the disk knows no other.
+        """
+        gone = self.contents.discard_refused(older_s)
+        if gone:
+            with self.database.writing() as db:
+                tell(db, "refused_purged", detail={"files": gone})
+        return gone
 
     def _sweep(self) -> None:
         studies = [row["study_uid"] for row in self.database.read("SELECT study_uid FROM studies")]

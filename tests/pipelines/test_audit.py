@@ -14,7 +14,10 @@ from shown import claimed, held, reported
 from imaging.errors import StoreFull, WorkerLost
 from pipelines import audit
 from pipelines.audit import AuditLog, Kind, Outcome
+from pipelines.metrics import Metrics
+from pipelines.refusals import Refusals
 from pipelines.store import Store
+from pipelines.store.seen import Seen
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -46,19 +49,52 @@ def test_the_way_of_a_study_is_told_in_the_standards_words(tmp_path: Path) -> No
     written = lines(log.path)
     assert [told(line) for line in written] == [
         ("DICOM Instances Transferred", "C", 0),
+        ("Procedure Record", "U", 0),
         ("DICOM Instances Accessed", "R", 0),
         ("DICOM Instances Accessed", "C", 0),
         ("Export", "R", 0),
         ("DICOM Instances Transferred", "C", 0),
+        ("Procedure Record", "U", 0),
         ("DICOM Instances Accessed", "R", 0),
         ("DICOM Instances Accessed", "R", 8),
     ]
     assert written[0]["ParticipantObjectIdentification"][0]["ParticipantObjectID"] == job.study_uid
     assert written[0]["detail"]["sources"] == ["scp CT1@192.0.2.7"]
-    assert written[3]["detail"]["destination"] == "outbox /out"
+    assert written[1]["detail"]["rule"] == "all"
+    assert written[4]["detail"]["destination"] == "outbox /out"
     assert written[-1]["detail"]["code"] == "worker_lost"
     assert "Doe" not in log.path.read_text()
     assert log.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_who_was_refused_and_what_became_of_the_rules_is_told(tmp_path: Path) -> None:
+    log, refusals = AuditLog(tmp_path / "audit.jsonl"), Refusals()
+    with Store(tmp_path / "store") as store:
+        for number in range(50):
+            refusals.tell("association_rejected", f"scp SCANNER@192.0.2.{number % 2}")
+        refusals.tell("instance_mismatch", "scp CT1@192.0.2.9")
+        refusals.write(store)
+        refusals.write(store)
+        for number in range(100):
+            refusals.tell("association_rejected", f"scp MANY{number}@192.0.2.1")
+        refusals.write(store)
+        store.routes.told("rules_taken", {"rules": "one, two"})
+        store.routes.told("rules_refused", {"code": "unknown_key", "seen": "x"})
+        log.follow(store.jobs)
+        metrics = Metrics(Seen(tmp_path / "store")).text().decode()
+    written = lines(log.path)
+    assert [told(line) for line in written[:3]] == [("Security Alert", "E", 4)] * 2 + [
+        ("DICOM Instances Transferred", "C", 4)
+    ]
+    assert written[0]["detail"] == {"event": "association_refused", "code": "association_rejected",
+                                    "source": "scp SCANNER@192.0.2.0", "times": 25}  # fmt: skip
+    assert [told(line) for line in written[-2:]] == [("Security Alert", "E", 0), ("Security Alert", "E", 4)]
+    assert written[-2]["detail"]["rules"] == "one, two"
+    many = [line["detail"] for line in written[3:-2]]
+    assert len(many) == 21
+    assert many[-1]["times"] == 80
+    assert 'imgpipe_refused_total{what="association"} 150.0' in metrics
+    assert 'imgpipe_refused_total{what="instance"} 1.0' in metrics
 
 
 @pytest.mark.parametrize(("source", "kind"), [("inbox", "Import"), ("dicomweb x", "DICOM Instances Transferred")])
@@ -138,7 +174,7 @@ def test_what_cannot_be_written_is_told_and_written_later(tmp_path: Path) -> Non
         with pytest.raises(StoreFull):
             log.follow(store.jobs)
         log.path.parent.mkdir()
-        assert log.follow(store.jobs) == 4
+        assert log.follow(store.jobs) == 5
 
 
 def test_hostile_names_stay_within_their_line(tmp_path: Path) -> None:

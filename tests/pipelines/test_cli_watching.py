@@ -104,7 +104,10 @@ def test_purged_images_are_gone_at_once_without_a_watcher_and_by_it_with_one(sto
 
 
 def test_a_folder_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
-    assert jobs("list", store=tmp_path, status=3)["error"]["code"] == "nothing_found"
+    error = jobs("list", store=tmp_path, status=3)["error"]
+    assert error["code"] == "nothing_found"
+    assert "--store" in error["expected"]
+    assert "DICOM" not in error["expected"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,11 +118,9 @@ def test_the_verb_reports_on_a_real_study_with_a_shipped_checkpoint_and_ends_by_
         str(CONSOLE_SCRIPT), "watch", "--inbox", "in", "--outbox", "out", "--store", "store", "--model",
         "hippocampus_mr", "--quiet", "1", "--settle", "0.2",
     ]  # fmt: skip
+    (tmp_path / "in").mkdir()
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        while not (tmp_path / "in").is_dir():
-            assert process.poll() is None
-            time.sleep(0.05)
         for file in (data / "hippocrop_study1").rglob("*.dcm"):
             (tmp_path / "in" / file.name).write_bytes(file.read_bytes())
         deadline = time.monotonic() + 120

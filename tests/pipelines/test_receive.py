@@ -47,9 +47,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def receiving(store: Store) -> Open:
     @contextmanager
-    def begin(intake: Any = None, **more: Any) -> Iterator[Receiver]:
+    def begin(intake: Any = None, on_refused: Any = lambda *_: None, **more: Any) -> Iterator[Receiver]:
         listening = Listening("IMGPIPE", 0, host="127.0.0.1", **more)
-        with Receiver(listening, intake or store, folder=store.root, holds=store.holds) as receiver:
+        with Receiver(
+            listening, intake or store, folder=store.root, holds=store.holds, on_refused=on_refused
+        ) as receiver:
             yield receiver
 
     return begin
@@ -400,6 +402,36 @@ def test_who_falls_silent_is_left(receiving: Open) -> None:
             assert _until_closed(silent)
             assert time.monotonic() - begun < 5
         assert stored(receiver, [ct(1)]) == [0]
+
+
+def test_a_private_class_is_taken_where_it_is_named_and_refused_elsewhere(store: Store, receiving: Open) -> None:
+    private = "1.2.826.0.1.3680043.10.1503.77"
+    for named in (frozenset({private}), frozenset[str]()):
+        with receiving(private=named) as receiver:
+            entity = AE("SCU")
+            entity.add_requested_context(private, [ExplicitVRLittleEndian])
+            entity.add_requested_context(VERIFICATION)
+            association = entity.associate("127.0.0.1", receiver.port, ae_title="IMGPIPE")
+            assert len(association.accepted_contexts) == 1 + len(named)
+            dataset = ct(1)
+            dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = private
+            if named:
+                assert association.send_c_store(dataset).Status == 0
+            association.release()
+    assert store.holds(str(ct(1).SOPInstanceUID)) == private
+
+
+def test_who_is_refused_is_told(receiving: Open) -> None:
+    told: list[tuple[str, str]] = []
+    with receiving(callers=frozenset({"CT1"}), on_refused=lambda *refusal: told.append(refusal)) as receiver:
+        assert associated(receiver, aet="CT2").is_rejected
+        association = associated(receiver, aet="CT1")
+        other = ct(1)
+        other.StudyInstanceUID = "none"
+        assert association.send_c_store(other).Status == 0xC000
+        association.release()
+        assert _soon(lambda: len(told) == 2)
+    assert told == [("association_rejected", "scp CT2@127.0.0.1"), ("invalid_uid", "scp CT1@127.0.0.1")]
 
 
 def test_strangers_and_those_who_call_another_are_rejected_for_good(receiving: Open) -> None:

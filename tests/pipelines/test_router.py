@@ -51,6 +51,7 @@ def router_of(path: Path) -> Router:
     return Router(path, Reporting(), Places("tests").named)
 
 
+TEXTS = ["report_text", "request_text"]  # ship, and read what words come with a study
 ER = {"name": "er", "when": {"aet": ["ER"]}, "priority": "stat", "checkpoints": ["chest_xray"], "formats": ["html"],
       "to": [{"outbox": "er"}]}  # fmt: skip
 MR = {"name": "mr", "when": {"modality": ["MR"]}, "checkpoints": ["hippocampus_mr"], "to": [{"outbox": "mr"}]}
@@ -75,7 +76,7 @@ def test_each_study_gets_the_route_of_the_first_rule_that_takes_it_and_the_urgen
     assert (second.route.rule, second.route.destinations) == ("mr", (f"outbox {tmp_path / 'mr'}",))
     asked = Reporting.of(first.route.order["reporting"])
     assert asked == replace(Reporting(), models=("chest_xray",), formats=("html",))
-    assert [name for name, *_ in first.route.order["checkpoints"]] == ["chest_xray"]
+    assert [name for name, *_ in first.route.order["checkpoints"]] == ["chest_xray", *TEXTS]
     assert first.name != second.name
     assert [event.detail for event in store.jobs.events() if event.code == "routed"] == [{"rule": "mr"}, {"rule": "er"}]
 
@@ -195,7 +196,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(store: Store, tmp_pa
         study_uid(1): ("receiving", "mr"), study_uid(2): ("receiving", "er"), study_uid(3): ("inbox", "mr"),
     }  # fmt: skip
     assert told_of[study_uid(1)]["lacks_required"]
-    assert told_of[study_uid(2)]["checkpoints"] == ["chest_xray"]
+    assert told_of[study_uid(2)]["checkpoints"] == ["chest_xray", *TEXTS]
     assert store.jobs.events() == before
     assert (inbox / "a").is_file()
     assert not (tmp_path / "mr").exists()

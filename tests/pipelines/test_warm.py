@@ -98,8 +98,29 @@ def test_the_setup_names_all_that_decides_the_output(reader: WarmReader, model: 
         Reporting(models=(model,), formats=("html",)),
         Reporting(models=(model,), policy="strict"),
         Reporting(models=(model, "chest_xray")),
+        Reporting(models=(model, "request_text")),
     ]
-    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 4
+    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 5
+
+
+def test_a_later_version_names_the_one_it_replaces_in_its_sr_and_its_fhir_too(
+    model: str, study1: Path, tmp_path: Path
+) -> None:
+    reader = WarmReader((Reporting(models=(model,), formats=("seg", "sr", "fhir")),))
+    reader(task(study1, tmp_path / "first"))
+    before = read_back(tmp_path / "first" / UID1, UID1, 1)
+    told = (1, before.report_sha256)
+    reader(task(study1, tmp_path / "second", version=2, replaces=told, earlier=before.folder))
+    after = read_back(tmp_path / "second" / UID1, UID1, 2)
+    [named] = pydicom.dcmread(after.folder / "sr.dcm").PredecessorDocumentsSequence
+    [series] = named.ReferencedSeriesSequence
+    [instance] = series.ReferencedSOPSequence
+    assert instance.ReferencedSOPInstanceUID == pydicom.dcmread(before.folder / "sr.dcm").SOPInstanceUID
+    assert "PredecessorDocumentsSequence" not in pydicom.dcmread(before.folder / "sr.dcm")
+    [bundle] = after.folder.glob("fhir*.json")
+    assert '"revision"' in bundle.read_text()
+    reader(task(study1, tmp_path / "third", version=2, replaces=(1, "0" * 64), earlier=before.folder))
+    assert "PredecessorDocumentsSequence" not in pydicom.dcmread(tmp_path / "third" / UID1 / "sr.dcm")
 
 
 def test_a_process_says_why_it_will_never_be_ready() -> None:

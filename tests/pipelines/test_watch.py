@@ -28,7 +28,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 from watching import Stub, read_report
 
-from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
+from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, NothingFound, StoreInUse, WorkerLost
 from pipelines.delivery import Outbox, Result
 from pipelines.disk import Gate, Marks
 from pipelines.receive import Listening, Receiver
@@ -409,7 +409,15 @@ def test_a_database_that_is_held_holds_everything_up_and_loses_nothing(
     assert [job.starts for job in watcher.store.jobs.all()] == [1, 1]
 
 
+def test_an_inbox_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(NothingFound, match="no such folder"):
+        watch(come_from=In(tmp_path / "in"), go_to=Out(tmp_path / "o"), store=tmp_path / "s", reading=Stub(),
+              stop=threading.Event())  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_its_page_and_audit_log_are_there_while_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
     address, stop = Address("127.0.0.1", free_port()), threading.Event()
     seen: list[int] = []
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from arriving import instance, study_uid, told
 
-from imaging.errors import MissingSlices, WorkerLost
+from imaging.errors import MissingSlices, NotDicom, WorkerLost
 from pipelines import disk
 from pipelines.disk import Gate, Marks
 from pipelines.retention import Retention, purge_by
@@ -110,6 +112,22 @@ def test_a_full_disk_is_emptied_of_the_delivered_until_below_its_low_mark(
     assert purge_by(Retention(when_full=True), store, gate) == [study_uid(1), study_uid(2)]
     assert kept(store) == {3, 4}
     assert gate.is_open()
+
+
+def test_files_that_no_study_can_have_stay_for_their_days(store: Store, tmp_path: Path) -> None:
+    for name, days in (("old", 10), ("new", 1)):
+        (tmp_path / name).write_text(name)
+        with pytest.raises(NotDicom):
+            store.take(tmp_path / name, source="inbox")
+        file = max(store.contents.refused.iterdir(), key=lambda path: path.stat().st_ctime_ns)
+        os.utime(file, (time.time() - days * 86400,) * 2)
+    assert purge_by(NEVER, store, Gate(tmp_path)) == []
+    assert len(list(store.contents.refused.iterdir())) == 2
+    purge_by(Retention(refused_days=7), store, Gate(tmp_path))
+    [left] = store.contents.refused.iterdir()
+    assert left.read_text() == "new"
+    [event] = [event for event in store.jobs.events() if event.code == "refused_purged"]
+    assert event.detail == {"files": 1}
 
 
 def test_what_was_purged_is_known_when_it_comes_again(store: Store, tmp_path: Path) -> None:
