@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imaging.errors import ConfigInvalid, NothingFound, PeerFault, StoreBusy, StoreFull
+from imaging.errors import ConfigInvalid, PeerFault, StoreBusy, StoreFull
 from pipelines.audit import STARTED, STOPPED, AuditLog
 from pipelines.delivery import Destination, Outbox
 from pipelines.disk import Gate
@@ -267,7 +267,7 @@ def _check(come_from: In, go_to: Out, ruled: Ruled | None) -> None:
                             expected="somewhere for results to go to was expected")  # fmt: skip
     if come_from.inbox is not None and not come_from.inbox.is_dir():
         # One that is made here is seldom the one that is meant: a name may be mistyped, a disk not mounted yet.
-        raise NothingFound(come_from.inbox, seen="no such folder", expected="the folder that files are put into was "
+        raise ConfigInvalid(come_from.inbox, seen="no such folder", expected="the folder that files are put into was "
                            "expected", remedy="Make it, or mount what it lies on")  # fmt: skip
 
 

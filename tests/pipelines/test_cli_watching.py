@@ -147,6 +147,7 @@ def test_the_verb_reports_on_a_real_study_with_a_shipped_checkpoint_and_ends_by_
 
 @pytest.mark.parametrize("web", [["--web", "0.0.0.0:0"], ["--web", "8080"], ["--web-token-file", "token"]])
 def test_a_page_that_anybody_could_see_or_that_is_nowhere_is_refused(tmp_path: Path, web: list[str]) -> None:
+    (tmp_path / "in").mkdir()
     arguments = ["watch", "--inbox", str(tmp_path / "in"), "--outbox", str(tmp_path / "out"), "--store",
                  str(tmp_path / "store"), *web]  # fmt: skip
     result = CliRunner().invoke(main, arguments)

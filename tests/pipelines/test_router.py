@@ -201,7 +201,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(store: Store, tmp_pa
     assert (inbox / "a").is_file()
     assert not (tmp_path / "mr").exists()
     plain = CliRunner().invoke(main, arguments).output
-    assert f"{study_uid(2)}  receiving: rule er (stat): chest_xray -> html -> outbox {tmp_path / 'er'}" in plain
+    asked = ", ".join(["chest_xray", *TEXTS])
+    assert f"{study_uid(2)}  receiving: rule er (stat): {asked} -> html -> outbox {tmp_path / 'er'}" in plain
     alone = CliRunner().invoke(main, ["watch", "--dry-run", "--store", str(store.root)])
     assert alone.exit_code == 2
     assert "--rules" in alone.output

@@ -28,7 +28,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 from watching import Stub, read_report
 
-from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, NothingFound, StoreInUse, WorkerLost
+from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
 from pipelines.delivery import Outbox, Result
 from pipelines.disk import Gate, Marks
 from pipelines.receive import Listening, Receiver
@@ -410,7 +410,7 @@ def test_a_database_that_is_held_holds_everything_up_and_loses_nothing(
 
 
 def test_an_inbox_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(NothingFound, match="no such folder"):
+    with pytest.raises(ConfigInvalid, match="no such folder"):
         watch(come_from=In(tmp_path / "in"), go_to=Out(tmp_path / "o"), store=tmp_path / "s", reading=Stub(),
               stop=threading.Event())  # fmt: skip
     assert list(tmp_path.iterdir()) == []
