@@ -128,8 +128,11 @@ class Predictor:
         """Labels and mean probabilities of finished blocks, one after another."""
         config = self.checkpoint.segmenter()
         means = MeanProbability(config)
-        labels_XYZ = np.zeros(volume.shape if not config.overlapping else 0, dtype=np.uint8)
-        regions_KXYZ = np.zeros((len(config.labels), *volume.shape) if config.overlapping else 0, dtype=np.bool_)
+        x, y, z = volume.shape
+        # Slice by slice in memory, as the volume's own and as they are written.
+        labels_XYZ = np.zeros((z, y, x), dtype=np.uint8).transpose(2, 1, 0)
+        regions_KXYZ = np.zeros((len(config.labels) * config.overlapping, z, y, x), dtype=np.bool_)
+        regions_KXYZ = regions_KXYZ.transpose(0, 3, 2, 1)
         with stage("network"):
             for block in self._blocks(image_CXYZ):
                 with stage("restore"):

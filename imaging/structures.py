@@ -25,6 +25,22 @@ def structure_of(mask: NDArray[Any], label: Label) -> NDArray[np.bool_]:
     return found
 
 
+def slice_of(mask: NDArray[Any], label: Label, index: int) -> NDArray[np.bool_]:
+    """Where one structure lies on one slice, (X, Y); the rest of the mask is not looked at."""
+    layer = mask[..., index]
+    found: NDArray[np.bool_] = layer == label.id if mask.ndim == 3 else layer[label.id - 1]
+    return found
+
+
+def voxels_by_slice(mask: NDArray[Any], labels: Sequence[Label]) -> NDArray[np.int64]:
+    """How many voxels each structure has on each slice, (structures, Z)."""
+    if mask.ndim != 3:
+        return np.stack([structure_of(mask, label).sum(axis=(0, 1), dtype=np.int64) for label in labels])
+    ids = [label.id for label in labels]
+    counts = [np.bincount(mask[..., z].ravel(order="K"), minlength=256)[ids] for z in range(mask.shape[2])]
+    return np.stack(counts, axis=1).astype(np.int64)
+
+
 def truth_of(mask_XYZ: NDArray[Any], config: SegmentConfig) -> NDArray[Any]:
     """A manual mask, as a mask of the config's structures: label ids as they are, or the regions they make up."""
     if not config.overlapping:

@@ -26,13 +26,15 @@ from imaging.dicom.frames import quietly
 from imaging.dicom.source import MANUFACTURER, read_source, tracking_uid, uid_of
 from imaging.errors import FormatNotApplicable, MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
-from imaging.structures import Mask, structure_of
+from imaging.structures import Mask, slice_of, structure_of, voxels_by_slice
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
 PLACE_TOLERANCE_MM = 0.01
 SegType = Literal["binary", "labelmap"]
 _ONE_A_VOXEL = "a label map, whose voxels belong to one segment each, cannot hold them"
+# So much of a mask is copied at a time where it must lie in another order.
+_LAYERS = 64
 # What highdicom raises for sources it cannot take.
 _REFUSALS = (AttributeError, KeyError, TypeError, ValueError)
 
@@ -99,13 +101,14 @@ def write_seg(
     OutputMismatch
         If the bytes, read back, do not hold the mask; nothing is written.
     """
-    present = [label for label in labels if structure_of(mask, label).any()]
-    unknown = sorted(set(np.unique(mask).tolist()) - {0, *(label.id for label in labels)})
+    voxels = voxels_by_slice(mask, labels).sum(axis=1)
+    present = [label for label, count in zip(labels, voxels, strict=True) if count]
+    unknown = _values_of(mask) - {0, *(label.id for label in labels)}
     if seg_type == "labelmap" and mask.ndim != 3:
         raise FormatNotApplicable(volume.facts.subject, seen="its structures may overlap", expected=_ONE_A_VOXEL,
                                   remedy="Ask for a binary SEG")  # fmt: skip
     if unknown:
-        raise OutputNotBuilt(path.name, seen=f"label ids {unknown} without a meaning")
+        raise OutputNotBuilt(path.name, seen=f"label ids {sorted(unknown)} without a meaning")
     if not volume.facts.frame_of_reference_uid:
         raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
@@ -114,8 +117,25 @@ def write_seg(
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
     stream = io.BytesIO()
     segmentation.save_as(stream)
+    del segmentation  # it holds the pixels, which the stream holds now
     check_seg(stream.getvalue(), mask, volume, present)
     write_whole(path, stream.getvalue())
+
+
+def _values_of(mask: Mask) -> set[int]:
+    """What a mask holds, found slice by slice."""
+    seen = np.zeros(256, dtype=np.int64)
+    for z in range(mask.shape[-1]):
+        seen += np.bincount(mask[..., z].ravel(order="K"), minlength=256)
+    return set(np.flatnonzero(seen).tolist())
+
+
+def _digest(mask: Mask) -> str:
+    """SHA-256 of the mask's bytes in the order of its axes, however they lie in memory."""
+    digest = hashlib.sha256()
+    for start in range(0, len(mask), _LAYERS):
+        digest.update(np.ascontiguousarray(mask[start : start + _LAYERS]).data)
+    return digest.hexdigest()
 
 
 def _build(
@@ -128,7 +148,7 @@ def _build(
     # A corrected PatientID is another object: an archive keeps the first of two with one UID.
     identity += [facts.study_uid, facts.series_uid, str(sources[0].PatientID)]
     identity += [frame.sop_instance_uid for frame in volume.sources]
-    identity.append(hashlib.sha256(mask.tobytes()).hexdigest())
+    identity.append(_digest(mask))
     identity += ["labelmap"] if seg_type == "labelmap" else []
     with quietly():
         segmentation = hd.seg.Segmentation(
@@ -164,7 +184,10 @@ def _pixels(mask: Mask, labels: Sequence[configs.Label]) -> NDArray[np.uint8]:
         numbers = np.zeros(256, dtype=np.uint8)
         for number, label in enumerate(labels, start=1):
             numbers[label.id] = number
-        return numbers[np.ascontiguousarray(mask.transpose(2, 1, 0))]
+        mask_ZYX = mask.transpose(2, 1, 0)
+        if all(numbers[label.id] == label.id for label in labels):
+            return mask_ZYX.view(np.uint8)
+        return np.stack([numbers[mask_YX] for mask_YX in mask_ZYX])
     return np.stack([structure_of(mask, label).transpose(2, 1, 0) for label in labels], axis=-1).astype(np.uint8)
 
 
@@ -228,42 +251,51 @@ def check_seg(content: bytes, mask: Mask, volume: Volume, labels: Sequence[confi
         If a segment holds other voxels, if one lies further from its place than `PLACE_TOLERANCE_MM` and what the
         volume's defects tell, or if a frame refers to another instance than the slice it lies on.
     """
-    affine = volume.affine
     tolerance = PLACE_TOLERANCE_MM + max((defect.error_mm or 0.0 for defect in volume.defects), default=0.0)
-    found = _segments(pydicom.dcmread(io.BytesIO(content)))
-    if set(found) != set(range(1, len(labels) + 1)):
-        raise OutputMismatch("seg", seen=f"segments {sorted(found)}", expected=f"1 to {len(labels)} were expected")
-    for number, label in enumerate(labels, start=1):
-        voxels = np.argwhere(structure_of(mask, label))
-        points, references = found[number]
-        if len(points) != len(voxels):
-            raise OutputMismatch(
-                "seg", seen=f"{len(points)} voxels of {label.name}", expected=f"{len(voxels)} were expected"
-            )
-        # The voxel nearest to each point: the same set, and every point close to its voxel.
-        nearest = np.rint((points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T)
-        apart = float(np.linalg.norm(nearest @ affine[:3, :3].T + affine[:3, 3] - points, axis=1).max())
-        if apart > tolerance or not np.array_equal(np.unique(nearest, axis=0), voxels):
-            raise OutputMismatch("seg", seen=f"voxels of {label.name} lie elsewhere (up to {apart:.3f} mm)")
-        meant = {volume.sources[z].sop_instance_uid for z in np.unique(voxels[:, 2]).tolist()}
-        if references != meant:
-            raise OutputMismatch("seg", seen=f"frames of {label.name} refer to other instances than they lie on")
-
-
-def _segments(dataset: pydicom.Dataset) -> dict[int, tuple[NDArray[np.float64], set[str]]]:
-    """For each segment number its voxels in RAS mm (N, 3) and the instances that its frames refer to."""
-    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    points: dict[int, list[NDArray[np.float64]]] = {}
-    references: dict[int, set[str]] = {}
-    for pixels, group in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
-        to_ras = _frame_affine(shared, group)
-        source = _macro(shared, group, "DerivationImageSequence").SourceImageSequence[0]
+    stream = io.BytesIO(content)
+    dataset = pydicom.dcmread(stream, stop_before_pixels=True)
+    shared, groups = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
+    numbers = dict(enumerate(labels, start=1))
+    missing = {(int(at) + 1, int(z)) for at, z in np.argwhere(voxels_by_slice(mask, labels))}
+    stream.seek(0)
+    # Frame by frame: unpacked, all of them are larger than the volume by the number of segments.
+    for pixels, group in zip(pydicom.pixels.iter_pixels(stream), groups, strict=True):
         for number, found in _segments_in(pixels, dataset.SegmentationType, shared, group):
-            rows, columns = np.nonzero(found)
-            references.setdefault(number, set()).add(str(source.ReferencedSOPInstanceUID))
-            points.setdefault(number, []).append((to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T)
-    return {number: (np.concatenate(parts), references[number]) for number, parts in points.items()}
+            if number not in numbers:
+                raise OutputMismatch("seg", seen=f"segment {number}", expected=f"1 to {len(labels)} were expected")
+            z = _check_frame(found, _frame_affine(shared, group), mask, volume, numbers[number], tolerance)
+            source = _macro(shared, group, "DerivationImageSequence").SourceImageSequence[0]
+            if str(source.ReferencedSOPInstanceUID) != volume.sources[z].sop_instance_uid:
+                name = numbers[number].name
+                raise OutputMismatch("seg", seen=f"frames of {name} refer to other instances than they lie on")
+            if (number, z) not in missing:
+                raise OutputMismatch("seg", seen=f"slice {z} of {numbers[number].name} more than once")
+            missing.remove((number, z))
+    if missing:
+        number, z = min(missing)
+        raise OutputMismatch("seg", seen=f"nothing of {numbers[number].name} on slice {z}")
+
+
+def _check_frame(
+    found: NDArray[np.bool_], to_ras: Affine, mask: Mask, volume: Volume, label: configs.Label, tolerance: float
+) -> int:
+    """Compare one frame (rows, columns) of a segment with the slice of the mask that it lies on; gives that slice."""
+    rows, columns = np.nonzero(found)
+    points = (to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T
+    affine = volume.affine
+    # The voxel nearest to each point: the same set, and every point close to its voxel.
+    nearest = np.rint((points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T).astype(np.int64)
+    apart = float(np.linalg.norm(nearest @ affine[:3, :3].T + affine[:3, 3] - points, axis=1).max(initial=0))
+    slices = np.unique(nearest[:, 2]).tolist()
+    x, y, z = volume.shape
+    inside = ((nearest >= 0) & (nearest < (x, y, z))).all()
+    placed = np.zeros((x, y), dtype=np.bool_)
+    if inside:
+        placed[nearest[:, 0], nearest[:, 1]] = True
+    alike = inside and len(slices) == 1 and placed.sum() == len(points)
+    if apart > tolerance or not alike or not np.array_equal(placed, slice_of(mask, label, slices[0])):
+        raise OutputMismatch("seg", seen=f"voxels of {label.name} lie elsewhere (up to {apart:.3f} mm)")
+    return int(slices[0])
 
 
 def _segments_in(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imaging.classifier import Classification, Judgement
 from imaging.config import Label
@@ -24,7 +25,7 @@ from imaging.report.report import (
     StructureVolume,
     VolumeInterval,
 )
-from imaging.structures import structure_of
+from imaging.structures import slice_of, voxels_by_slice
 from imaging.volume import Volume
 
 
@@ -33,11 +34,12 @@ def findings_of(prediction: Prediction | Classification) -> tuple[Finding, ...]:
     if isinstance(prediction, Classification):
         return tuple(_judged(prediction, judgement) for judgement in prediction.judgements)
     labels = prediction.checkpoint.segmenter().labels
-    return tuple(_finding(prediction, label) for label in labels)
+    each = zip(labels, voxels_by_slice(prediction.found, labels), strict=True)
+    return tuple(_finding(prediction, label, voxels_Z) for label, voxels_Z in each)
 
 
-def _finding(prediction: Prediction, label: Label) -> Finding:
-    structure = _measure(prediction, label)
+def _finding(prediction: Prediction, label: Label, voxels_Z: NDArray[np.int64]) -> Finding:
+    structure = _measure(prediction, label, voxels_Z)
     reason = (
         "Volume only: the checkpoint knows no reference range, so it does not say normal or abnormal."
         if structure.voxels
@@ -112,9 +114,8 @@ def _explanation(prediction: Classification, judgement: Judgement) -> Explanatio
     )
 
 
-def _measure(prediction: Prediction, label: Label) -> StructureVolume:
-    volume, found_XYZ = prediction.volume, structure_of(prediction.found, label)
-    voxels = int(found_XYZ.sum())
+def _measure(prediction: Prediction, label: Label, voxels_Z: NDArray[np.int64]) -> StructureVolume:
+    volume, voxels = prediction.volume, int(voxels_Z.sum())
     amount = voxels * volume.voxel_volume
     interval, note = _interval(prediction, label, amount)
     return StructureVolume(
@@ -124,8 +125,8 @@ def _measure(prediction: Prediction, label: Label) -> StructureVolume:
         interval=interval,
         interval_note=note,
         mean_probability=_rounded(prediction.mean_probability.get(label.id)),
-        centre_ras_mm=_centre(volume, found_XYZ) if voxels else None,
-        evidence=_evidence(volume, found_XYZ),
+        centre_ras_mm=_centre(prediction, label, voxels_Z) if voxels else None,
+        evidence=_evidence(volume, voxels_Z),
     )
 
 
@@ -155,24 +156,30 @@ def _interval(prediction: Prediction, label: Label, amount: float) -> tuple[Volu
     return interval, ""
 
 
-def _centre(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[float, float, float]:
-    x, y, z = volume.affine[:3, :3] @ np.argwhere(found_XYZ).mean(axis=0) + volume.affine[:3, 3]
+def _centre(prediction: Prediction, label: Label, voxels_Z: NDArray[np.int64]) -> tuple[float, float, float]:
+    """The mean place of the voxels, added up slice by slice: a list of their indices may be larger than the volume."""
+    affine, along = prediction.volume.affine, np.zeros(3)
+    for index in np.flatnonzero(voxels_Z).tolist():
+        found_XY = slice_of(prediction.found, label, index)
+        for axis in range(2):
+            along[axis] += found_XY.sum(axis=1 - axis) @ np.arange(found_XY.shape[axis])
+    along[2] = voxels_Z @ np.arange(len(voxels_Z))
+    x, y, z = affine[:3, :3] @ (along / voxels_Z.sum()) + affine[:3, 3]
     return round(float(x), 3), round(float(y), 3), round(float(z), 3)
 
 
-def _evidence(volume: Volume, found_XYZ: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[SliceEvidence, ...]:
+def _evidence(volume: Volume, voxels_Z: NDArray[np.int64]) -> tuple[SliceEvidence, ...]:
     area = volume.voxel_volume / volume.spacing[2]
-    counts = found_XYZ.sum(axis=(0, 1))
     evidence = []
-    for index in np.flatnonzero(counts).tolist():
+    for index in np.flatnonzero(voxels_Z).tolist():
         frame = volume.sources[index] if volume.sources else None
         evidence.append(
             SliceEvidence(
                 index=index,
                 sop_instance_uid=frame.sop_instance_uid if frame else "",
                 frame=frame.number if frame else 0,
-                voxels=int(counts[index]),
-                area_mm2=round(float(counts[index]) * area, 3),
+                voxels=int(voxels_Z[index]),
+                area_mm2=round(float(voxels_Z[index]) * area, 3),
             )
         )
     return tuple(evidence)

@@ -24,7 +24,7 @@ from imaging.config import Label
 from imaging.explain import HeatMap
 from imaging.predict import Prediction
 from imaging.report.heat import Heat, colour_png
-from imaging.structures import Mask, structure_of
+from imaging.structures import Mask, slice_of, voxels_by_slice
 from imaging.volume import Volume, orientation_of
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -144,10 +144,10 @@ def comparison(prediction: Prediction, truth: NDArray[Any]) -> tuple[Picture, Pi
 
 
 def _key_slices(mask: Mask, labels: Sequence[Label], most: int) -> list[int]:
-    found = np.flatnonzero((mask > 0).any(axis=tuple(range(mask.ndim - 1))))
+    sizes = voxels_by_slice(mask, labels)
+    found = np.flatnonzero(sizes.any(axis=0))
     if not len(found):
         return [mask.shape[-1] // 2]
-    sizes = [structure_of(mask, label).sum(axis=(0, 1)) for label in labels]
     largest = [int(size_Z.argmax()) for size_Z in sizes if size_Z.any()]
     spread = np.linspace(found[0], found[-1], most + 2)[1:-1].round().astype(int).tolist()
     return sorted(list(dict.fromkeys([*largest, *spread]))[:most])
@@ -168,7 +168,7 @@ def _picture(
     towards = towards[across] + towards[down]
     flips = tuple(direction in "RAS" for direction in towards)
     image_YX = _displayed(volume, volume.array[0, :, :, index])
-    structures = () if mask is None else tuple((item, structure_of(mask, item)[:, :, index]) for item in labels)
+    structures = () if mask is None else tuple((item, slice_of(mask, item, index)) for item in labels)
     grey = np.clip((image_YX - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
     right, bottom = (_OPPOSITE[d] if flip else d for d, flip in zip(towards, flips, strict=True))
     rows, columns = grey.shape
