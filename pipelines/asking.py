@@ -46,8 +46,8 @@ class Source:
         Each series as its header tells it, with the way to read it.
     refused
         Files beside its images that were refused, and so may belong to it.
-    files
-        Those of its DICOM series.
+    files, pictures
+        Those of its DICOM series, or NIfTI and PNG files, a channel each.
     documents
         The texts that belong to it.
     version, replaces
@@ -60,6 +60,7 @@ class Source:
     series: tuple[tuple[SeriesView, Callable[[], Volume]], ...]
     refused: tuple[ImagingError, ...] = ()
     files: tuple[Path, ...] = ()
+    pictures: tuple[Path, ...] = ()
     documents: tuple[Document, ...] = ()
     version: int = 1
     replaces: Replaced | None = None

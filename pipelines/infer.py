@@ -5,12 +5,16 @@ Invariant: one study never stops another, and everything that was refused is tol
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from imaging.channels import read_channels
 from imaging.checkpoint import Checkpoint
@@ -45,6 +49,9 @@ from pipelines.outputs import Wanted
 from pipelines.reporting import Asked, StudyResult, report_on, stale_results
 from pipelines.words import LazyReader
 
+if TYPE_CHECKING:
+    from pipelines.cluster.nodes import Cluster
+
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
@@ -53,6 +60,38 @@ class Inferred:
     studies: tuple[StudyResult, ...]
     refused: tuple[ImagingError, ...]
     stages: Mapping[StageName, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The studies of one call before any is read, and what was refused before them.
+
+    Attributes
+    ----------
+    sources
+        The studies.
+    unusable, doubles
+        Checkpoints that were left out, and files that cannot be told apart by their outputs.
+    scan
+        What was found; it keeps the files of archives, without which the sources cannot be read.
+    """
+
+    sources: tuple[Source, ...]
+    unusable: tuple[ImagingError, ...]
+    doubles: tuple[DuplicateName, ...]
+    scan: Scan
+
+    def inferred(
+        self,
+        results: Sequence[StudyResult],
+        out: Path,
+        stages: Mapping[StageName, float],
+        beside: Sequence[ImagingError] = (),
+    ) -> Inferred:
+        """What became of the call; `beside` are further refusals that are of no study."""
+        stale = stale_results(out, [error.subject.removeprefix("study ") for error in self.scan.refused])
+        refused = (*self.unusable, *self.scan.refused, *self.doubles, *stale, *beside)
+        return Inferred(tuple(results), refused, stages)
 
 
 def infer(
@@ -68,6 +107,7 @@ def infer(
     policy: Policy = "repair",
     explain: Explained = "abnormal",
     engine: EngineWanted = "auto",
+    cluster: Cluster | None = None,
     on_study: Callable[[str, int, int], None] | None = None,
 ) -> Inferred:
     """Report on every study under some paths.
@@ -77,9 +117,6 @@ def infer(
     paths
         Folders of DICOM, NIfTI files or PNG pictures; a folder may hold several studies, and each NIfTI or PNG file is
         a study of its own.
-    models
-        Names of shipped checkpoints or paths of checkpoint folders; by default each shipped checkpoint takes the series
-        that its `applies_to` rule names. A fusion that is named brings pictures and words together.
     text
         A text of the one study under the paths: plain text, FHIR JSON or a DICOM SR. What comes with a study (in its
         headers, as an SR, or in files beside its images) is read without being named.
@@ -88,32 +125,32 @@ def infer(
         say that itself.
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
-    formats
-        Some of `pipelines.outputs.FORMATS`; by default the page, the mask as the input's own kind (``seg`` or
-        ``nifti``), and of a DICOM study of which something is said an ``sr``. ``json`` is always written.
-    seg_type, fhir_version
-        Of DICOM SEG ``binary``, which every archive takes, or ``labelmap``; of FHIR ``r4`` or ``r5``.
-    policy
-        Whether a series that would have to be changed to be a volume is taken or refused.
-    explain
-        Which findings of a classifier get a map of what raised their probability.
-    engine
-        What computes the networks: ``auto`` takes the fastest that the machine and the checkpoint take.
+    models, formats, seg_type, fhir_version, policy, explain, engine
+        As `Inference` takes them.
+    cluster
+        Whose nodes read the studies; then what lies in `out` already is not made again.
     on_study
-        Called with the study's name, its number from 0 and the number of studies, before each study.
+        Called with the study's name, its number from 0 and the number of studies, before each; on a cluster after it.
 
     Raises
     ------
     WrongUsage
         If `out` cannot be written, a checkpoint is unknown, or a format is; if an engine that is asked for by name
-        cannot be had; if it is not told what role a text has, or a text is given for several studies.
+        cannot be had, or no cluster; if it is not told what role a text has, or a text is given for several studies.
     CheckpointCorrupt
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
+    options: dict[str, Any] = {"models": models, "formats": formats, "seg_type": seg_type, "engine": engine,
+                               "fhir_version": fhir_version, "policy": policy, "explain": explain}  # fmt: skip
+    if cluster is not None:
+        from pipelines.cluster.calling import infer_on_cluster
+
+        return infer_on_cluster(
+            cluster, options, paths=paths, text=text, text_role=text_role, out=out, on_study=on_study
+        )
     with listening():
         with stage("open"):
-            inference = Inference(models=models, formats=formats, seg_type=seg_type, fhir_version=fhir_version,
-                                  policy=policy, explain=explain, engine=engine)  # fmt: skip
+            inference = Inference(**options)
         return inference(paths, out, text=text, text_role=text_role, on_study=on_study)
 
 
@@ -122,13 +159,29 @@ class Inference:
 
     Parameters
     ----------
-    models, formats, seg_type, fhir_version, policy, explain, engine
-        As `infer` takes them.
+    models
+        Names of shipped checkpoints or paths of checkpoint folders; by default each shipped checkpoint takes the series
+        that its `applies_to` rule names. A fusion that is named brings pictures and words together.
+    formats
+        Some of `pipelines.outputs.FORMATS`; by default the page, the mask as the input's own kind (``seg`` or
+        ``nifti``), and of a DICOM study of which something is said an ``sr``. ``json`` is always written.
+    seg_type
+        Of DICOM SEG: ``binary``, which every archive takes, or ``labelmap``.
+    fhir_version
+        ``r4`` or ``r5``.
+    policy
+        Whether a series that would have to be changed to be a volume is taken or refused.
+    explain
+        Which findings of a classifier get a map of what raised their probability.
+    engine
+        What computes the networks: ``auto`` takes the fastest that the machine and the checkpoint take.
 
     Attributes
     ----------
     chosen
         All that are asked; `checkpoints` are those of them that look at pictures.
+    setup
+        The digest of all but the input that decides the outputs.
 
     Raises
     ------
@@ -155,6 +208,10 @@ class Inference:
         readers = tuple(map(LazyReader, chosen.texts))
         predictor = cache(lambda name: open_predictor(by_name[name], engine=engine))
         self._asked = Asked(predictor, explain, wanted, readers, chosen.fusion)
+        # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
+        options = [chosen.images_named, formats and sorted(formats), seg_type, fhir_version, policy, explain, engine]
+        decides = [importlib.metadata.version("imgpipe"), chosen.digests(), options]
+        self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def warm_up(self) -> None:
         """Read the weights of every checkpoint, which the first study would wait for."""
@@ -191,32 +248,33 @@ class Inference:
         TextRole, TextOfMany
             As `infer` says.
         """
+        with listening() as stages:
+            listed = self.studies_in(paths, out, text=text, text_role=text_role)
+            results = []
+            for number, source in enumerate(listed.sources):
+                if on_study:
+                    on_study(source.entry.name, number, len(listed.sources))
+                results.append(self.report(replace(source, version=version, replaces=replaces, earlier=earlier), out))
+        return listed.inferred(results, out, stages.seconds())
+
+    def report(self, source: Source, out: Path) -> StudyResult:
+        """Report on one study into a folder of `out`; see `pipelines.reporting.report_on`."""
+        return report_on(source, self._asked, out)
+
+    def studies_in(
+        self, paths: Sequence[Path], out: Path, *, text: Path | None = None, text_role: Role | None = None
+    ) -> Listed:
+        """Find the studies under some paths, by their headers; see `__call__`."""
         if text is None and text_role is not None:
             raise TextRole("text_role", seen=f"{text_role}, and no text", remedy="Give the text with --text FILE")
         _check_writable(out)
-        with listening() as stages:
-            with stage("scan"):
-                sources, inputs, doubles = self._found(paths, out, text, text_role)
-            results = []
-            for number, source in enumerate(sources):
-                if on_study:
-                    on_study(source.entry.name, number, len(sources))
-                told = replace(source, version=version, replaces=replaces, earlier=earlier)
-                results.append(report_on(told, self._asked, out))
-        stale = stale_results(out, [error.subject.removeprefix("study ") for error in inputs.scan.refused])
-        refused = (*self._unusable, *inputs.scan.refused, *doubles, *stale)
-        return Inferred(tuple(results), refused, stages.seconds())
-
-    def _found(
-        self, paths: Sequence[Path], out: Path, text: Path | None, role: Role | None
-    ) -> tuple[list[Source], Inputs, list[DuplicateName]]:
-        """The studies under some paths with their texts, all that lies there, and files of one name."""
-        inputs, texts = _with_texts(gather(paths, leave_out=out), paths, named=text)
-        sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
-        sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
-        if text is not None:
-            sources = [_with_text(sources, inputs, text, role)]
-        return sources, inputs, doubles
+        with stage("scan"):
+            inputs, texts = _with_texts(gather(paths, leave_out=out), paths, named=text)
+            sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
+            sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
+            if text is not None:
+                sources = [_with_text(sources, inputs, text, text_role)]
+        return Listed(tuple(sources), self._unusable, tuple(doubles), inputs.scan)
 
 
 def _with_texts(inputs: Inputs, roots: Sequence[Path], *, named: Path | None) -> tuple[Inputs, dict[str, Found]]:
@@ -291,7 +349,8 @@ def _sources(
         if len(each) > 1:
             doubles.append(DuplicateName(name, seen=f"{len(each)} files have this name"))
             continue
-        sources.append(Source(StudyEntry(name=name), (_of_files(each[0], checkpoints, named=named),)))
+        of_files = _of_files(each[0], checkpoints, named=named)
+        sources.append(Source(StudyEntry(name=name), (of_files,), pictures=each[0]))
     return sources, doubles
 
 
@@ -316,8 +375,9 @@ def _dicom_source(
         date=study.date,
         accession=study.accession,
     )
+    # The scan keeps the files of archives; a source may be sent to another process, which must not remove them.
     series = tuple(
-        (item.view, partial(read_stack, item.series, item.stack) if item.stack is not None else _nothing)
+        (item.view, partial(read_stack, replace(item.series, unpacked=()), item.stack) if item.stack else _nothing)
         for item in view_study(study, checkpoints, named=named, policy=policy)
     )
     files = tuple(instance.path for item in study.series for instance in item.instances)

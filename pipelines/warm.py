@@ -6,9 +6,6 @@ pseudonyms, nothing but pseudonyms comes to where its outputs are made.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from imaging.errors import NotDeidentifiable
 from imaging.report.report import Replaced
 from pipelines.asking import TOOK
 from pipelines.infer import Inference
+from pipelines.store.content import job_name
 from pipelines.worker import Hiding, Reporting, Task, why_not
 
 
@@ -43,11 +41,8 @@ class WarmReader:
         self._opened: dict[Reporting, Inference] = {}
         for reporting in first:
             self._inference(reporting)
-        inference = self._inference(self._first)
-        # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
-        options = {**asdict(self._first), "models": bool(self._first.models)}
-        decides = [importlib.metadata.version("imgpipe"), inference.chosen.digests(), options]
-        self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        hiding = self._first.hiding
+        self.setup = job_name(self._inference(self._first).setup, asdict(hiding) if hiding else None)
 
     def _inference(self, reporting: Reporting) -> Inference:
         """The checkpoints of one way to report; those that read a copy under pseudonyms are the same."""

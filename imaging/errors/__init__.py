@@ -10,6 +10,7 @@ The three branches say whose turn it is: `InputRefused` (the data), `WrongUsage`
 
 from __future__ import annotations
 
+from imaging.errors.cluster import CheckpointNotOnNode, ClusterUnreachable, NodeUnfit, NoNode, PathNotOnNode
 from imaging.errors.identity import BurnedIn, IdentityLeft, KeyInvalid, NotDeidentifiable
 from imaging.errors.making import (
     CaseChanged,
@@ -132,6 +133,7 @@ from imaging.errors.tree import (
     InputRefused,
     InternalFault,
     WrongUsage,
+    told_again,
 )
 from imaging.errors.watching import (
     DeliveryFailed,
@@ -157,6 +159,8 @@ __all__ = [
     "CaseChanged",
     "ChannelMismatch",
     "CheckpointCorrupt",
+    "CheckpointNotOnNode",
+    "ClusterUnreachable",
     "CodesInvalid",
     "ColourImage",
     "ConfigInvalid",
@@ -205,8 +209,10 @@ __all__ = [
     "MissingSlices",
     "MixedPatients",
     "MultiFrame",
+    "NoNode",
     "NoRule",
     "NoTrialComplete",
+    "NodeUnfit",
     "NotAReport",
     "NotAnImage",
     "NotApplicable",
@@ -221,6 +227,7 @@ __all__ = [
     "OutputMismatch",
     "OutputNotBuilt",
     "OutputNotWritable",
+    "PathNotOnNode",
     "PatientLeak",
     "PeerFault",
     "PeerUnreachable",
@@ -279,4 +286,5 @@ __all__ = [
     "WorkerLost",
     "WrongTask",
     "WrongUsage",
+    "told_again",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,25 @@ class ImagingError(Exception):
 
 def _again(kind: type[ImagingError], subject: object, seen: str, expected: str, remedy: str) -> ImagingError:
     return kind(subject, seen=seen, expected=expected, remedy=remedy)
+
+
+def told_again(parts: Mapping[str, str]) -> ImagingError:
+    """An error that `ImagingError.as_dict` has told.
+
+    Raises
+    ------
+    KeyError
+        If this version has no such code.
+    """
+    kinds = {kind.code: kind for kind in _below(ImagingError)}
+    kind = kinds[parts["code"]]
+    return kind(parts["subject"], seen=parts["seen"], expected=parts["expected"], remedy=parts["remedy"])
+
+
+def _below(kind: type[ImagingError]) -> Iterator[type[ImagingError]]:
+    yield kind
+    for own in kind.__subclasses__():
+        yield from _below(own)
 
 
 class InputRefused(ImagingError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 @click.option("--text-role", type=click.Choice(["request", "report"]),
               help="Whether it was written before the picture was seen, or of it.")  # fmt: skip
 @click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
+@click.option("--engine-cluster", type=click.Choice(["ray"]), help="Let the nodes of a Ray cluster read the studies.")
+@click.option("--cluster-address", metavar="HOST:PORT", default="auto", show_default=True,
+              help="Of its head; auto: the cluster of this machine; local: this machine alone.")  # fmt: skip
+@click.option("--cluster-cpus", type=click.IntRange(min=1), default=4, show_default=True,
+              help="CPUs for each study, where a node has no GPU.")  # fmt: skip
 @with_outputs
 @with_engine
 @with_policy
@@ -54,24 +59,30 @@ def infer(
     explain: Explained,
     engine: Wanted,
     policy: Policy,
+    engine_cluster: Literal["ray"] | None,
+    cluster_address: str,
+    cluster_cpus: int,
     as_json: bool,
 ) -> int:
     """Report on every study under PATHS (folders of DICOM, NIfTI files, PNG pictures).
 
     Writes OUT/<StudyInstanceUID>/ with report.json, report.html, sr.dcm and the mask as DICOM SEG; for a NIfTI or
     PNG file OUT/<file name>/, with the mask as NIfTI. Without --model each shipped checkpoint takes the series
-    it was made for.
+    it was made for. With --engine-cluster ray what an earlier call has made lies in OUT and is not made again.
     """
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
     with progress("Starting") as tell:
         from pipelines import infer as verb
+        from pipelines.cluster.nodes import Cluster
+
+        cluster = Cluster(cluster_address, cluster_cpus) if engine_cluster else None
 
         def on_study(name: str, number: int, total: int) -> None:
             tell(f"Study {number + 1} of {total}: {name}")
 
         inferred = verb.infer(paths=paths, models=models, text=text, text_role=text_role, out=out, formats=chosen,
                               seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
-                              engine=engine, on_study=on_study)  # fmt: skip
+                              engine=engine, cluster=cluster, on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)

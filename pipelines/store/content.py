@@ -11,6 +11,7 @@ and folder at once, and gives back what to go on waiting on; `pipelines.store.ta
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import shutil
 import threading
@@ -302,6 +303,19 @@ def _digest_of(file: Path, sop_instance_uid: str, transfer_syntax: str) -> tuple
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
         return digest.hexdigest(), stream.tell()
+
+
+def job_name(setup: str, *decides: object) -> str:
+    """The name of a job: of the same study, reported on in the same way, the same one.
+
+    Parameters
+    ----------
+    setup
+        Digest of everything but the input that decides the outputs.
+    decides
+        What decides them of the input, as JSON can say it.
+    """
+    return hashlib.sha256(json.dumps([setup, *decides]).encode()).hexdigest()
 
 
 def discard(path: Path) -> None:

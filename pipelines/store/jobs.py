@@ -7,7 +7,6 @@ and an older version never takes the place of a newer one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import astuple, dataclass
 from imaging.errors import IllegalMove, ImagingError, InterruptedTooOften, UnknownJob
 from pipelines.store.arrivals import tell
 from pipelines.store.clock import Clock
+from pipelines.store.content import job_name
 from pipelines.store.database import Database
 from pipelines.store.moves import MOVES, RESTING, State
 from pipelines.store.rules import Completeness, Judged, Retries
@@ -201,8 +201,7 @@ class Jobs:
             members = _members(lambda query, values: db.execute(query, values).fetchall(), job)
             made_of = [[row["sop_instance_uid"], row["digest"]] for row in members]
             order = dict(job.route.order) if job.route is not None else None
-            decides = [setup, made_of] if order is None else [setup, made_of, order]
-            name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+            name = job_name(setup, made_of, *(() if order is None else (order,)))
             db.execute("UPDATE jobs SET name = ?, starts = starts + 1 WHERE id = ?", (name, job.id))
             _move(db, job, State.RUNNING, holder=holder)
             return _get(db, job.id)
