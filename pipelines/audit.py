@@ -89,13 +89,17 @@ _OF_STORE: dict[str, tuple[Kind, Outcome]] = {
     "routed": (CHANGED, Outcome.SUCCESS),
     "rules_taken": (RULED, Outcome.SUCCESS),
     "rules_refused": (RULED, Outcome.MINOR_FAILURE),
+    "workitem_claimed": (CHANGED, Outcome.SUCCESS),
+    "workitem_completed": (CHANGED, Outcome.SUCCESS),
+    "workitem_canceled": (CHANGED, Outcome.SUCCESS),
+    "workitem_lost": (CHANGED, Outcome.MINOR_FAILURE),
     "association_refused": (TURNED_AWAY, Outcome.MINOR_FAILURE),
     "instance_refused": (RECEIVED, Outcome.MINOR_FAILURE),
     "purged": (DELETED, Outcome.SUCCESS),
 }
 # Of what is told beside an event, what is of no patient.
 _PLAIN = ("why", "instances", "expected", "destination", "source", "sources", "code", "sop_instance_uid", "digest",
-          "file", "rule", "rules", "times")  # fmt: skip
+          "file", "rule", "rules", "times", "workitem")  # fmt: skip
 
 
 class Told(Protocol):

@@ -6,7 +6,7 @@ again; a retrieved answer is whole or an error. Nothing is tried again here: err
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +133,41 @@ class Client(DICOMwebClient):
         """
         for item in self._all(self.search_for_instances, study_instance_uid=study_uid):
             yield str(item.SeriesInstanceUID), str(item.SOPInstanceUID)
+
+    def call(
+        self, method: str, path: str, *, params: Mapping[str, str] | None, data: bytes | None, but: Container[int] = ()
+    ) -> tuple[int, list[Dataset]]:
+        """One request of DICOM JSON that the library has no verb for.
+
+        Parameters
+        ----------
+        method, path
+            Such as ``GET`` and ``/workitems``, below the server's address.
+        params, data
+            Of the request; no data is none.
+        but
+            HTTP statuses that are no error.
+
+        Returns
+        -------
+        tuple of int and list of Dataset
+            The HTTP status, and what a ``GET`` has brought; nothing with a status of `but`.
+
+        Raises
+        ------
+        PeerUnreachable, WebRefused, WebUnavailable
+        """
+        kind = "application/dicom+json"
+        headers = {"Accept": kind, **({"Content-Type": kind} if data is not None else {})}
+        with self._telling():
+            answer = self._session.request(method, f"{self.base_url}{path}", params=params, data=data, headers=headers,
+                                           timeout=self._web.timeout_s)  # fmt: skip
+            if answer.status_code in but:
+                return answer.status_code, []
+            answer.raise_for_status()
+            found = answer.json() if answer.content.strip() and method == "GET" else []
+            items = found if isinstance(found, list) else [found]
+            return answer.status_code, [Dataset.from_json(item) for item in items]
 
     def _all(self, search: Any, **asked: Any) -> Iterator[Dataset]:
         """Page by page, however small the pages that the server gives."""

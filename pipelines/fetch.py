@@ -114,6 +114,22 @@ class Poller:
         told = {outcome.value: count for outcome, count in counts.items() if count}
         return Fetched(len(named), told, tuple(errors))
 
+    def bring(self, study: str) -> Fetched:
+        """Bring what is missing of one study.
+
+        Raises
+        ------
+        PeerUnreachable, WebRefused, WebUnavailable
+            If the server does not say which instances it has.
+        StoreFull, StoreBusy
+            If they cannot be kept.
+        """
+        counts = dict.fromkeys(Received, 0)
+        errors: list[ImagingError] = []
+        with Client(self._web) as client:
+            self._fetch(client, study, counts, errors)
+        return Fetched(1, {outcome.value: count for outcome, count in counts.items() if count}, tuple(errors))
+
     def _fetch(self, client: Client, study: str, counts: dict[Received, int], errors: list[ImagingError]) -> int:
         """Bring what is missing of a study; gives how many of its instances are there now."""
         there = 0

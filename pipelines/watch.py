@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipelines.dicomweb import Web
     from pipelines.receive import Listening, Receiver
     from pipelines.web.page import Address, Page
+    from pipelines.worklist import Kind
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class In:
         all.
     asked
         Who is asked how many instances a study has; None is `web`.
+    worklist
+        Only studies are taken from `web` that a workitem of this kind on its worklist (UPS-RS) is about.
     """
 
     inbox: Path | None = None
@@ -65,6 +68,7 @@ class In:
     poll_s: float = 30.0
     days: int = 7
     asked: Peer | Web | None = None
+    worklist: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +316,9 @@ def _chores(come_from: In, store: Store, refusals: Refusals, expecting: Expectin
         yield Chore(partial(refusals.write, store), _TOLD_S)
     if expecting is not None:
         yield Chore(expecting.look, _ASKED_S, takes=True)
-    if come_from.web is not None:
+    if come_from.web is not None and come_from.worklist is not None:
+        yield Chore(_claims(come_from.web, come_from.worklist, store), come_from.poll_s, takes=True)
+    elif come_from.web is not None:
         yield Chore(_fetch(come_from.web, come_from.days, store), come_from.poll_s, takes=True)
 
 
@@ -331,6 +337,20 @@ def _fetch(web: Web, days: int, store: Store) -> Callable[[], None]:
             log.info("from %s: %s, %d errors", web, dict(fetched.instances), len(fetched.errors))
 
     return fetch
+
+
+def _claims(web: Web, kind: Kind, store: Store) -> Callable[[], None]:
+    from pipelines.claims import Claims
+
+    claims = Claims(web, kind, store)
+
+    def work() -> None:
+        try:
+            claims.round()
+        except PeerFault as error:
+            log.warning("%s", error)
+
+    return work
 
 
 def devices() -> list[dict[str, str]]:

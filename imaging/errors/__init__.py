@@ -79,6 +79,7 @@ from imaging.errors.network import (
     StorageRefused,
     WebRefused,
     WebUnavailable,
+    WorkitemLost,
 )
 from imaging.errors.reading import (
     ArchiveRefused,
@@ -284,6 +285,7 @@ __all__ = [
     "WebRefused",
     "WebUnavailable",
     "WorkerLost",
+    "WorkitemLost",
     "WrongTask",
     "WrongUsage",
     "told_again",

@@ -147,6 +147,14 @@ class WebRefused(PeerFault):
     remedy = "Check URL, token and what the server lets you do"
 
 
+class WorkitemLost(PeerFault):
+    """A workitem of a worklist is not in our hands: somebody else has it, or it was ended."""
+
+    code = "workitem_lost"
+    expected = "a workitem that we have claimed was expected"
+    remedy = "Nothing to do; the worklist says who has it"
+
+
 class WebUnavailable(PeerFault):
     """A DICOMweb server is there and cannot answer now, or its answer ends before its time."""
 

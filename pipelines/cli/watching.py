@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.watch import In, Out, Ruled, Shown
     from pipelines.watcher import Rules
     from pipelines.worker import Reporting
+    from pipelines.worklist import Kind
 
 _STATES = ("receiving", "ready", "running", "verifying", "delivering", "done", "failed", "quarantined")
 
@@ -40,6 +41,8 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--caller", "callers", multiple=True, metavar="AET", help="Only these may send. Repeatable.")
 @click.option("--private-class", "private", multiple=True, metavar="UID",
               help="Receive instances of this private SOP class, too. Repeatable.")  # fmt: skip
+@click.option("--worklist", metavar="CODE",
+              help="With --dicomweb: only what its worklist (UPS-RS) has under this code, VALUE[^SCHEME].")  # fmt: skip
 @click.option("--ask", "asked", metavar="PACS",
               help="Ask it how many images a study has: AET@HOST:PORT or a DICOMweb URL; else --dicomweb.")  # fmt: skip
 @click.option("--dicomweb", metavar="URL", help="Fetch new studies from this server.")
@@ -152,9 +155,14 @@ def _ways_in(
     dicomweb: str | None,
     days: int,
     asked: str | None,
+    worklist: str | None,
     **_: object,
 ) -> In:
+    from imaging.errors import ConfigInvalid
     from pipelines.watch import In
+
+    if worklist and not dicomweb:
+        raise ConfigInvalid("--worklist", seen="no --dicomweb", expected="the server that has it was expected")
 
     listening = _listening(listen, callers, private) if listen else None
     return In(
@@ -162,6 +170,7 @@ def _ways_in(
         listening=listening,
         web=_web(dicomweb) if dicomweb else None,
         days=days,
+        worklist=_kind(worklist) if worklist else None,
         asked=(_web(asked) if "://" in asked else _peers((asked,))[0]) if asked else None,
     )
 
@@ -248,6 +257,12 @@ def _web(url: str) -> Web:
     from pipelines.dicomweb import Web
 
     return Web(url, token=os.environ.get("IMGPIPE_WEB_TOKEN", ""))
+
+
+def _kind(text: str) -> Kind:
+    from pipelines.worklist import Kind
+
+    return Kind.parse(text)
 
 
 def _peers(texts: tuple[str, ...]) -> tuple[Peer, ...]:

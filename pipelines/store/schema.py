@@ -172,5 +172,18 @@ CREATE TABLE sure (
 INSERT INTO sure SELECT 1, coalesce(max(seq), 0) FROM instances;
 """
 
+_WORKITEMS = """
+CREATE TABLE workitems (
+    uid TEXT PRIMARY KEY,
+    server TEXT NOT NULL,
+    study_uid TEXT NOT NULL,
+    transaction_uid TEXT NOT NULL,  -- under which we claim it; no one else may know
+    step TEXT NOT NULL
+        CHECK (step IN ('claiming', 'claimed', 'completing', 'canceling', 'completed', 'canceled', 'lost')),
+    begun TEXT NOT NULL,            -- by the wall clock, for people
+    told TEXT                       -- DICOM JSON of what the other side is told at the end
+) STRICT;
+"""
+
 # The n-th takes a database of version n to version n + 1 (PRAGMA user_version).
-STEPS = (_FIRST, _TRIAGE, _ROUTES, _SURE)
+STEPS = (_FIRST, _TRIAGE, _ROUTES, _SURE, _WORKITEMS)

@@ -31,6 +31,7 @@ from pipelines.store.routes import Routes
 from pipelines.store.taking import Taking
 from pipelines.store.view import Job
 from pipelines.store.waiting import Waiting
+from pipelines.store.workitems import Workitems
 
 DATABASE, _LOCK = "store.sqlite", "watcher.lock"
 
@@ -72,7 +73,7 @@ class Store:
             self.clock = Clock(self.database)
             self.jobs = Jobs(self.database, self.clock)
             self.routes, self.keeping = Routes(self.database), Keeping(self.database, self.clock)
-            self.waiting = Waiting(self.database)
+            self.waiting, self.workitems = Waiting(self.database), Workitems(self.database)
             self._taking = Taking(self.contents, self.database, self.clock)
             self.jobs.is_coming = self._taking.is_coming
             if watching:
