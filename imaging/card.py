@@ -256,14 +256,27 @@ def _discrimination(config: JudgedConfig, metrics: Mapping[str, Any]) -> list[st
             share = metrics[side].get("indeterminate", {}).get(name)
             if share is not None:
                 lines += ["", f"Share of the {_SIDES[side]} cases called indeterminate for {name}: {_share(share)}."]
+            lines += _wrong(metrics, side, name)
         lines += _over_folds(metrics, name, "auc", f"AUC of {name}")
     lines += ["", f"Temperature on the logits: {calibration['temperature']}."] if calibration else []
-    lines += _novelty(metrics)
+    lines += _novelty(config, metrics)
     return [*lines, *_likeliest(config, metrics), *_beside_facts(metrics), *_by_group(metrics)]
 
 
-def _novelty(metrics: Mapping[str, Any]) -> list[str]:
-    """How strange pictures are known, and how often usual ones are taken for strange."""
+def _wrong(metrics: Mapping[str, Any], side: str, name: str) -> list[str]:
+    """How many cases are called what they are not, and what was promised."""
+    found = metrics[side].get("wrong", {}).get(name)
+    if not found:
+        return []
+    shares = ", ".join(f"{of} {Interval(**share)}" for of, share in found.items())
+    bounds = (metrics.get("calibration") or {}).get("conformal", {}).get(name)
+    each = " of the normal and of the abnormal ones each" if bounds and bounds["by_class"] else ""
+    promise = f" The error rate that was asked for is {bounds['error_rate']:.0%}{each}." if bounds else ""
+    return ["", f"Share of the {_SIDES[side]} cases called what they are not for {name}: {shares}.{promise}"]
+
+
+def _novelty(config: JudgedConfig, metrics: Mapping[str, Any]) -> list[str]:
+    """How strange cases are known, and how often usual ones are taken for strange."""
     told = metrics.get("novelty")
     if not told:
         return []
@@ -271,7 +284,7 @@ def _novelty(metrics: Mapping[str, Any]) -> list[str]:
     counted = "" if told["counted"] else " The shares called indeterminate above were measured before, without these."
     return [
         "",
-        f"Knows pictures that are unlike its {told['cases']['train']} training cases by {', '.join(told['aspects'])}"
+        f"Knows {'texts' if config.task == 'text' else 'pictures'} that are unlike its {told['cases']['train']} training cases by {', '.join(told['aspects'])}"
         f" (embedding: {told['embedding']}), and calls them indeterminate. Limits chosen so that"
         f" {told['false_flags']:.0%} of the validation cases are flagged at most; flagged: {shares}.{counted}",
     ]

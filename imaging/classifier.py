@@ -318,7 +318,9 @@ def is_strange(thumbnails: NDArray[np.float64], calibration: Mapping[str, Any]) 
 _UNLIKE = "it does not look like those that the checkpoint was calibrated on"
 
 
-def judge(target: Target, probability: float, calibration: Mapping[str, Any], *, strange: str = "") -> Judgement:
+def judge(
+    target: Target, probability: float, calibration: Mapping[str, Any], *, strange: str = "", of: str = "picture"
+) -> Judgement:
     """What follows from a calibrated probability.
 
     Parameters
@@ -329,12 +331,14 @@ def judge(target: Target, probability: float, calibration: Mapping[str, Any], *,
         The checkpoint's: ``thresholds`` by target, ``margin``, and ``sensitivity`` that the threshold was chosen for,
         and ``conformal`` by target, where an error rate was asked for; empty where it has none.
     strange
-        Why the picture looks like nothing that the checkpoint knows; empty where it does not.
+        Why the case looks like nothing that the checkpoint knows; empty where it does not.
+    of
+        What the case is, for people.
     """
     threshold = (calibration.get("thresholds") or {}).get(target.name)
     if strange:
-        # Before all else: of a picture that it does not know no number means anything, whatever it is a number of.
-        reason = f"The picture is strange to the checkpoint: {strange}."
+        # Before all else: of a case that it does not know no number means anything, whatever it is a number of.
+        reason = f"The {of} is strange to the checkpoint: {strange}."
         return Judgement(target, probability, threshold, "indeterminate", reason, strange=True)
     if not target.abnormal:
         return Judgement(

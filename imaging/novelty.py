@@ -1,12 +1,13 @@
-"""Whether a picture is unlike those that trained a checkpoint, so that what the checkpoint says of it means nothing.
+"""Whether a picture or a text is unlike those that trained a checkpoint, so that what it says of it means nothing.
 
-Invariant: what is usual comes from the training cases, and how unusual a picture may be from the validation cases, of
+Invariant: what is usual comes from the training cases, and how unusual a case may be from the validation cases, of
 which the stated share is flagged at most; an aspect of which the training cases show no variety, or for which there are
 too few validation cases, is not known, and never guessed.
 
-Three aspects are looked at: **intensity**, the quantiles of what the network is given; **geometry**, the proportion
-of a picture or the extent of a volume before it is brought to the network's grid; **embedding**, the last feature map
-of the network, averaged over the image.
+Of a picture three aspects are looked at: **intensity**, the quantiles of what the network is given; **geometry**, the
+proportion of a picture or the extent of a volume before it is brought to the network's grid; **embedding**, the last
+feature map of the network, averaged over the image. Of a text two: **words**, how many, how rare and how broken up they
+are (`imaging.text.familiar`); **embedding**, what the encoder makes of its tokens, averaged over these.
 
 Shapes: N cases, F features.
 """
@@ -14,7 +15,7 @@ Shapes: N cases, F features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from imaging.config import Novelty
 
 Floats = NDArray[np.float64]
-Aspect = Literal["intensity", "geometry", "embedding"]
+Aspect = Literal["intensity", "geometry", "words", "embedding"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 # The file that a checkpoint keeps it in.
 FILE = "novelty.safetensors"
@@ -31,7 +32,8 @@ FILE = "novelty.safetensors"
 _WORDS = {
     "intensity": "how its grey values are distributed is",
     "geometry": "its proportion or its extent is",
-    "embedding": "what the network sees in it is",
+    "words": "how many its words are, how rare or how broken up is",
+    "embedding": "what the network makes of it is",
 }
 _QUANTILES = np.linspace(0.05, 0.95, 19)
 # Of the mean variance of the features, added to each: features that never varied apart get no infinite weight.
@@ -42,11 +44,12 @@ _NOTHING = 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traits:
-    """What one picture is like, in each aspect a vector; empty where the aspect cannot be told of it."""
+    """What one case is like, in each aspect a vector; empty where the aspect cannot be told of it."""
 
     intensity: Floats
     geometry: Floats
     embedding: Floats
+    words: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 def traits_of(values: NDArray[Any], shape: Sequence[int], spacing_mm: Sequence[float], embedding: Floats) -> Traits:
@@ -86,7 +89,7 @@ class _Usual:
 
 
 class Familiar:
-    """What a checkpoint knows pictures by.
+    """What a checkpoint knows its cases by.
 
     Parameters
     ----------
@@ -105,8 +108,8 @@ class Familiar:
         """Those that are known."""
         return tuple(aspect for aspect in ASPECTS if aspect in self._usual)
 
-    def reasons(self, traits: Traits) -> tuple[str, ...]:
-        """Why a picture is unlike the training cases; empty where it is not."""
+    def reasons(self, traits: Traits, *, of: str = "pictures") -> tuple[str, ...]:
+        """Why a case is unlike the training cases; empty where it is not. `of` says what they are, for people."""
         told = []
         for aspect, usual in self._usual.items():
             values = getattr(traits, aspect)
@@ -115,14 +118,14 @@ class Familiar:
                 how = (
                     f"{distance / usual.most:.1f} times as far as may be" if np.isfinite(distance) else "in other axes"
                 )
-                told.append(f"{aspect}: {_WORDS[aspect]} unlike that of the training pictures ({how})")
+                told.append(f"{aspect}: {_WORDS[aspect]} unlike that of the training {of} ({how})")
         return tuple(told)
 
-    def to_bytes(self) -> bytes:
-        """As the checkpoint keeps it: safetensors."""
+    def to_bytes(self, beside: Mapping[str, NDArray[Any]] | None = None) -> bytes:
+        """As the checkpoint keeps it: safetensors, with other arrays beside."""
         from safetensors.numpy import save
 
-        arrays: dict[str, NDArray[Any]] = {"false_flags": np.array([self.false_flags])}
+        arrays: dict[str, NDArray[Any]] = {"false_flags": np.array([self.false_flags]), **(beside or {})}
         for aspect, usual in self._usual.items():
             arrays |= {
                 f"{aspect}.mean": usual.mean_F,

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from imaging.checkpoint import Checkpoint, NetworkCheckpoint, joined, save_checkpoint
+from imaging.checkpoint import Checkpoint, NetworkCheckpoint, joined, read_verified, save_checkpoint
 from imaging.config import NetworkConfig, SegmentConfig
 from imaging.mask_scores import summary
+from imaging.novelty import FILE
 from imaging.predict import Predictor
 from pipelines.facts_alone import by_facts
 from pipelines.measure_classifier import apply_calibration, figures
@@ -101,7 +102,7 @@ def _published(
     weights = joined([fold.checkpoint.load_weights() for fold in chosen])
     metrics = {**measured, "cross_validation": {"protocol": protocol(config), **measured["cross_validation"]}}
     if folds[0].cases.sides["test"]:
-        unmeasured = save_checkpoint(folder / "unmeasured", config, weights, {})
+        unmeasured = save_checkpoint(folder / "unmeasured", config, weights, {}, _novelty(chosen)[0])
         metrics |= tested(unmeasured)
         shutil.rmtree(unmeasured.folder)
     trained = dict.fromkeys(name for fold in chosen for name in fold.cases.split.train)
@@ -116,7 +117,17 @@ def _published(
         "config_sha256": config.digest(),
         "versions": versions(),
     }
-    return save_checkpoint(folder / "checkpoint", config, weights, metrics)
+    kept, told = _novelty(chosen)
+    return save_checkpoint(folder / "checkpoint", config, weights, metrics | told, kept)
+
+
+def _novelty(chosen: Sequence[Fold[Any]]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """What the one network that is published keeps to know strange cases by, as files, and what is told of that."""
+    sums = chosen[0].checkpoint.sums
+    if len(chosen) > 1 or FILE not in sums:
+        return {}, {}
+    kept = read_verified(chosen[0].checkpoint.folder / FILE, sums[FILE])
+    return {FILE: kept}, {"novelty": {**chosen[0].checkpoint.metrics["novelty"], "counted": False}}
 
 
 def _start_of(folds: Sequence[Fold[Any]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from imaging.checkpoint import NetworkCheckpoint, open_network
-from imaging.config import ClassifyConfig, NetworkConfig, SegmentConfig, TextConfig, find_config, load_network
+from imaging.config import JudgedConfig, NetworkConfig, SegmentConfig, TextConfig, find_config, load_network
 from imaging.dataset_check import OnCase
 from imaging.errors import (
     CheckpointCorrupt,
@@ -118,7 +118,7 @@ def cross_validate(
     WrongUsage
         As `pipelines.train.train`.
     """
-    first = _first(config, overrides, folds, precision)
+    first = _first(config, overrides, folds, precision, form)
     _check_devices(devices, first)
     folder = out or Path("runs") / f"{first.name}_{folds}folds"
     listed = list_for(first)
@@ -134,17 +134,17 @@ def cross_validate(
     return _collected(folder, done, form, on_case)
 
 
-def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | None) -> NetworkConfig:
+def _first(config: Path, overrides: Sequence[str], folds: int, precision: str | None, form: Form) -> NetworkConfig:
     """The config of the first fold; the others differ by their number alone."""
     settled = [*overrides, f"data.folds={folds}", "data.fold=0", "train.keep=last", "train.early_stopping=null"]
     first = resolve(config, settled, precision=precision)
     if getattr(first.data, "split", "patient") != "patient":
         raise ConfigInvalid("data.split", seen="given, with --folds", expected="folds are dealt by patient",
                             remedy="Add data.split=patient")  # fmt: skip
-    if isinstance(first, ClassifyConfig) and first.calibrate.novelty is not None:
-        raise ConfigInvalid("calibrate.novelty", seen="given, with --folds",
+    if form == "ensemble" and isinstance(first, JudgedConfig) and first.calibrate.novelty is not None:
+        raise ConfigInvalid("calibrate.novelty", seen="given, with --folds and an ensemble",
                             expected="no novelty was expected: every case trains one of the networks",
-                            remedy="Add calibrate.novelty=null")  # fmt: skip
+                            remedy="Add --publish single, or calibrate.novelty=null")  # fmt: skip
     if isinstance(first, TextConfig) and not first.classes:
         raise ConfigInvalid("--folds", seen="a text model without classes", expected="marked sentences have sides of"
                             " their own", remedy="Leave --folds out")  # fmt: skip

@@ -209,25 +209,32 @@ def _asked(part: FusedImage, checkpoint: Checkpoint, cases: Sequence[FusionCase]
 
 
 def _read(part: FusedText, checkpoint: TextCheckpoint, cases: Sequence[FusionCase]) -> list[FusionCase]:
-    """Cases whose text a checkpoint has read; a text that is refused is told by its case, and never quoted."""
+    """Cases whose text a checkpoint has read; one that is strange to it has no such part.
+
+    A text that is refused is told by its case, and never quoted.
+    """
     if part.role not in checkpoint.config.applies_to.roles:
         roles = " and ".join(f"{role}s" for role in checkpoint.config.applies_to.roles)
         raise FusionMismatch(f"part {part.name}", seen=f"it reads {roles}", expected=f"{part.role}s were expected",
                              remedy="Take another text checkpoint, or another role")  # fmt: skip
-    reader, found = TextReader(checkpoint), []
+    reader, found, left_out = TextReader(checkpoint), [], 0
     for case in cases:
         if TEXT in case.case.logits or case.text is None:
             found.append(case)
             continue
         try:
-            logit = reader(read_text(case.text, role=part.role)).logit
+            said = reader(read_text(case.text, role=part.role))
         except ImagingError as error:
             raise ManifestInvalid(f"case {case.name}", seen=f"its text was refused: {error.code}") from error
-        if logit is None:
+        if said.assessment is None:
             raise FusionMismatch(
                 f"part {part.name}", seen="it judges no texts", expected="one with classes was expected"
             )
-        found.append(replace(case, case=Case({**case.case.logits, TEXT: logit}, case.case.facts)))
+        left_out += said.logit is None
+        own = {} if said.logit is None else {TEXT: said.logit}
+        found.append(replace(case, case=Case({**case.case.logits, **own}, case.case.facts)))
+    if left_out:
+        log.warning("%s: %d texts are strange to it, and count as missing", part.name, left_out)
     return found
 
 

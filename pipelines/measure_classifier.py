@@ -239,16 +239,7 @@ def calibrated(config: JudgedConfig, answers: Asked) -> dict[str, Any]:
         for target in targets_of(config)
     }
     if settings.error_rate is not None:
-        found["conformal"] = {
-            target.name: conformal_of(
-                target.truth(answers.truth_NK),
-                target.probability(probability_NK),
-                error_rate=settings.error_rate,
-                by_class=settings.by_class,
-            ).as_dict()
-            for target in targets_of(config)
-            if target.abnormal
-        }
+        found["conformal"] = conformal_by_target(config, answers.truth_NK, probability_NK)
     return {
         "cases": len(answers.cases),
         "familiar": _familiar(settings.familiar, answers.thumbnails),
@@ -256,6 +247,24 @@ def calibrated(config: JudgedConfig, answers: Asked) -> dict[str, Any]:
         "sensitivity": settings.sensitivity,
         "margin": settings.margin,
         "thresholds": {name: None if t is None else _just_below(t) for name, t in thresholds.items()},
+    }
+
+
+def conformal_by_target(
+    config: JudgedConfig, truth_NK: NDArray[np.bool_], probability_NK: NDArray[np.float64]
+) -> dict[str, dict[str, Any]]:
+    """For each target that is judged what some cases leave open at the config's error rate, for JSON."""
+    settings = config.calibrate
+    assert settings.error_rate is not None
+    return {
+        target.name: conformal_of(
+            target.truth(truth_NK),
+            target.probability(probability_NK),
+            error_rate=settings.error_rate,
+            by_class=settings.by_class,
+        ).as_dict()
+        for target in targets_of(config)
+        if target.abnormal
     }
 
 
@@ -277,11 +286,23 @@ def apply_calibration(config: JudgedConfig, answers: Asked, calibration: Mapping
     """
     probability_NK = calibrated_probability(answers.logits_NK, calibration, softmax=config.output == "softmax")
     unlike_N = is_strange(answers.thumbnails, calibration).tolist()
-    strange_N = ["strange" if unlike or number in answers.strange else "" for number, unlike in enumerate(unlike_N)]
+    strange = answers.strange | {number for number, unlike in enumerate(unlike_N) if unlike}
+    return judged_by(config, probability_NK, calibration, strange)
+
+
+def judged_by(
+    config: JudgedConfig,
+    probability_NK: NDArray[np.float64],
+    calibration: Mapping[str, Any],
+    strange: frozenset[int] = frozenset(),
+) -> Applied:
+    """The same of calibrated probabilities; `strange` has the numbers of the cases that are strange."""
+    cases = len(probability_NK)
+    strange_N = ["strange" if number in strange else "" for number in range(cases)]
     undecided, thresholds = {}, {}
     for target in targets_of(config):
         threshold = (calibration.get("thresholds") or {}).get(target.name)
-        thresholds[target.name] = np.full(len(answers.cases), np.nan if threshold is None else threshold)
+        thresholds[target.name] = np.full(cases, np.nan if threshold is None else threshold)
         if target.abnormal:
             probability_N = target.probability(probability_NK).tolist()
             told = [judge(target, p, calibration, strange=s) for p, s in zip(probability_N, strange_N, strict=True)]
@@ -307,8 +328,8 @@ def figures(
     -------
     dict
         ``cases``, ``patients``, ``scores`` (for each target its figures with 95 % bootstrap intervals over patients),
-        ``indeterminate`` (the share that is called neither normal nor abnormal, with its interval; the figures count
-        them by the threshold alone), with softmax ``likeliest_accuracy`` (how often the likeliest class is the true
+        ``indeterminate`` and ``wrong`` (see `promises`; the other figures count the indeterminate ones by the threshold
+        alone), with softmax ``likeliest_accuracy`` (how often the likeliest class is the true
         one) and ``likeliest`` (how often which class was taken for which: a row a true class, a column a likeliest
         one), ``confusion`` and ``reliability`` of each target, where the cases have facts ``facts_alone``,
         ``subgroups`` and ``each`` (truth and probability of every class in every case).
@@ -319,9 +340,7 @@ def figures(
     alone = facts_alone(config, answers.cases, truth_NK, probability_NK, said_by_facts) if said_by_facts else None
     return {
         **_measured(config, answers, applied, everyone),
-        "indeterminate": {
-            name: share_with_interval(there_N, patients).as_dict() for name, there_N in applied.undecided.items()
-        },
+        **promises(config, truth_NK, applied, patients),
         **_counted(config, answers, applied),
         **({"facts_alone": alone} if alone else {}),
         "subgroups": {
@@ -332,6 +351,36 @@ def figures(
             for case, row in zip(answers.cases, probability_NK, strict=True)
         },
     }
+
+
+def promises(
+    config: JudgedConfig, truth_NK: NDArray[np.bool_], applied: Applied, patients: Sequence[str]
+) -> dict[str, Any]:
+    """How often nothing is said of a target that is judged, and how often what it is not.
+
+    Returns
+    -------
+    dict
+        ``indeterminate``, the share that is called neither normal nor abnormal; ``wrong``, the share that is called
+        what it is not, of ``all`` cases, of the ``normal`` and of the ``abnormal`` ones: what
+        ``calibrate.error_rate`` bounds. Each with its interval.
+    """
+    told: dict[str, Any] = {"indeterminate": {}, "wrong": {}}
+    for target in targets_of(config):
+        if not target.abnormal:
+            continue
+        undecided_N, threshold_N = applied.undecided[target.name], applied.thresholds[target.name]
+        truth_N, probability_N = target.truth(truth_NK), target.probability(applied.probability_NK)
+        wrong_N = ~undecided_N & ((probability_N >= threshold_N) != truth_N)
+        told["indeterminate"][target.name] = share_with_interval(undecided_N, patients).as_dict()
+        told["wrong"][target.name] = {
+            name: share_with_interval(
+                wrong_N[chosen_N], [one for one, there in zip(patients, chosen_N.tolist(), strict=True) if there]
+            ).as_dict()
+            for name, chosen_N in (("all", truth_N | True), ("normal", ~truth_N), ("abnormal", truth_N))
+            if chosen_N.any()
+        }
+    return told
 
 
 def _counted(config: JudgedConfig, answers: Asked, applied: Applied) -> dict[str, Any]:

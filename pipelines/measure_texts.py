@@ -123,10 +123,13 @@ def ask_texts(model: TextModel, cases: Sequence[TextCase], *, on_case: OnCase | 
     if not cases:
         raise TooFewCases("cases", seen="none", expected="at least one was expected", remedy="Add cases")
     classes = [item.name for item in model.config.classes]
-    logits = [model.logits([case.text for case in part]) for part in _parts(cases, on_case)]
+    answers = [model.ask([case.text for case in part]) for part in _parts(cases, on_case)]
+    novelty = [reasons for part in answers for reasons in part.novelty]
     truth_NK = np.array([[name in case.classes for name in classes] for case in cases], dtype=np.bool_)
+    logits_NK = np.concatenate([part.logits_NK for part in answers])
+    strange = frozenset(number for number, reasons in enumerate(novelty) if reasons)
     # A text has no looks.
-    return Asked(cases, truth_NK, np.concatenate(logits), np.zeros((len(cases), 0)))
+    return Asked(cases, truth_NK, logits_NK, np.zeros((len(cases), 0)), strange)
 
 
 def ask_checkpoint(checkpoint: NetworkCheckpoint, config: NetworkConfig, cases: Sequence[Any]) -> Asked:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -138,7 +138,11 @@ def measure_classes(folds: Sequence[Fold[Any]]) -> ClassesMeasured:
     """
     config = folds[0].cases.config
     fold_of = _fold_of(folds)
-    asked = [ask_checkpoint(fold.checkpoint, config, fold.cases.sides["validation"]) for fold in folds]
+    # The cases of a fold chose from where on a case is strange to its network: they cannot say how often that is wrong.
+    asked = [
+        replace(ask_checkpoint(fold.checkpoint, config, fold.cases.sides["validation"]), strange=frozenset())
+        for fold in folds
+    ]
     applied, told = [], []
     parts = list(zip(folds, asked, strict=True))
     for number, (fold, answers) in enumerate(parts):

@@ -85,7 +85,7 @@ def check_same(
         With the keys that differ, or the cases.
     """
     started = load_network(folder / "config.yaml")
-    differing = _differing_keys(started.model_dump(), config.model_dump(), but=but)
+    differing = differing_keys(started.model_dump(), config.model_dump(), but=but)
     if differing:
         raise ResumeMismatch(folder, seen=f"other values for {', '.join(sorted(differing))}")
     if (folder / "split.json").read_text(encoding="utf-8") != split.to_json():
@@ -145,7 +145,7 @@ def identity(config: NetworkConfig) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str, ...], prefix: str = "") -> set[str]:
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[str, ...], prefix: str = "") -> set[str]:
     """Keys with dots for sections and numbers for those in lists, as overrides name them.
 
     Those are left out that begin as `but` says, where each ends in a dot.
@@ -156,7 +156,7 @@ def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], *, but: tuple[st
         if _are_sections(left) and _are_sections(right) and len(left) == len(right):
             left, right = ({str(number): part for number, part in enumerate(parts)} for parts in (left, right))
         if isinstance(left, dict) and isinstance(right, dict):
-            differing |= _differing_keys(left, right, but=but, prefix=f"{prefix}{key}.")
+            differing |= differing_keys(left, right, but=but, prefix=f"{prefix}{key}.")
         elif left != right and not f"{prefix}{key}.".startswith(but):
             differing.add(prefix + key)
     return differing

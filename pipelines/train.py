@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from imaging.checkpoint import METRICS, Checkpoint, NetworkCheckpoint, open_network, save_checkpoint
+from imaging.checkpoint import METRICS, NetworkCheckpoint, open_network
 from imaging.codes import check_config
 from imaging.config import ClassifyConfig, NetworkConfig, SegmentConfig, find_config, load_network
 from imaging.errors import ConfigInvalid, TooFewCases
@@ -38,9 +37,9 @@ from imaging.transfer import Begun, begin
 from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import Task, fit
 from pipelines.loggers import check_loggers
-from pipelines.novelty import novelty_of
+from pipelines.publishing import publish_measured
 from pipelines.run_folder import data_digest, identity, open_run, versions
-from pipelines.sides import Cases, Classified, deal, list_for
+from pipelines.sides import Cases, deal, list_for
 from pipelines.states import STATES, read_state
 
 START = "start.json"
@@ -196,17 +195,10 @@ def publish(cases: Cases, folder: Path) -> NetworkCheckpoint:
     """
     config = cases.config
     weights, epoch = _kept(config, folder)
-    # A first checkpoint without numbers, so that the numbers come from loading a checkpoint as any user does.
-    unmeasured = save_checkpoint(folder / STATES / "unmeasured", config, weights, {})
-    extras, novelty = _novelty(cases, unmeasured)
-    if extras:  # it is measured as it will serve
-        unmeasured = save_checkpoint(unmeasured.folder, config, weights, {}, extras)
-    measured = cases.measure(unmeasured)
-    metrics = {**measured.metrics, **novelty}
     begun = {"start": _start_of(cases, folder)} if (folder / START).is_file() else {}
     patience = config.train.early_stopping
     ended = {} if patience is None else {"early_stopping": patience}
-    metrics["training"] = {
+    training = {
         "cases": len(cases.split.train),
         "names": list(cases.split.train),
         **cases.facts,
@@ -218,21 +210,13 @@ def publish(cases: Cases, folder: Path) -> NetworkCheckpoint:
         **data_digest(folder),
         "versions": versions(),
     }
-    checkpoint = save_checkpoint(folder / "checkpoint", config, weights, metrics, extras)
-    shutil.rmtree(unmeasured.folder)
-    for side, page in measured.pages.items():
+    checkpoint, pages = publish_measured(
+        cases, weights, {"training": training}, folder=folder / "checkpoint", scratch=folder / STATES / "unmeasured"
+    )
+    for side, page in pages.items():
         write_whole(folder / f"evaluation_{side}.html", page)
-    write_whole(folder / METRICS, json.dumps(metrics, indent=1) + "\n")
+    write_whole(folder / METRICS, json.dumps(checkpoint.metrics, indent=1) + "\n")
     return checkpoint
-
-
-def _novelty(cases: Cases, unmeasured: NetworkCheckpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """What the checkpoint keeps to know strange pictures by, as files, and what its metrics tell of that."""
-    if not isinstance(cases, Classified) or cases.config.calibrate.novelty is None:
-        return {}, {}
-    assert isinstance(unmeasured, Checkpoint)
-    files, told = novelty_of(unmeasured, cases.sides, cases.config.calibrate.novelty)
-    return files, {"novelty": told}
 
 
 def _start_of(cases: Cases, folder: Path) -> dict[str, Any]:

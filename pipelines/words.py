@@ -174,7 +174,7 @@ def _heard(
             why_not.append(str(refusal))
             problems += _problem(document, refusal)
     spans = spans_of(document, (span for _, reading in read for span in reading.spans))
-    judge, judged = next(((reader, one) for reader, one in read if one.logit is not None), (None, None))
+    judge, judged = next(((reader, one) for reader, one in read if one.assessment is not None), (None, None))
     part = text_part(judged, classes=judge.classes) if judged is not None and judge is not None else None
     name = judged.checkpoint.name if judged is not None else ""
     reason = "; ".join(why_not) or _NO_MODEL

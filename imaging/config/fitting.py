@@ -97,12 +97,13 @@ class ClassifyTrain(Fit):
 
 
 class Novelty(Section):
-    """How a picture is known to be unlike those that trained the checkpoint, and so to be beyond what it can say.
+    """How a case is known to be unlike those that trained the checkpoint, and so to be beyond what it can say.
 
     `false_flags` is the share of the validation cases that may be taken for strange; intensity, geometry and embedding
-    have equal parts of it, as far as they can be known. `embedding` says how the distance of the network's last feature
-    vector is taken: ``mahalanobis`` from the mean of the training cases in units of their spread, ``knn`` from the one
-    that is the `neighbour`-th nearest of at most `kept` that the checkpoint keeps.
+    of a picture, words and embedding of a text have equal parts of it, as far as they can be known. `embedding` says
+    how the distance of the network's last feature vector, or of the mean of a text's tokens, is taken: ``mahalanobis``
+    from the mean of the training cases in units of their spread, ``knn`` from the one that is the `neighbour`-th
+    nearest of at most `kept` that the checkpoint keeps.
     """
 
     false_flags: Annotated[float, Field(gt=0, lt=1)] = 0.03
@@ -122,7 +123,7 @@ class Calibrate(Section):
     `isotonic` then bends the probabilities along a rising curve a class, which needs some hundreds of validation cases.
     With an `error_rate` a case is also called indeterminate where conformal prediction leaves both answers open, so
     that at most this share of cases like those is called what it is not; `by_class`: of the normal and of the abnormal
-    ones each. With `novelty` the checkpoint keeps what its training pictures are like, to know strange ones by.
+    ones each. With `novelty` the checkpoint keeps what its training cases are like, to know strange ones by.
     """
 
     temperature: Literal["fitted", "one"] = "fitted"

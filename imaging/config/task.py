@@ -229,8 +229,10 @@ class TextConfig(_Task):
             raise ValueError("data.otherwise is the name of a class")
         if self.data.spans and not self.kinds:
             raise ValueError("data.spans is for a model that has kinds")
-        if self.calibrate.familiar is not None or self.calibrate.novelty is not None:
-            raise ValueError("calibrate.familiar and calibrate.novelty are for pictures")
+        if self.calibrate.familiar is not None:
+            raise ValueError("calibrate.familiar is for pictures")
+        if self.calibrate.novelty is not None and not self.classes:
+            raise ValueError("calibrate.novelty is for a model that has classes")
         return self
 
     def without_paths(self) -> Self:

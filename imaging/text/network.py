@@ -25,10 +25,11 @@ _STEP = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Said:
-    """What a network says of some texts; None where it has no such head."""
+    """What a network says of some texts, None where it has no such head; and the mean of each text's tokens."""
 
     classes_BK: torch.Tensor | None
     tags_WLT: torch.Tensor | None
+    mean_BH: torch.Tensor
 
 
 class TextNetwork(torch.nn.Module):
@@ -59,7 +60,7 @@ class TextNetwork(torch.nn.Module):
         if self.classes is not None:
             classes = self.classes(self.dropout(_pooled(states_WLH, mask_WL, owner_W, texts))).float()
         tags = self.tags(self.dropout(states_WLH)).float() if self.tags is not None else None
-        return Said(classes, tags)
+        return Said(classes, tags, _mean(states_WLH, mask_WL, owner_W, texts))
 
     def _states(self, ids_WL: torch.Tensor, mask_WL: torch.Tensor) -> torch.Tensor:
         lengths = mask_WL.sum(1).long()
@@ -80,11 +81,18 @@ def _pooled(states_WLH: torch.Tensor, mask_WL: torch.Tensor, owner_W: torch.Tens
     zeros = states_WLH.new_zeros(texts, hidden)
     windows = states_WLH.new_zeros(texts, 1).index_add(0, owner_W, torch.ones_like(counts[:, 0]))
     first = zeros.index_add(0, owner_W, states_WLH[:, 0]) / windows
-    tokens = states_WLH.new_zeros(texts, 1).index_add(0, owner_W, counts.sum(1))
-    mean = zeros.index_add(0, owner_W, (states_WLH * counts).sum(1)) / tokens
+    mean = _mean(states_WLH, mask_WL, owner_W, texts)
     most_WH = states_WLH.masked_fill(counts == 0, -torch.inf).amax(1)
     greatest = torch.stack([most_WH[owner_W == text].amax(0) for text in range(texts)])
     return torch.cat([first, mean, greatest], dim=1)
+
+
+def _mean(states_WLH: torch.Tensor, mask_WL: torch.Tensor, owner_W: torch.Tensor, texts: int) -> torch.Tensor:
+    """For each text the mean of its tokens: (B, H)."""
+    counts = mask_WL[..., None]
+    tokens = states_WLH.new_zeros(texts, 1).index_add(0, owner_W, counts.sum(1))
+    zeros = states_WLH.new_zeros(texts, states_WLH.shape[2])
+    return zeros.index_add(0, owner_W, (states_WLH * counts).sum(1)) / tokens
 
 
 def trained_of(network: TextNetwork) -> dict[str, torch.Tensor]:

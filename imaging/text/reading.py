@@ -2,9 +2,10 @@
 
 Invariant: what the model is asked is what its config names, in its own sections and windows; a probability is
 calibrated and judged by what the checkpoint's metrics say of its validation cases, and without them nothing is judged.
-No words of a text leave this room but by the reading itself.
+Of a text that is strange to the checkpoint no number is told. No words of a text leave this room but by the reading
+itself.
 
-Shapes: N texts, K classes.
+Shapes: N texts, K classes, H numbers a token.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 
 from imaging.calibrate import calibrated_probability
-from imaging.checkpoint import TextCheckpoint
-from imaging.classifier import Assessment, judge, targets_of
+from imaging.checkpoint import TextCheckpoint, read_arrays
+from imaging.classifier import Assessment, Judgement, Target, judge, targets_of
 from imaging.config import Encoder, TextConfig
 from imaging.errors import CheckpointCorrupt, NotApplicable
+from imaging.novelty import FILE, Familiar, Traits
 from imaging.text.assertion import judged, sentences
 from imaging.text.data import IDS, MASK, OWNER, batch_of
 from imaging.text.document import Document, Span
 from imaging.text.encoder import Encoded, Tokens
+from imaging.text.familiar import COUNTS, Vocabulary, traits_of
 from imaging.text.network import Said, TextNetwork, load_trained
 from imaging.text.spans import tags_said
 from imaging.text.words import Mention, mentions_of
@@ -42,25 +45,43 @@ class TextReading:
     checkpoint
         Who said it.
     logit
-        Of the abnormal classes together against the others, calibrated (log-odds); None where it judges no text.
+        Of the abnormal classes together against the others, calibrated (log-odds); None where it judges no text, or
+        where this one is strange to it. Its interval is that of `imaging.report.fusion.Part.score`.
     probability
         The same as a probability.
-    interval
-        Its bounds; None where nothing says them.
     assessment, reason
         What follows, and why; empty where it judges no text.
     spans
         What it marks, in the order of the text.
+    novelty
+        Why the text is unlike those that trained the checkpoint, empty where it is like them; None where the checkpoint
+        does not know what these were like.
     """
 
     document: Document
     checkpoint: TextCheckpoint
     logit: float | None
     probability: float | None
-    interval: tuple[float, float] | None
     assessment: Assessment | None
     reason: str
     spans: tuple[Span, ...]
+    novelty: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What the networks say of N texts before any calibration, and whether these are strange to them.
+
+    Attributes
+    ----------
+    logits_NK
+        The mean over members.
+    novelty
+        For each as in `TextReading`.
+    """
+
+    logits_NK: NDArray[np.float64]
+    novelty: tuple[tuple[str, ...] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +120,10 @@ class TextModel:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._tokens = Tokens(self.config.encoder)
         self._networks = tuple(self._network(weights) for weights in checkpoint.load_members())
+        kept = checkpoint.sums.get(FILE)
+        arrays = read_arrays(checkpoint.folder / FILE, kept) if kept else {}
+        self._familiar = Familiar.of_arrays(arrays) if kept else None
+        self._vocabulary = Vocabulary(arrays[COUNTS]) if kept else None
 
     def _network(self, weights: dict[str, torch.Tensor]) -> TextNetwork:
         network = TextNetwork(self.config)
@@ -111,14 +136,36 @@ class TextModel:
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """What the networks say each text is before any calibration: (N, K), the mean over members."""
+        return self.ask(texts).logits_NK
+
+    def ask(self, texts: Sequence[str]) -> Answers:
+        """The same with what is strange about each text."""
         encoded = [self._tokens(text) for text in texts]
-        found = []
+        logits_NK, embedding_NH = self._read(encoded)
+        if self._familiar is None or self._vocabulary is None:
+            return Answers(logits_NK, (None,) * len(texts))
+        traits = traits_of(encoded, embedding_NH, self._vocabulary)
+        return Answers(logits_NK, tuple(self._familiar.reasons(one, of="texts") for one in traits))
+
+    def vocabulary(self, texts: Sequence[str]) -> Vocabulary:
+        """How often each token occurs in some texts."""
+        return Vocabulary.of([self._tokens(text) for text in texts])
+
+    def traits(self, texts: Sequence[str], vocabulary: Vocabulary, *, own: bool) -> list[Traits]:
+        """What some texts are like; see `imaging.text.familiar.traits_of`."""
+        encoded = [self._tokens(text) for text in texts]
+        return traits_of(encoded, self._read(encoded)[1], vocabulary, own=own)
+
+    def _read(self, encoded: Sequence[Encoded]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The logits (N, K), and the mean of each text's tokens in the first network (N, H)."""
+        logits_NK = np.zeros((len(encoded), len(self.config.classes)))
+        embedding: dict[int, NDArray[np.float64]] = {}
         for some in self._batches(encoded):
-            said = [answer.classes_BK for answer in self._ask([encoded[at] for at in some])]
-            found.append(torch.stack([logits for logits in said if logits is not None]).mean(0).double().cpu().numpy())
-        unsorted = np.concatenate(found) if found else np.zeros((0, len(self.config.classes)))
-        order = [at for some in self._batches(encoded) for at in some]
-        return np.asarray(unsorted[np.argsort(order)], dtype=np.float64)
+            answers = self._ask([encoded[at] for at in some])
+            said = [answer.classes_BK for answer in answers if answer.classes_BK is not None]
+            logits_NK[some] = torch.stack(said).mean(0).double().cpu().numpy()
+            embedding |= zip(some, answers[0].mean_BH.double().cpu().numpy(), strict=True)
+        return logits_NK, np.array([embedding[at] for at in range(len(encoded))])
 
     def mark(self, texts: Sequence[str]) -> list[tuple[Marked, ...]]:
         """What each text mentions, and how sure that is; meant for sentences."""
@@ -167,24 +214,29 @@ class TextReader:
             If it is of a role or in a language that the checkpoint does not take.
         """
         check_text(self._config, document)
-        logit, probability, assessment, reason = self._judged(document)
         spans = self._spans(document) if self._config.kinds else ()
-        return TextReading(document, self.checkpoint, logit, probability, None, assessment, reason, spans)
-
-    def _judged(self, document: Document) -> tuple[float | None, float | None, Assessment | None, str]:
         targets = [target for target in targets_of(self._config) if target.abnormal] if self._config.classes else []
         if not targets:
-            return None, None, None, ""
+            return TextReading(document, self.checkpoint, None, None, None, "", spans)
+        answers = self._model.ask([text_for(self._config, document)])
+        logit, found = self._judged(targets[0], answers)
+        told = (None, None) if found.strange else (logit, found.probability)
+        return TextReading(document, self.checkpoint, *told, found.assessment, found.reason, spans, answers.novelty[0])
+
+    def _judged(self, target: Target, answers: Answers) -> tuple[float, Judgement]:
+        """The calibrated log-odds of the one text that was asked about, and what follows."""
         calibration = self.checkpoint.metrics.get("calibration") or {}
-        logits_1K = self._model.logits([text_for(self._config, document)])
+        logits_1K = answers.logits_NK
         probability_1K = calibrated_probability(logits_1K, calibration, softmax=True)
         scaled_K = logits_1K[0] / calibration.get("temperature", 1.0)
         if calibration.get("isotonic"):  # its probabilities end before 0 and 1, so that their logarithms are finite
             scaled_K = np.log(probability_1K[0])
-        inside = np.isin(np.arange(len(scaled_K)), targets[0].classes)
+        inside = np.isin(np.arange(len(scaled_K)), target.classes)
         logit = float(np.logaddexp.reduce(scaled_K[inside]) - np.logaddexp.reduce(scaled_K[~inside]))
-        found = judge(targets[0], float(targets[0].probability(probability_1K)[0]), calibration)
-        return logit, found.probability, found.assessment, found.reason
+        strange = "; ".join(answers.novelty[0] or ())
+        return logit, judge(
+            target, float(target.probability(probability_1K)[0]), calibration, strange=strange, of="text"
+        )
 
     def _spans(self, document: Document) -> tuple[Span, ...]:
         """What the sentences mention, where that is sure enough, and whether the text says that it is there."""

@@ -1,4 +1,4 @@
-"""The verbs that ask what checkpoints are worth: evaluate, models."""
+"""The verbs that ask what checkpoints are worth, or calibrate them: evaluate, models, calibrate."""
 
 from __future__ import annotations
 
@@ -24,34 +24,40 @@ if TYPE_CHECKING:
     from imaging.engines import Wanted
 
 
-@click.command(short_help="Teach a classifier to know strange pictures.")
+@click.command(short_help="Calibrate a checkpoint anew, without training it.")
 @click.argument("checkpoint")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="What it was trained on.")
 @click.option("--out", type=PATH, required=True, help="The folder of the copy; a new one.")
-@click.option("--false-flags", type=click.FloatRange(min=0, max=1, min_open=True, max_open=True), default=0.03,
-              show_default=True, help="Share of the validation cases that may be flagged.")  # fmt: skip
-@click.option("--embedding", type=click.Choice(["mahalanobis", "knn"]), default="mahalanobis", show_default=True,
-              help="How far the network's last features may be.")  # fmt: skip
+@click.option("--config", type=PATH, help="How it shall be calibrated; by default as its own config says.")
 @as_json
 @verb_of
-def novelty(checkpoint: str, data: Path, out: Path, false_flags: float, embedding: str, as_json: bool) -> int:
-    """Write a copy of CHECKPOINT that calls pictures indeterminate which are unlike those that trained it.
+def calibrate(
+    checkpoint: str, overrides: tuple[str, ...], data: Path, out: Path, config: Path | None, as_json: bool
+) -> int:
+    """Write a copy of CHECKPOINT with another calibration, such as calibrate.error_rate=0.05.
 
-    Config and weights stay as they are. What is usual is measured on the cases that trained the checkpoint, and how
-    unusual a picture may be on those that validated it; both are found in MANIFEST by the names that its metrics have.
+    The weights stay as they are. Temperature, thresholds, error rate and what strange cases are known by are chosen
+    anew on the cases that validated it, which are found in MANIFEST by the names that its metrics have. KEY=VALUE may
+    change `calibrate`, `applies_to`, `explain`, `card`, `title` and `version`. Of a cross-validation an error rate and
+    novelty can be chosen anew.
     """
     with progress("Reading") as tell:
-        from pipelines.novelty import add_novelty
+        from pipelines import calibrate as verb
 
-        made = add_novelty(checkpoint=checkpoint, data=data, out=out, false_flags=false_flags, embedding=embedding,
-                           on_case=case_teller(tell))  # fmt: skip
-    told = made.metrics["novelty"]
+        made = verb.calibrate(checkpoint=checkpoint, data=data, out=out, config=config, overrides=overrides,
+                              on_case=case_teller(tell))  # fmt: skip
+    told = {key: made.metrics[key] for key in ("calibration", "novelty") if key in made.metrics}
+    told["calibration"] = {key: value for key, value in told["calibration"].items() if key != "familiar"}
     if as_json:
-        print_json({"checkpoint": str(made.folder), "novelty": told, "exit_status": 0})
+        print_json({"checkpoint": str(made.folder), **told, "exit_status": 0})
         return 0
-    click.echo(f"known by: {', '.join(told['aspects'])}")
-    for side, share in told["flagged"].items():
-        click.echo(f"{side} cases that are flagged: {interval(share)} over {told['cases'][side]} case(s)")
+    for side, figures in ((side, made.metrics.get(side) or {}) for side in ("cross_validation", "validation", "test")):
+        for name, share in figures.get("indeterminate", {}).items():
+            wrong = figures["wrong"][name]["all"]
+            click.echo(f"{side}, {name}: indeterminate {interval(share)}, called what it is not {interval(wrong)}")
+    for side, share in told.get("novelty", {}).get("flagged", {}).items():
+        click.echo(f"{side}, flagged as strange: {interval(share)} over {told['novelty']['cases'][side]} case(s)")
     click.echo(f"checkpoint: {made.folder}")
     return 0
 

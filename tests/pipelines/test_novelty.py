@@ -17,8 +17,8 @@ from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, To
 from imaging.novelty import FILE
 from imaging.png import read_png
 from imaging.report.findings import findings_of
+from pipelines.calibrate import calibrate
 from pipelines.folds import cross_validate
-from pipelines.novelty import add_novelty
 from pipelines.train import Run, train
 
 RATE = 0.3
@@ -94,39 +94,55 @@ def test_figures_count_strange_cases_as_indeterminate(trained: Run) -> None:
     assert metrics["test"]["indeterminate"]["odd"]["mean"] >= metrics["novelty"]["flagged"]["test"]["mean"] > 0
 
 
-def test_command_adds_it_and_leaves_the_rest(
+def test_command_adds_it_and_leaves_the_weights(
     plain: Run, trained: Run, films: Path, tmp_path: Path, invoke: Any
 ) -> None:
     before, out = plain.checkpoint, tmp_path / "copy"
-    result = invoke("novelty", before.folder, "--data", films, "--out", out, "--false-flags", RATE, "--json")
+    asked = f"calibrate.novelty={{false_flags: {RATE}}}"
+    result = invoke("calibrate", before.folder, asked, "--data", films, "--out", out, "--json")
     assert result.exit_code == 0, result.output
     after = open_checkpoint(out)
-    assert after.weights_sha256 == before.weights_sha256
-    for name in (CONFIG, WEIGHTS):
-        assert (out / name).read_bytes() == (before.folder / name).read_bytes()
-    assert {key: value for key, value in after.metrics.items() if key != "novelty"} == before.metrics
-    # The weights are those of the other run, so that what is found is the same.
-    told = {**trained.checkpoint.metrics["novelty"], "counted": False}
-    assert json.loads(result.stdout)["novelty"] == after.metrics["novelty"] == told
-    assert "measured before, without these" in (out / "README.md").read_text()
+    assert (out / WEIGHTS).read_bytes() == (before.folder / WEIGHTS).read_bytes()
+    assert after.config.digest() == trained.checkpoint.config.digest() != before.config.digest()
+    # The weights are those of the other run, so that all that is found is the same.
+    assert {**after.metrics, "training": 0, "calibrated": 0} == {
+        **trained.checkpoint.metrics, "training": 0, "calibrated": 0
+    }  # fmt: skip
+    assert after.metrics["training"] == before.metrics["training"]
+    assert json.loads(result.stdout)["novelty"] == after.metrics["novelty"]
     assert Classifier(after)(read_png(strange(tmp_path))).judgements[0].assessment == "indeterminate"
 
 
-def test_what_cannot_be_added_is_refused(plain: Run, films: Path, tmp_path: Path) -> None:
+def test_an_error_rate_can_be_chosen_anew(plain: Run, films: Path, tmp_path: Path) -> None:
     folder = str(plain.checkpoint.folder)
+    after = calibrate(checkpoint=folder, data=films, out=tmp_path / "rate", overrides=["calibrate.error_rate=0.2"])
+    bounds = after.metrics["calibration"]["conformal"]["odd"]
+    assert (bounds["error_rate"], bounds["cases"]) == (0.2, after.metrics["validation"]["cases"])
+    wrong = after.metrics["validation"]["wrong"]["odd"]
+    assert wrong["normal"]["mean"] <= 0.2 + 1e-9
+    assert wrong["abnormal"]["mean"] <= 0.2 + 1e-9
+    assert "called what they are not" in (after.folder / "README.md").read_text()
+
+
+def test_what_cannot_be_chosen_anew_is_refused(plain: Run, films: Path, tmp_path: Path) -> None:
+    folder, given = str(plain.checkpoint.folder), [f"calibrate.novelty={{false_flags: {RATE}}}"]
     with pytest.raises(OutputNotWritable, match="there already"):
-        add_novelty(checkpoint=folder, data=films, out=tmp_path)
+        calibrate(checkpoint=folder, data=films, out=tmp_path)
     with pytest.raises(TooFewCases, match="validation cases"):
-        add_novelty(checkpoint=folder, data=films, out=tmp_path / "few", false_flags=0.001)
+        calibrate(checkpoint=folder, data=films, out=tmp_path / "few",
+                  overrides=["calibrate.novelty={false_flags: 0.001}"])  # fmt: skip
+    with pytest.raises(ConfigInvalid, match=r"train\.epochs"):
+        calibrate(checkpoint=folder, data=films, out=tmp_path / "other", overrides=["train.epochs=3"])
     lines = films.read_text().splitlines()
     fewer = films.with_name("fewer.csv")
     fewer.write_text("\n".join(lines[:40]) + "\n")
     with pytest.raises(ManifestInvalid, match="cases for train are not there"):
-        add_novelty(checkpoint=folder, data=fewer, out=tmp_path / "fewer", false_flags=RATE)
-    assert not any((tmp_path / name).exists() for name in ("few", "fewer"))
+        calibrate(checkpoint=folder, data=fewer, out=tmp_path / "fewer", overrides=given)
+    assert not any((tmp_path / name).exists() for name in ("few", "other", "fewer"))
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_a_cross_validation_has_none(films: Path, tmp_path: Path) -> None:
+def test_an_ensemble_of_folds_has_none(films: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "toy.yaml", f"data.root={films}", "calibrate.novelty={}")
     with pytest.raises(ConfigInvalid, match="every case trains one"):
         cross_validate(config=config, folds=2, out=tmp_path / "run")
