@@ -281,10 +281,11 @@ def _novelty(config: JudgedConfig, metrics: Mapping[str, Any]) -> list[str]:
     if not told:
         return []
     shares = "; ".join(f"{_SIDES[side]} {Interval(**share)}" for side, share in told["flagged"].items())
+    of = "texts" if config.task == "text" else "pictures"
     counted = "" if told["counted"] else " The shares called indeterminate above were measured before, without these."
     return [
         "",
-        f"Knows {'texts' if config.task == 'text' else 'pictures'} that are unlike its {told['cases']['train']} training cases by {', '.join(told['aspects'])}"
+        f"Knows {of} that are unlike its {told['cases']['train']} training cases by {', '.join(told['aspects'])}"
         f" (embedding: {told['embedding']}), and calls them indeterminate. Limits chosen so that"
         f" {told['false_flags']:.0%} of the validation cases are flagged at most; flagged: {shares}.{counted}",
     ]

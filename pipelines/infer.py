@@ -45,7 +45,7 @@ from imaging.text.intake import Found, read_text, texts_of
 from imaging.volume import Volume
 from pipelines.asking import Source
 from pipelines.chosen import choose
-from pipelines.outputs import Wanted
+from pipelines.outputs import FhirPage, Wanted
 from pipelines.reporting import Asked, StudyResult, report_on, stale_results
 from pipelines.words import LazyReader
 
@@ -104,6 +104,7 @@ def infer(
     formats: Sequence[str] | None = None,
     seg_type: SegType = "binary",
     fhir_version: Version = "r4",
+    fhir_page: FhirPage = "hash",
     policy: Policy = "repair",
     explain: Explained = "abnormal",
     engine: EngineWanted = "auto",
@@ -125,7 +126,7 @@ def infer(
         say that itself.
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
-    models, formats, seg_type, fhir_version, policy, explain, engine
+    models, formats, seg_type, fhir_version, fhir_page, policy, explain, engine
         As `Inference` takes them.
     cluster
         Whose nodes read the studies; then what lies in `out` already is not made again.
@@ -141,7 +142,8 @@ def infer(
         If a named checkpoint differs from its checksums; a shipped one is left out and told.
     """
     options: dict[str, Any] = {"models": models, "formats": formats, "seg_type": seg_type, "engine": engine,
-                               "fhir_version": fhir_version, "policy": policy, "explain": explain}  # fmt: skip
+                               "fhir_version": fhir_version, "fhir_page": fhir_page, "policy": policy,
+                               "explain": explain}  # fmt: skip
     if cluster is not None:
         from pipelines.cluster.calling import infer_on_cluster
 
@@ -167,8 +169,8 @@ class Inference:
         ``nifti``), and of a DICOM study of which something is said an ``sr``. ``json`` is always written.
     seg_type
         Of DICOM SEG: ``binary``, which every archive takes, or ``labelmap``.
-    fhir_version
-        ``r4`` or ``r5``.
+    fhir_version, fhir_page
+        ``r4`` or ``r5``; whether it names the page by its ``hash`` or holds it ``whole``.
     policy
         Whether a series that would have to be changed to be a volume is taken or refused.
     explain
@@ -196,11 +198,12 @@ class Inference:
         formats: Sequence[str] | None = None,
         seg_type: SegType = "binary",
         fhir_version: Version = "r4",
+        fhir_page: FhirPage = "hash",
         policy: Policy = "repair",
         explain: Explained = "abnormal",
         engine: EngineWanted = "auto",
     ) -> None:
-        wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version)
+        wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version, fhir_page)
         self.chosen = chosen = choose(models)
         self.checkpoints, self._unusable = chosen.images, chosen.unusable
         self._named, self._policy = chosen.images_named, policy

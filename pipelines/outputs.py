@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from imaging.files import sha256_of, write_whole
 from imaging.nifti import write_mask, write_volume
 from imaging.predict import Prediction
 from imaging.report.capture import write_captures
-from imaging.report.fhir import Version, write_fhir
+from imaging.report.fhir import Page, Version, write_fhir
 from imaging.report.findings import refusals_of
 from imaging.report.html import render_html
 from imaging.report.pictures import key_pictures
@@ -30,6 +30,7 @@ from imaging.report.sr import write_sr
 from imaging.volume import SeriesFacts, Volume
 
 FORMATS = get_args(Format)
+FhirPage = Literal["hash", "whole"]
 REPORT, PAGE, SR, FHIR = "report.json", "report.html", "sr.dcm", "fhir.json"
 # What a study's folder may hold from an earlier run, and is replaced.
 OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "capture*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
@@ -48,6 +49,8 @@ class Wanted:
         Of a SEG.
     fhir_version
         Of FHIR.
+    fhir_page
+        Whether FHIR names the page by its ``hash`` or holds it ``whole``, where a page is written.
 
     Raises
     ------
@@ -58,11 +61,13 @@ class Wanted:
     formats: frozenset[str] | None = None
     seg_type: SegType = "binary"
     fhir_version: Version = "r4"
+    fhir_page: FhirPage = "hash"
 
     def __post_init__(self) -> None:
         _check("formats", self.formats or (), FORMATS)
         _check("seg_type", (self.seg_type,), get_args(SegType))
         _check("fhir_version", (self.fhir_version,), get_args(Version))
+        _check("fhir_page", (self.fhir_page,), get_args(FhirPage))
 
     def has(self, name: str, *, by_default: bool = False) -> bool:
         """Whether a format is wanted, by name or by default."""
@@ -168,17 +173,22 @@ def write_report(
     if wanted.has("sr", by_default=something and bool(report.study.uid)):
         file = stage.folder / SR
         stage.attempt(partial(write_sr, file, so_far(), instances, predecessors=predecessors))
-    if wanted.has("fhir"):
-        stage.attempt(partial(write_fhir, stage.folder / FHIR, so_far(), wanted.fhir_version))
     with_pictures = wanted.has("html", by_default=True) or wanted.has("sc")
     pictures = [shown for said in predictions for shown in key_pictures(said)] if with_pictures else []
     if wanted.has("sc"):
         stage.attempt(partial(write_captures, stage.folder, so_far(), pictures, instances))
     if wanted.has("html", by_default=True):
         write_whole(stage.folder / PAGE, render_html(so_far(), pictures))
+    if wanted.has("fhir"):  # after the page, which it shows
+        stage.attempt(partial(write_fhir, stage.folder / FHIR, so_far(), wanted.fhir_version, _page(stage, wanted)))
     written = so_far()
     write_whole(stage.folder / REPORT, written.to_json())
     return written
+
+
+def _page(stage: Stage, wanted: Wanted) -> Page | None:
+    file = stage.folder / PAGE
+    return Page(file.read_bytes(), PAGE, wanted.fhir_page == "whole") if file.is_file() else None
 
 
 def _write_masks(stage: Stage, prediction: Prediction, wanted: Wanted) -> None:

@@ -49,14 +49,16 @@ def publish_measured(
         A page of an evaluation for each side.
     """
     config = cases.config
-    unmeasured = save_checkpoint(scratch, config, weights, {})
     extras: dict[str, bytes] = {}
     novelty: dict[str, Any] = {}
-    if not isinstance(config, SegmentConfig) and config.calibrate.novelty is not None:
-        extras, found = novelty_of(unmeasured, config, cases.sides, on_case=on_case)
-        unmeasured = save_checkpoint(scratch, config, weights, {}, extras)  # it is measured as it will serve
-        novelty = {"novelty": {**found, "counted": True}}
-    measured = cases.measure(unmeasured)
+    try:
+        unmeasured = save_checkpoint(scratch, config, weights, {})
+        if not isinstance(config, SegmentConfig) and config.calibrate.novelty is not None:
+            extras, found = novelty_of(unmeasured, config, cases.sides, on_case=on_case)
+            unmeasured = save_checkpoint(scratch, config, weights, {}, extras)  # it is measured as it will serve
+            novelty = {"novelty": {**found, "counted": True}}
+        measured = cases.measure(unmeasured)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     checkpoint = save_checkpoint(folder, config, weights, {**measured.metrics, **novelty, **told}, extras)
-    shutil.rmtree(scratch)
     return checkpoint, measured.pages

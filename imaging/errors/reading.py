@@ -140,6 +140,14 @@ class NotAnImage(SetAside):
     remedy = "Nothing to do: the object is listed and left aside"
 
 
+class DeviceReport(SetAside):
+    """An SR that a device observed or that is about doses: no radiologist's words."""
+
+    code = "device_report"
+    expected = "a report that a person observed was expected"
+    remedy = "Nothing to do: the object is listed and left aside"
+
+
 class Localizer(SetAside):
     """A localizer or scout: pictures to plan with, not a stack."""
 

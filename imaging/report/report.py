@@ -289,7 +289,9 @@ class TextEntry(_Part):
 
     A `request` was written before the pictures were read, a `report` after. `source` says where the text comes from and
     `sha256` is that of its UTF-8 bytes. `probability` is that of an abnormal study, calibrated, in `interval` (low,
-    high); both are None where no model judges texts, and `model` is then empty.
+    high); both are None where no model judges texts, and `model` is then empty, and where the text is strange to the
+    model. `whose` tells whether the text names the study, patient or order of the images (``named``), or nobody
+    (``unnamed``): then only its place says whose it is. It is ``unknown`` where there is nothing to compare it with.
     """
 
     role: Role
@@ -301,6 +303,7 @@ class TextEntry(_Part):
     interval: tuple[Share, Share] | None = None
     assessment: Assessment = "indeterminate"
     assessment_reason: str = ""
+    whose: Literal["named", "unnamed", "unknown"] = "unknown"
     sentences: tuple[SentenceEntry, ...] = ()
     sections: tuple[SectionEntry, ...] = ()
 

@@ -71,6 +71,7 @@ def text_entry(
         interval=(score.low, score.high) if score and known else None,
         assessment=(judged.assessment if judged else None) or "indeterminate",
         assessment_reason=judged.reason if judged else why_not,
+        whose=document.whose,
         sentences=tuple(_sentence(document, start, end, spans) for start, end in places),
         sections=tuple(SectionEntry(name=part.name, start=part.start, end=part.end) for part in document.sections),
     )

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from imaging.config.meaning import Code
 
 Role = Literal["request", "report"]
+Whose = Literal["named", "unnamed", "unknown"]
 SectionName = Literal["indication", "history", "technique", "comparison", "findings", "impression", "other"]
 Kind = Literal["finding", "disease", "chemical"]
 Assertion = Literal["present", "absent", "uncertain"]
@@ -83,6 +84,9 @@ class Document:
         In the order of the text, without overlap; what stands below no known heading is `other`.
     language
         As ISO 639-1 tells it; empty where the text is too short to tell.
+    whose
+        ``named`` where it names the study, patient or order of the images, ``unnamed`` where it names nobody, so that
+        only its place says whose it is, ``unknown`` where there is nothing to compare it with.
     """
 
     text: str = field(repr=False)
@@ -91,11 +95,12 @@ class Document:
     sha256: str
     sections: tuple[Section, ...]
     language: str = ""
+    whose: Whose = "unknown"
 
     @classmethod
-    def of(cls, text: str, *, role: Role, source: str, language: str = "") -> Document:
+    def of(cls, text: str, *, role: Role, source: str, language: str = "", whose: Whose = "unknown") -> Document:
         """The document of a text: its sections found, its digest taken."""
-        return cls(text, role, source, hashlib.sha256(text.encode()).hexdigest(), sections_of(text), language)
+        return cls(text, role, source, hashlib.sha256(text.encode()).hexdigest(), sections_of(text), language, whose)
 
     def words(self, section: Section) -> str:
         """The text of one section, without its heading."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from imaging.dicom.attributes import Instance, read_facts
 from imaging.dicom.scan import Study
-from imaging.errors import ImagingError, NotAReport, TextRole
-from imaging.text.document import Document, Role
+from imaging.errors import DeviceReport, ImagingError, NotAReport, TextRole
+from imaging.text.document import Document, Role, Whose
 from imaging.text.fhir import parse_json, read_fhir
 from imaging.text.owner import Owner, check_owner
 from imaging.text.plain import LARGEST_CONTAINER, checked, decoded, read_bounded
@@ -110,7 +110,8 @@ def _from_headers(study: Study) -> Iterator[Document | ImagingError]:
         text, attributes = request_words(pictures)
         if text:
             source = f"attribute {', '.join(attributes)}"
-            yield Document.of(text, role="request", source=source, language=checked(text, f"study {study.uid}"))
+            language = checked(text, f"study {study.uid}")
+            yield Document.of(text, role="request", source=source, language=language, whose="named")
     except ImagingError as error:
         yield error
 
@@ -186,17 +187,21 @@ def _sr_document(path: Path, role: Role | None, images: Owner | None) -> Documen
         raise NotAReport(path, seen=instance.class_name)
     if role == "request":
         raise TextRole(path, seen="a DICOM SR, which is a report, where a request was asked for")
-    return _of_instance(instance, images)
+    try:
+        return _of_instance(instance, images)
+    except DeviceReport as error:  # who names a file means it as a report
+        raise NotAReport(path, seen=error.seen) from None
 
 
 def _of_instance(instance: Instance, images: Owner | None) -> Document:
-    text, owner = report_words(instance)
+    text, owner, coded = report_words(instance)
     source = f"sr {instance.sop_instance_uid}"
+    source += f", {coded} coded finding(s) of it in words" if coded else ""
     return _document(text, owner, source, role="report", source=source, images=images)
 
 
 def _document(text: str, owner: Owner, subject: object, *, role: Role, source: str, images: Owner | None) -> Document:
     """A document, once it is known whose its words are and that they can be read."""
-    check_owner(owner, images, subject)
-    check_owner(Owner.named_in(text), images, subject)
-    return Document.of(text, role=role, source=source, language=checked(text, subject))
+    known = (*check_owner(owner, images, subject), *check_owner(Owner.named_in(text), images, subject))
+    whose: Whose = "unknown" if images is None else "named" if known else "unnamed"
+    return Document.of(text, role=role, source=source, language=checked(text, subject), whose=whose)

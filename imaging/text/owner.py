@@ -7,7 +7,7 @@ for most do not. What is compared stays out of every message. Imports no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imaging.dicom.scan import Study
@@ -69,8 +69,8 @@ def told(*values: str) -> frozenset[str]:
     return frozenset(value.strip() for value in values if value.strip())
 
 
-def check_owner(said: Owner, images: Owner | None, subject: object) -> None:
-    """Refuse words that name somebody else.
+def check_owner(said: Owner, images: Owner | None, subject: object) -> tuple[str, ...]:
+    """Refuse words that name somebody else, and tell by what they name the images' own.
 
     Parameters
     ----------
@@ -81,14 +81,19 @@ def check_owner(said: Owner, images: Owner | None, subject: object) -> None:
     subject
         The words, for messages.
 
+    Returns
+    -------
+    tuple of str
+        The attributes that both tell alike; none where the words name nobody, so that nothing could be compared.
+
     Raises
     ------
     TextOfAnother
         If both tell a study, a patient or an accession number, and they have none in common.
     """
     if images is None:
-        return
-    pairs: Iterable[tuple[str, frozenset[str], frozenset[str]]] = (
+        return ()
+    pairs: Sequence[tuple[str, frozenset[str], frozenset[str]]] = (
         ("StudyInstanceUID", said.study_uid, images.study_uid),
         ("PatientID", said.patient_id, images.patient_id),
         ("AccessionNumber", said.accession, images.accession),
@@ -96,3 +101,4 @@ def check_owner(said: Owner, images: Owner | None, subject: object) -> None:
     for name, of_text, of_images in pairs:
         if of_text and of_images and of_text.isdisjoint(of_images):
             raise TextOfAnother(subject, seen=f"its {name} differs from that of the images")
+    return tuple(name for name, of_text, of_images in pairs if of_text and of_images)

@@ -220,8 +220,17 @@ class TextReader:
             return TextReading(document, self.checkpoint, None, None, None, "", spans)
         answers = self._model.ask([text_for(self._config, document)])
         logit, found = self._judged(targets[0], answers)
-        told = (None, None) if found.strange else (logit, found.probability)
-        return TextReading(document, self.checkpoint, *told, found.assessment, found.reason, spans, answers.novelty[0])
+        strange = found.strange
+        return TextReading(
+            document=document,
+            checkpoint=self.checkpoint,
+            logit=None if strange else logit,
+            probability=None if strange else found.probability,
+            assessment=found.assessment,
+            reason=found.reason,
+            spans=spans,
+            novelty=answers.novelty[0],
+        )
 
     def _judged(self, target: Target, answers: Answers) -> tuple[float, Judgement]:
         """The calibrated log-odds of the one text that was asked about, and what follows."""

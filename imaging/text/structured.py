@@ -1,8 +1,9 @@
 """The words of a DICOM SR.
 
-Invariant: only text that a person wrote is taken, below the heading that its concept names; an SR that a device alone
-observed is no report. Values never get into messages. DICOM PS3.16 TID 2000 (Basic Diagnostic Imaging Report), CID
-7001 and 7002 (its headings and elements), TID 1002 (who observed). Imports no torch.
+Invariant: only what a person wrote or chose is taken, below the heading that its concept names: text as it stands, a
+coded finding by the meaning that the SR itself gives the code; an SR that a device alone observed, and one about doses,
+is no report. Values never get into messages. DICOM PS3.16 TID 2000 (Basic Diagnostic Imaging Report), CID 7001 and 7002
+(its headings and elements), TID 1002 (who observed), CID 240 (present or not). Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydicom.uid import UID
 
 from imaging.dicom.attributes import Instance
 from imaging.dicom.frames import quietly, read_dataset
-from imaging.errors import InputRefused, NotAReport, TextEmpty, TextTooLarge, UnreadableDicom
+from imaging.errors import DeviceReport, InputRefused, TextEmpty, TextTooLarge, UnreadableDicom
 from imaging.text.owner import Owner, told
 from imaging.text.plain import LARGEST_CONTAINER, LARGEST_TEXT
 
@@ -36,6 +37,20 @@ _HEADINGS = {
     "ADDENDUM": (("DCM", "121078"), ("LN", "55107-7")),
 }
 _HEADING_OF = {code: heading for heading, codes in _HEADINGS.items() for code in codes}
+# Of dose and radiopharmaceutical reports, whatever class they come in (TID 10011, 10021).
+_DOSES = frozenset([("DCM", "113701"), ("DCM", "113500")])
+# Coded answers to whether something is there, and what a reader would say (CID 240); the concept's name is put in.
+_THERE = {
+    ("SCT", "52101004"): "{} is present.",
+    ("SCT", "2667000"): "No {}.",
+    ("SCT", "373068000"): "Possible {}.",
+    ("SRT", "G-A203"): "{} is present.",
+    ("SRT", "R-4089B"): "No {}.",
+}
+# Concepts that say what a coded item is, such as a finding, and nothing that is worth a word.
+_PLAIN = frozenset([("DCM", "121071"), ("DCM", "121073"), ("SRT", "F-04B29")])
+# How an item that was found is tied to what it is below; the others say of it where, with what and by whom.
+_FOUND, _OF_IT = frozenset(["CONTAINS", "INFERRED FROM"]), "HAS CONCEPT MOD"
 _OTHER = "COMMENT"
 _OBSERVER_TYPE, _DEVICE = ("DCM", "121005"), ("DCM", "121007")
 _DEEPEST = 32
@@ -47,12 +62,19 @@ def is_text_report(instance: Instance) -> bool:
     return instance.sop_class_uid in _TEXT_REPORTS
 
 
-def report_words(instance: Instance) -> tuple[str, Owner]:
+def report_words(instance: Instance) -> tuple[str, Owner, int]:
     """The text of an SR below the headings of a report, and whose it is.
+
+    Returns
+    -------
+    text, owner, coded
+        How many of its lines are coded findings in words, as `coded`.
 
     Raises
     ------
-    NotAReport, TextEmpty, TextTooLarge
+    DeviceReport
+        If a device alone observed it, or it is about doses.
+    TextEmpty, TextTooLarge
         As their names say.
     UnreadableDicom
         If the file or its content tree cannot be read.
@@ -72,14 +94,16 @@ def report_words(instance: Instance) -> tuple[str, Owner]:
     except Exception as error:  # noqa: BLE001  pydicom raises whatever it meets, with values in its words
         seen = f"its content cannot be read ({type(error).__name__})"
         raise UnreadableDicom(instance.path, seen=seen) from None
-    if items.observers and items.observers == {_DEVICE}:
-        raise NotAReport(subject, seen=f"{UID(instance.sop_class_uid).name} that a device observed")
+    if items.observers == {_DEVICE}:
+        raise DeviceReport(subject, seen=f"{UID(instance.sop_class_uid).name} that a device observed")
+    if items.title in _DOSES:
+        raise DeviceReport(subject, seen="a dose report")
     text = "\n\n".join(lines)
     if not text:
-        raise TextEmpty(subject, seen="no content item of type TEXT")
+        raise TextEmpty(subject, seen="no content item of type TEXT, and no coded finding")
     if len(text) > LARGEST_TEXT:
         raise TextTooLarge(subject, seen=f"{len(text)} characters")
-    return text, Owner(told(instance.study_uid), ids, accessions)
+    return text, Owner(told(instance.study_uid), ids, accessions), items.coded
 
 
 class _Items:
@@ -87,10 +111,12 @@ class _Items:
 
     def __init__(self, dataset: pydicom.Dataset) -> None:
         self._root = dataset
+        self.title = _code(dataset)
         self.observers: set[tuple[str, str]] = set()
+        self.coded = 0
 
     def walk(self) -> Iterator[tuple[str, str]]:
-        """Heading and words of each TEXT item."""
+        """Heading and words of each TEXT item and of each coded finding."""
         # Without recursion, so that no tree is too deep to be refused.
         waiting = deque((item, _HEADING_OF.get(_code(self._root), ""), 1) for item in self._children(self._root))
         count = 0
@@ -108,11 +134,34 @@ class _Items:
                     yield heading, words
             elif kind == "CODE" and concept == _OBSERVER_TYPE:
                 self.observers.add(_first_code(item.get("ConceptCodeSequence")))
+            elif kind == "CODE" and heading and str(item.get("RelationshipType") or "") in _FOUND:
+                words = _in_words(item, self._children(item))
+                self.coded += bool(words)
+                if words:
+                    yield heading, words
             waiting.extendleft((child, heading, depth + 1) for child in reversed(self._children(item)))
 
     @staticmethod
     def _children(item: pydicom.Dataset) -> list[pydicom.Dataset]:
         return list(item.get("ContentSequence") or [])
+
+
+def _in_words(item: pydicom.Dataset, children: Sequence[pydicom.Dataset]) -> str:
+    """A coded finding by the meanings of its codes, with what is said of it (its site, its laterality) after commas."""
+    meaning = _meaning(item.get("ConceptCodeSequence"))
+    named = _meaning(item.get("ConceptNameCodeSequence"))
+    if not meaning:
+        return ""
+    there = _THERE.get(_first_code(item.get("ConceptCodeSequence")))
+    if there is not None and named:
+        return there.format(named)
+    mods = (child for child in children if str(child.get("RelationshipType") or "") == _OF_IT)
+    said = ", ".join([meaning, *(mod for child in mods if (mod := _meaning(child.get("ConceptCodeSequence"))))])
+    return f"{said}." if _code(item) in _PLAIN or not named else f"{named}: {said}."
+
+
+def _meaning(sequence: Sequence[pydicom.Dataset] | None) -> str:
+    return " ".join(str(sequence[0].get("CodeMeaning") or "").split()) if sequence else ""
 
 
 def _code(item: pydicom.Dataset) -> tuple[str, str]:

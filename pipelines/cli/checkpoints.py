@@ -47,7 +47,7 @@ def calibrate(
 
         made = verb.calibrate(checkpoint=checkpoint, data=data, out=out, config=config, overrides=overrides,
                               on_case=case_teller(tell))  # fmt: skip
-    told = {key: made.metrics[key] for key in ("calibration", "novelty") if key in made.metrics}
+    told: dict[str, Any] = {key: made.metrics[key] for key in ("calibration", "novelty") if key in made.metrics}
     told["calibration"] = {key: value for key, value in told["calibration"].items() if key != "familiar"}
     if as_json:
         print_json({"checkpoint": str(made.folder), **told, "exit_status": 0})

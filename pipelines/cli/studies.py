@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from imaging.report.fhir import Version
     from imaging.text.document import Role
     from pipelines.infer import Inferred
+    from pipelines.outputs import FhirPage
 
 
 @click.command(short_help="Report on every study under some paths.")
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
               help="CPUs for each study, where a node has no GPU.")  # fmt: skip
 @with_outputs
 @with_engine
+@click.option("--fhir-page", type=click.Choice(["hash", "whole"]), default="hash", show_default=True,
+              help="Whether FHIR names report.html by its hash, or holds it.")  # fmt: skip
 @with_policy
 @as_json
 @verb_of
@@ -56,6 +59,7 @@ def infer(
     formats: str | None,
     seg_type: SegType,
     fhir_version: Version,
+    fhir_page: FhirPage,
     explain: Explained,
     engine: Wanted,
     policy: Policy,
@@ -81,8 +85,8 @@ def infer(
             tell(f"Study {number + 1} of {total}: {name}")
 
         inferred = verb.infer(paths=paths, models=models, text=text, text_role=text_role, out=out, formats=chosen,
-                              seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
-                              engine=engine, cluster=cluster, on_study=on_study)  # fmt: skip
+                              seg_type=seg_type, fhir_version=fhir_version, fhir_page=fhir_page, policy=policy,
+                              explain=explain, engine=engine, cluster=cluster, on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)

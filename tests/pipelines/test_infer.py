@@ -237,7 +237,7 @@ TOLD = {"created", "timestamp", "issued", "occurredDateTime", "recorded"}
 
 
 def without_moments(path: Path) -> Any:
-    """What a file says but the moments that it states and, in report.json, the sums of files that state them."""
+    """What a file says but the moments that it states and, in JSON, the sums of files that state them."""
     if path.suffix == ".dcm":
         dataset = pydicom.dcmread(path)
         for element in [found for found in dataset.iterall() if found.keyword in MOMENTS]:
@@ -258,6 +258,8 @@ def without_moments(path: Path) -> Any:
 def timeless(part: dict[str, Any]) -> dict[str, Any]:
     """A part of a JSON document without its moments, and an output without the sum of its bytes."""
     left = {key: value for key, value in part.items() if key not in TOLD}
+    if part.get("contentType") == "text/html":  # the page
+        left = {key: value for key, value in left.items() if key not in {"url", "hash", "data"}}
     return {key: value for key, value in left.items() if "file" not in left or key != "sha256"}
 
 

@@ -15,6 +15,8 @@ import pytest
 from classified import picture, write_config, write_pictures
 from films import write_film
 from PIL import Image
+from pydicom.sequence import Sequence
+from written import coded, text, write_sr
 
 from imaging.errors import TextOfMany, TextRole
 from imaging.report.report import Report
@@ -169,6 +171,33 @@ def test_report_of_another_patient_is_refused(model: str, tmp_path: Path) -> Non
     inferred = infer(paths=[tmp_path / "study"], models=[model], text=text, text_role="report", out=tmp_path / "out")
     assert [problem.code for problem in inferred.studies[0].problems] == ["text_of_another"]
     assert only(inferred).texts == ()
+
+
+def test_a_text_that_names_nobody_is_told(model: str, tmp_path: Path) -> None:
+    dicom_film(tmp_path / "study")
+    given = {"models": [model], "text_role": "report", "out": tmp_path / "out", "paths": [tmp_path / "study"]}
+    (entry,) = only(infer(text=text_file(tmp_path), **given)).texts
+    assert entry.whose == "unnamed"
+    page = next((tmp_path / "out").glob("*/report.html"))
+    assert "could not be checked" in page.read_text()
+    patient = pydicom.dcmread(tmp_path / "study" / "film.dcm").PatientID
+    (entry,) = only(infer(text=text_file(tmp_path, f"Patient ID: {patient}\n{REPORT}"), **given)).texts
+    assert entry.whose == "named"
+    assert "could not be checked" not in page.read_text()
+
+
+def test_what_a_device_reports_beside_the_images_is_set_aside(
+    model: str, tmp_path: Path, invoke: Callable[..., Any]
+) -> None:
+    film = pydicom.dcmread(dicom_film(tmp_path / "study"))
+    dose = Sequence([coded("DCM", "113701", "X-Ray Radiation Dose Report")])
+    write_sr(tmp_path / "study" / "dose.dcm", text("Dose area product"), study_uid=film.StudyInstanceUID,
+             ConceptNameCodeSequence=dose, PatientID=film.PatientID)  # fmt: skip
+    result = invoke("infer", tmp_path / "study", "--model", model, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    (study,) = json.loads(result.stdout)["studies"]
+    assert "device_report" in {problem["code"] for problem in study["problems"]}
+    assert "device_report" in {refusal["code"] for refusal in study["report"]["refused"]}
 
 
 def test_no_words_of_a_text_are_logged(

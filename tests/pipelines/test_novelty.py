@@ -11,7 +11,7 @@ import pytest
 from classified import picture, write_config, write_pictures
 from PIL import Image
 
-from imaging.checkpoint import CONFIG, WEIGHTS, open_checkpoint
+from imaging.checkpoint import WEIGHTS, open_checkpoint
 from imaging.classifier import Classifier
 from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, TooFewCases
 from imaging.novelty import FILE

@@ -5,6 +5,6 @@ was found, `check.py` the way back.
 """
 
 from imaging.report.fhir.bundle import bundle_of, write_fhir
-from imaging.report.fhir.parts import Version
+from imaging.report.fhir.parts import Page, Version
 
-__all__ = ["Version", "bundle_of", "write_fhir"]
+__all__ = ["Page", "Version", "bundle_of", "write_fhir"]

@@ -28,7 +28,9 @@ from imaging.report.fhir.observations import observations_of, subject_and_time
 from imaging.report.fhir.parts import (
     URI,
     Json,
+    Page,
     Version,
+    attachment,
     coded,
     coding,
     coding_of,
@@ -51,7 +53,7 @@ _CATEGORY = concept(coding("http://terminology.hl7.org/CodeSystem/v2-0074", "RAD
 _PARTICIPANT = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
 
 
-def write_fhir(path: Path, report: Report, version: Version = "r4") -> None:
+def write_fhir(path: Path, report: Report, version: Version = "r4", page: Page | None = None) -> None:
     """Write a report as FHIR JSON.
 
     Parameters
@@ -62,6 +64,8 @@ def write_fhir(path: Path, report: Report, version: Version = "r4") -> None:
         What was found.
     version
         Of FHIR: ``r4`` (4.0.1) or ``r5`` (5.0.0).
+    page
+        The report's page, as its `presentedForm`; None where there is none.
 
     Raises
     ------
@@ -73,22 +77,23 @@ def write_fhir(path: Path, report: Report, version: Version = "r4") -> None:
         If the bytes, read back, do not say what the report says; nothing is written.
     """
     try:
-        content = json.dumps(bundle_of(report, version), indent=1, ensure_ascii=False, allow_nan=False)
+        content = json.dumps(bundle_of(report, version, page), indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise OutputNotBuilt(path.name, seen="a number that is not finite") from error
     encoded = (content + "\n").encode()
-    check_fhir(encoded, report)
+    check_fhir(encoded, report, page, version)
     write_whole(path, encoded)
 
 
-def bundle_of(report: Report, version: Version = "r4") -> Json:
+def bundle_of(report: Report, version: Version = "r4", page: Page | None = None) -> Json:
     """The bundle as JSON's values; see `write_fhir`."""
     if version not in get_args(Version):
         raise UnknownName("fhir_version", seen=repr(version), expected="r4 or r5 was expected")
     digest = _digest(report)
     found = observations_of(report, digest, version)
     observed = [item for item in found if item["resourceType"] == "Observation"]
-    resources = [_diagnostic_report(report, digest, version, observed), *found]
+    shown = [attachment(page)] if page is not None else []
+    resources = [_diagnostic_report(report, digest, version, observed, shown), *found]
     if study_name(report):
         resources.append(imaging_study(report, version))
     # Two entries may be of one checkpoint, which measured two series.
@@ -121,7 +126,7 @@ def _entry(resource: Json) -> Json:
     return {"fullUrl": f"urn:uuid:{resource['id']}", "resource": resource, "request": request}
 
 
-def _diagnostic_report(report: Report, digest: str, version: Version, observed: list[Json]) -> Json:
+def _diagnostic_report(report: Report, digest: str, version: Version, observed: list[Json], shown: list[Json]) -> Json:
     name = name_of("DiagnosticReport", digest)
     lines = _lines(report)
     study = [reference(study_name(report), "ImagingStudy")] if study_name(report) else []
@@ -140,6 +145,7 @@ def _diagnostic_report(report: Report, digest: str, version: Version, observed: 
         **({"imagingStudy" if version == "r4" else "study": study} if study else {}),
         "conclusion": marked(lines, version),
         **({"conclusionCode": coded_conclusions} if coded_conclusions else {}),
+        **({"presentedForm": shown} if shown else {}),
     }
 
 

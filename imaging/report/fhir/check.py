@@ -1,19 +1,25 @@
 """FHIR bytes, read back and compared with the report.
 
 Invariant: the way back shares only the names of code systems with the way out. It starts from the bytes, follows the
-references, and gathers what a reader would gather; only then is the report asked what it says.
+references, and gathers what a reader would gather: findings, scores, the conclusion in words and in codes, the page;
+only then is the report asked what it says.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 from imaging.errors import OutputMismatch
-from imaging.report.fhir.parts import SYSTEMS
+from imaging.report.conclusion import conclusion_of
+from imaging.report.fhir.parts import SYSTEMS, Page, Version
 from imaging.report.report import Finding, FusionEntry, Report
 
 # (code, body site, series, volume or probability, its unit, low, high, judgement, hash of the weights)
@@ -23,14 +29,14 @@ _JUDGED = {"A": "abnormal", "N": "normal", "IND": "indeterminate"}
 _OWN = {"118565006", "106233006", "112002", "113000", "123110", "18748-4", "1", "mm3"}
 
 
-def check_fhir(content: bytes, report: Report) -> None:
-    """Compare a bundle with the report it was made from.
+def check_fhir(content: bytes, report: Report, page: Page | None = None, version: Version = "r4") -> None:
+    """Compare a bundle with the report, and with the page, it was made from.
 
     Raises
     ------
     OutputMismatch
-        If a reference leads nowhere, an id is there twice, a code is not of the report, or a finding's code, number,
-        interval, judgement, series or checkpoint is another.
+        If a reference leads nowhere, an id is there twice, a code is not of the report, a finding's code, number,
+        interval, judgement, series or checkpoint is another, or the conclusion or the page is.
     """
     bundle = json.loads(content)
     resources = {entry["fullUrl"]: entry["resource"] for entry in bundle["entry"]}
@@ -51,6 +57,8 @@ def check_fhir(content: bytes, report: Report) -> None:
     if len(results) != 1 or len(results[0].get("result", [])) != observed:
         raise OutputMismatch("fhir", seen="observations that the report does not refer to")
     _check_subject(results[0], report)
+    _check_conclusion(results[0], report, version)
+    _check_page(results[0], page)
     _check_instances(resources.values(), report)
 
 
@@ -163,6 +171,41 @@ def _check_subject(result: dict[str, Any], report: Report) -> None:
     said = result.get("subject", {}).get("identifier", {}).get("value")
     if said is not None and said != report.study.patient_id.strip():
         raise OutputMismatch("fhir", seen="another patient")
+
+
+def _check_conclusion(result: dict[str, Any], report: Report, version: Version) -> None:
+    """What people read, as text and as XHTML, is what the report concludes, and how much was refused."""
+    meant = _letters("".join((report.disclaimer, *map(str, conclusion_of(report, whole=True)))))
+    refused = len(report.refused) + sum(len(entry.refusals) for entry in report.series)
+    words = str(result.get("conclusion", ""))
+    if version == "r5":  # Markdown has a stroke before each sign
+        words = re.sub(r"\\(.)", r"\1", words)
+    div = ElementTree.fromstring(result["text"]["div"])  # noqa: S314  our own words, just written
+    for said in (_letters(words), _letters("".join(div.itertext()))):
+        if not said.startswith(meant) or re.findall("[0-9]+", said[len(meant) :]) != [str(refused)] * (refused > 0):
+            raise OutputMismatch("fhir", seen="a conclusion that is not that of the report")
+    coded = [(item["coding"][0].get("system"), item["coding"][0]["code"]) for item in result.get("conclusionCode", [])]
+    abnormal = [one.code for one in report.findings if one.assessment == "abnormal" and one.structure is None]
+    if coded != list(dict.fromkeys((SYSTEMS.get(code.scheme), code.value) for code in abnormal)):
+        raise OutputMismatch("fhir", seen="codes of a conclusion that are not those of the report")
+
+
+def _letters(words: str) -> str:
+    """Words without what FHIR cannot hold or lays out otherwise: blanks and control characters."""
+    return "".join(sign for sign in words if sign.isprintable() and not sign.isspace() and sign != "\ufffd")
+
+
+def _check_page(result: dict[str, Any], page: Page | None) -> None:
+    """The page is the very one, by its hash, and where it is in the bundle byte for byte."""
+    shown = result.get("presentedForm", [])
+    if page is None or len(shown) != 1:
+        if shown or page is not None:
+            raise OutputMismatch("fhir", seen=f"{len(shown)} pages")
+        return
+    (form,) = shown
+    same = base64.b64decode(form["hash"]) == hashlib.sha1(page.content, usedforsecurity=False).digest()
+    if not same or ("data" in form) != page.whole or (page.whole and base64.b64decode(form["data"]) != page.content):
+        raise OutputMismatch("fhir", seen="a page that is not that of the report")
 
 
 def _check_instances(resources: Any, report: Report) -> None:

@@ -10,11 +10,13 @@ of bytes by their hash.
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
 import unicodedata
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal
 
@@ -173,6 +175,26 @@ def held(value: str) -> str:
 def reference(name: str, kind: str) -> Json:
     """A reference to a resource of this bundle by its UUID."""
     return {"reference": f"urn:uuid:{name}", "type": kind}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The page for people, as the bundle shows it: named by its hash, or with all its bytes (`whole`)."""
+
+    content: bytes = field(repr=False)
+    name: str
+    whole: bool = False
+
+
+def attachment(page: Page) -> Json:
+    """An Attachment of HTML: its SHA-1 as FHIR has it, and its bytes, or without them its RFC 6920 name."""
+    place = (
+        {"data": base64.b64encode(page.content).decode()}
+        if page.whole
+        else {"url": of_hash(hashlib.sha256(page.content).hexdigest())}
+    )
+    sha1 = base64.b64encode(hashlib.sha1(page.content, usedforsecurity=False).digest()).decode()
+    return {"contentType": "text/html", "language": "en", **place, "hash": sha1, "title": plain(page.name)}
 
 
 def of_bytes(sha256: str, kind: str, display: str = "") -> Json:

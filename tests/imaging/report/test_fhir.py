@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from imaging.config import Code
 from imaging.errors import OutputMismatch, OutputNotBuilt, UnknownName
-from imaging.report.fhir import Version, bundle_of, write_fhir
+from imaging.report.fhir import Page, Version, bundle_of, write_fhir
 from imaging.report.fhir.check import check_fhir
 from imaging.report.report import (
     ClassProbability,
@@ -504,10 +505,37 @@ def test_a_bundle_that_says_something_else_is_withheld() -> None:
         content.replace(b"1.2.3.5", b"1.2.3.6", 1),
         content.replace(b"a" * 64, b"f" * 64, 1),
         content.replace(b'"reference": "urn:uuid:', b'"reference": "urn:uuid:0', 1),
+        content.replace(b'"conclusion": "', b'"conclusion": "No finding. ', 1),
+        content.replace(b"</p>", b" Nothing abnormal.</p>", 1),
+        content.replace(b"not reported on: 1", b"not reported on: 2", 1),
+        content.replace(b'"conclusionCode": [{', b'"conclusionCode": [{"coding": [{"code": "1"}]}, {', 1),
     ):
         assert changed != content
         with pytest.raises(OutputMismatch):
             check_fhir(changed, report)
+
+
+@pytest.mark.parametrize("version", ["r4", "r5"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_page_is_shown_by_its_hash_or_whole(whole: bool, version: Version, tmp_path: Path) -> None:
+    page = Page("<p>\N{LATIN SMALL LETTER E WITH ACUTE}</p>".encode(), "report.html", whole)
+    write_fhir(tmp_path / "fhir.json", report_of(), version, page)
+    bundle = json.loads((tmp_path / "fhir.json").read_text())
+    (form,) = resources(bundle, "DiagnosticReport")[0]["presentedForm"]
+    assert form["hash"] == base64.b64encode(hashlib.sha1(page.content).digest()).decode()
+    assert form["contentType"] == "text/html"
+    if whole:
+        assert base64.b64decode(form["data"]) == page.content
+        assert "url" not in form
+    else:
+        assert "data" not in form
+        assert form["url"].startswith("ni:///sha-256;")
+    assert_valid(bundle, version)
+    content, other = json.dumps(bundle).encode(), Page(page.content + b" ", page.name, whole)
+    check_fhir(content, report_of(), page, version)
+    for wrong in (other, None, Page(page.content, page.name, not whole)):
+        with pytest.raises(OutputMismatch):
+            check_fhir(content, report_of(), wrong, version)
 
 
 def test_what_fhir_cannot_hold_is_refused(tmp_path: Path) -> None:
