@@ -122,8 +122,7 @@ def infer(
         A text of the one study under the paths: plain text, FHIR JSON or a DICOM SR. What comes with a study (in its
         headers, as an SR, or in files beside its images) is read without being named.
     text_role
-        Whether it is a ``request``, written before the picture was seen, or a ``report`` of it; plain text does not
-        say that itself.
+        Whether it is a ``request``, written before the picture was seen, or a ``report`` of it; plain text needs it.
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
     models, formats, seg_type, fhir_version, fhir_page, policy, explain, engine

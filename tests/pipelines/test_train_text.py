@@ -239,6 +239,30 @@ def test_marked_sentences_train_the_other_head(
         cross_validate(config=config, folds=2, out=tmp_path / "folds", progress=False)
 
 
+def test_one_network_judges_texts_and_marks_what_they_mention(
+    encoder: dict[str, Any], reports: Path, shelf: None, data: Path, tmp_path: Path
+) -> None:
+    spans = data / "ner_ncbi_disease"
+    kinds = "kinds=[{name: disease, title: Disease, told_as: [Disease]}]"
+    config = write_config(tmp_path / "both.yaml", encoder, kinds, f"data.root={reports}", f"data.spans=[{spans}]",
+                          "train.epochs=4", "predict.least_score=0")  # fmt: skip
+    run = train(config=config, out=tmp_path / "run", progress=False)
+    assert run is not None
+    assert isinstance(run.checkpoint, TextCheckpoint)
+    heads = {name.split(".")[0] for name in run.checkpoint.load_weights()}
+    assert heads == {"encoder", "classes", "tags"}
+    metrics = run.checkpoint.metrics
+    assert metrics["test"]["scores"]["abnormal"]["auc"]["mean"] > 0.7
+    assert metrics["test"]["spans"]["disease"]["mentions"] > 0
+    # Each head is measured on what it has been told the truth of.
+    assert len(metrics["test"]["each"]) < metrics["test"]["cases"]
+    said = TextReader(run.checkpoint)(document(SICK))
+    assert said.probability is not None
+    alone = TextModel(run.checkpoint).mark(["A suspicious effusion is seen on the left."])[0]
+    inside = [(span.start, span.end) for span in said.spans if span.sentence[0] == 0]
+    assert inside == [(one.mention.start, one.mention.end) for one in alone] or not alone
+
+
 def test_a_config_without_data_is_refused(encoder: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"data\.root"):
         train(config=write_config(tmp_path / "toy.yaml", encoder), out=tmp_path / "run", progress=False)
