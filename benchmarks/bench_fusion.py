@@ -11,7 +11,9 @@ witnesses given the label, which they are not in a hospital: what fusing gains h
 Printed: the AUC of picture alone, words alone and both, by `imgpipe train` with ``task: fuse``, for words written
 before the picture was read (the indication), for a report's findings with and without its impression; and how well
 `imaging.report.disagreement.score_of` tells pictures with the words of the opposite label from those of the same, with
-the rate of false flags where 90 % are detected. A report beside its picture is circular: those lines say how well the
+the rate of false flags where 90 % are detected; with ``--text``, of the flags that a report really gets
+(`imaging.report.disagreement.disagreements`, by assessments and mentions), how many of either kind of pairs are
+flagged. A report beside its picture is circular: those lines say how well the
 words are read, not how much they help.
 
 No leak: only cases that did not train the picture's checkpoint are taken, as its metrics name them (those that
@@ -44,8 +46,10 @@ from imaging.cases import ClassifiedCase, load_picture, read_cases
 from imaging.checkpoint import TextCheckpoint, find_checkpoint, open_checkpoint, open_text
 from imaging.classifier import Classifier
 from imaging.logistic import log_odds, logistic
-from imaging.report.disagreement import score_of
-from imaging.scores import auc, bootstrap_scores
+from imaging.report.disagreement import Words, disagreements, score_of
+from imaging.report.findings import findings_of
+from imaging.report.report import Finding
+from imaging.scores import auc, bootstrap_scores, share_with_interval
 from pipelines.fusing import train_fusion
 
 # What is read of a report, by what it is called here: its columns.
@@ -80,6 +84,7 @@ class Picture:
     patient: str
     abnormal: bool
     logit: float
+    findings: tuple[Finding, ...] = ()
 
 
 Read = Callable[[Sequence[Text]], NDArray[np.float64]]
@@ -113,10 +118,10 @@ def pictures_of(checkpoint: str, target: str, manifest: Path) -> tuple[list[Pict
 
 
 def _picture(classifier: Classifier, case: ClassifiedCase, target: str) -> Picture:
-    said = next(one for one in classifier(load_picture(case)).judgements if one.target.name == target)
-    return Picture(
-        case.name, case.patient, target in case.classes, log_odds(min(max(said.probability, 1e-6), 1 - 1e-6))
-    )
+    answer = classifier(load_picture(case))
+    said = next(one for one in answer.judgements if one.target.name == target)
+    logit = log_odds(min(max(said.probability, 1e-6), 1 - 1e-6))
+    return Picture(case.name, case.patient, target in case.classes, logit, tuple(findings_of(answer)))
 
 
 def by_tf_idf(texts: Sequence[Text]) -> Read:
@@ -137,17 +142,39 @@ def by_tf_idf(texts: Sequence[Text]) -> Read:
 
 
 def by_checkpoint(checkpoint: TextCheckpoint) -> Read:
-    """A text checkpoint of imgpipe, asked about reports."""
+    """A text checkpoint of imgpipe, asked about reports; NaN of one that is strange to it."""
+    from imaging.text.document import Document
+    from imaging.text.reading import TextReader
+
+    reader = TextReader(checkpoint)
+    said: dict[Text, float | None] = {}
+
+    def read(texts: Sequence[Text]) -> NDArray[np.float64]:
+        for text in set(texts) - set(said):
+            said[text] = reader(Document.of(text.words, role="report", source="open-i")).logit
+        return np.array([said[text] for text in texts], dtype=np.float64)
+
+    return read
+
+
+def flagged(
+    checkpoint: TextCheckpoint, pictures: Sequence[Picture], words: Sequence[Text], whole: str
+) -> NDArray[np.bool_]:
+    """Which pairs a report flags, by the rules that serve."""
+    from imaging.report.texts import spans_of
     from imaging.text.document import Document
     from imaging.text.reading import TextReader
 
     reader = TextReader(checkpoint)
 
-    def read(texts: Sequence[Text]) -> NDArray[np.float64]:
-        said = {text: reader(Document.of(text.words, role="report", source="open-i")).logit for text in set(texts)}
-        return np.array([said[text] for text in texts], dtype=np.float64)
+    def one(picture: Picture, text: Text) -> bool:
+        document = Document.of(text.words, role="report", source="open-i", language="en")
+        said = reader(document)
+        heard = Words(document, spans_of(document, said.spans), said.probability, said.assessment)
+        named = {finding.model: whole for finding in picture.findings}
+        return bool(disagreements(picture.findings, heard, whole=named))
 
-    return read
+    return np.array([one(*pair) for pair in zip(pictures, words, strict=True)])
 
 
 def unseen(checkpoint: TextCheckpoint, texts: Sequence[Text]) -> list[Text]:
@@ -243,13 +270,16 @@ def main(arguments: argparse.Namespace) -> None:
         reader = open_text(find_checkpoint(arguments.text)) if arguments.text and role == "report" else None
         read = by_checkpoint(reader) if reader else by_tf_idf(texts[:half])
         asked = unseen(reader, texts) if reader else texts[half:]
+        usual = [text for text, logit in zip(asked, read(asked), strict=True) if np.isfinite(logit)]
+        asked, strange = usual, len(asked) - len(usual)
         sha256 = reader.weights_sha256 if reader else hashlib.sha256(kind.encode()).hexdigest()
         chosen, same, opposite = paired(pictures, asked, generator)
         by_words, against = read(same), read(opposite)
         metrics = fused(chosen, same, by_words, name=name, target=arguments.target, checkpoint=arguments.checkpoint,
                         text_sha256=sha256, role=role)  # fmt: skip
         test = metrics["test"]
-        print(f"\n{kind}: {len(asked)} texts, read by {reader.name if reader else 'TF-IDF (stand-in)'}")
+        print(f"\n{kind}: {len(asked)} texts, read by {reader.name if reader else 'TF-IDF (stand-in)'}"
+              f"; {strange} more are strange to it")  # fmt: skip
         print(f"  pairs: {metrics['training']['cases']} fit, {metrics['validation']['cases']} calibrate,"
               f" {test['cases']} test")  # fmt: skip
         for pattern, called in ((name, "picture alone"), ("text", "words alone"), (f"{name}+text", "fused")):
@@ -257,6 +287,11 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"  gain over picture    {_shown(test['gain'])}")
         found = disagreement(chosen, by_words, against)
         print(f"  disagreement: AUC {found['auc']}; false flags at {DETECTED:.0%} detection {found['false']}")
+        if reader:
+            owners = [picture.patient for picture in chosen]
+            for called, words in (("opposite", opposite), ("same", same)):
+                share = share_with_interval(flagged(reader, chosen, words, arguments.target), owners)
+                print(f"  flagged as a report is, words of the {called} label: {share}")
 
 
 def _shown(figure: dict[str, float | None]) -> str:
