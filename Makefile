@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-long soak lint docs fuzz clean
+.PHONY: help demo test test-long soak lint docs fuzz bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,16 @@ docs: $(VENV)/installed  ## Write docs/config.md and the report's JSON Schema an
 
 fuzz: $(VENV)/installed-test  ## 20,000 broken files through the reader; what fails is kept in fuzz_failures
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --mutants 20000 --jobs 2
+
+# BENCH=--small tries them on little; NNUNET_PYTHON is the Python of an environment of its own with `pip install nnunetv2`.
+BENCH ?=
+NNUNET_PYTHON ?=
+bench: $(VENV)/installed-test  ## Infer, preprocessing, start and growth beside their peers: one table and one plot (half an hour)
+	$(BIN)/python benchmarks/bench_infer.py $(BENCH) --results benchmarks/results $(if $(NNUNET_PYTHON),--nnunet-python $(NNUNET_PYTHON))
+	$(BIN)/python benchmarks/bench_preprocess.py $(BENCH) --results benchmarks/results
+	$(BIN)/python benchmarks/bench_startup.py --results benchmarks/results
+	$(BIN)/python benchmarks/bench_growth.py $(BENCH) --results benchmarks/results
+	$(BIN)/python benchmarks/tabulate.py benchmarks/results docs/performance.md
 
 clean:  ## Remove the environment and what was built
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache fuzz_failures

@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import machine, peak_memory, reset_peak, versions
+from measuring import Process, answers, machine, peak_memory, reset_peak, versions
 from readers import READERS, Array
 from synthetic_ct import INTERCEPT, PICTURES, SIZE, SLOPE, SYNTAXES, picture, write
 
@@ -64,54 +62,26 @@ def truth(slices: int) -> list[float]:
 
 def work(name: str) -> None:
     """Read a folder for each line of stdin, and answer with a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a reader prints must not become an answer
+    stream = answers()
     try:
         read = READERS[name][0]()
     except ImportError as error:
-        answers.write(json.dumps({"missing": str(error)}) + "\n")
+        stream.write(json.dumps({"missing": str(error)}) + "\n")
         return
     imports = peak_memory()
-    answers.write(json.dumps({"imports": imports}) + "\n")
+    stream.write(json.dumps({"imports": imports}) + "\n")
     for line in sys.stdin:
         start = time.perf_counter()
         try:
             answer = read(Path(line.rstrip("\n")))
         except Exception as error:  # noqa: BLE001 - whatever a reader raises is its answer
-            answers.write(json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]}) + "\n")
+            stream.write(json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]}) + "\n")
             continue
         seconds, peak = time.perf_counter() - start, peak_memory()
         array = answer if isinstance(answer, np.ndarray) else answer()
-        answers.write(json.dumps({"seconds": seconds, "peak": peak, "summary": summary(array)}) + "\n")
+        stream.write(json.dumps({"seconds": seconds, "peak": peak, "summary": summary(array)}) + "\n")
         del array, answer
         reset_peak()
-
-
-class Process:
-    """A reader's process, asked line by line."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        command = [sys.executable, __file__, "--worker", name]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.begun: dict[str, Any] = self._answer()
-
-    def ask(self, folder: Path) -> dict[str, Any]:
-        """Have it read a folder."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{folder}\n")
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"failed": f"ended with {self._process.wait()}"}
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait()
 
 
 @dataclass(frozen=True)
@@ -132,8 +102,8 @@ class Result:
 
 def measure(folder: Path, readers: Sequence[str], repeats: int, expected: Sequence[float]) -> dict[str, Result]:
     """Every reader once, then in turn `repeats` times; one that fails is not asked again."""
-    processes = [Process(name) for name in readers]
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in readers}
+    processes = [Process(name, [sys.executable, __file__, "--worker", name]) for name in readers]
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in readers}
     trouble: dict[str, str] = {}
     for process in processes:
         if "missing" in process.begun:
@@ -148,12 +118,12 @@ def measure(folder: Path, readers: Sequence[str], repeats: int, expected: Sequen
             elif process.name != "floor" and not np.allclose(answer["summary"], expected, rtol=1e-4, atol=1e-2):
                 seen = ", ".join(f"{value:.6g}" for value in answer["summary"])
                 trouble[process.name] = f"other values: {seen}"
-            answers[process.name].append(answer)
+            told[process.name].append(answer)
     for process in processes:
         process.close()
     results = {}
     for process in processes:
-        good = [answer for answer in answers[process.name] if "seconds" in answer]
+        good = [answer for answer in told[process.name] if "seconds" in answer]
         results[process.name] = Result(
             [answer["seconds"] for answer in good[1:]],
             good[0]["seconds"] if good else 0.0,
