@@ -1,0 +1,65 @@
+"""The files of deploy/ say what this version takes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from pipelines.cli import main
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+SCRIPTS = sorted((DEPLOY / "slurm").glob("*.sbatch"))
+
+
+@pytest.fixture(scope="module")
+def job() -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / "kuberay" / "infer.yaml").read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script_is_bash(script: Path) -> None:
+    assert len(SCRIPTS) == 2
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "verb"),
+    [("slurm/infer.sbatch", "infer"), ("slurm/train.sbatch", "train"), ("kuberay/infer.yaml", "infer")],
+)
+def test_command_has_the_options_that_are_given(file: str, verb: str) -> None:
+    text = re.sub(r"(?m)^\s*#.*$", "", (DEPLOY / file).read_text()).replace("\\\n", " ")
+    (command,) = re.findall(rf"imgpipe {verb} .*", text)
+    given = set(re.findall(r"--[a-z][a-z-]+", command))
+    known = {option for parameter in main.commands[verb].params for option in parameter.opts}
+    assert given and given <= known
+
+
+def test_nodes_of_kubernetes_have_one_image_and_one_sight_of_the_files(job: dict[str, Any]) -> None:
+    spec = job["spec"]["rayClusterSpec"]
+    pods = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    containers = [container for pod in pods for container in pod["template"]["spec"]["containers"]]
+    assert len(containers) == 2
+    assert len({container["image"] for container in containers}) == 1
+    mounted = [{(mount["name"], mount["mountPath"]) for mount in item["volumeMounts"]} for item in containers]
+    assert mounted[0] == mounted[1]
+    assert all(path in job["spec"]["entrypoint"] for _, path in mounted[0])
+    claims = {
+        document["metadata"]["name"] for document in yaml.safe_load_all((DEPLOY / "kuberay/volumes.yaml").read_text())
+    }
+    for pod in pods:
+        volumes = pod["template"]["spec"]["volumes"]
+        assert {volume["persistentVolumeClaim"]["claimName"] for volume in volumes} == claims
+
+
+def test_version_of_ray_is_the_one_that_was_tested(job: dict[str, Any]) -> None:
+    constraints = (DEPLOY.parent / "constraints.txt").read_text().splitlines()
+    tested = next(Requirement(line) for line in constraints if line.startswith("ray=="))
+    version = str(tested.specifier).removeprefix("==")
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == version
+    assert f"ray[default]=={version}" in (DEPLOY / "kuberay" / "Containerfile").read_text()
