@@ -1,6 +1,9 @@
 """What many studies take: seconds of a core by stage of a warm study, and what that makes of a day and of an archive.
 
-    python benchmarks/bench_scale.py [--repeats 5] [--price 0.05] [--study PATH MODEL]...
+    python benchmarks/bench_scale.py [--repeats 5] [--price 0.05] [--slices 100] [--study PATH MODEL]...
+
+The MR study that ships with the tests, a NIfTI case of hippocampus_mr, and a synthetic CT of so many slices with ten
+classes and random weights (`segmenter_cases.py`), which is what a study of the trunk costs; 0 slices leave it out.
 
 Each study is read in a process of its own with one thread, its checkpoint opened once; the first time is not counted,
 and the table has medians. One thread, because many studies are read beside each other: a core that waits for another
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import machine, peak_memory, versions
+from segmenter_cases import ct
 
 ROOT = Path(__file__).parent.parent
 STUDIES = (
@@ -60,7 +64,7 @@ def measure(study: Path, model: str, repeats: int) -> dict[str, Any]:
     names = dict.fromkeys(name for one in stages for name in one)
     return {
         "study": study.name,
-        "model": Path(model).name,
+        "model": inference.checkpoints[0].name,
         "wall_s": statistics.median(walls),
         "core_s": statistics.median(cores),
         "stages_s": {name: statistics.median(one.get(name, 0.0) for one in stages) for name in names},
@@ -94,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--price", type=float, help="of a core for an hour, in your currency")
+    parser.add_argument("--slices", type=int, default=100, help="of the synthetic CT; 0: without it")
     parser.add_argument("--study", nargs=2, action="append", default=[], metavar=("PATH", "MODEL"))
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -104,10 +109,15 @@ def main() -> None:
     print(f"{machine()}; {versions(['imgpipe', 'torch', 'openvino', 'numpy'])}")
     print(f"one thread, median of {options.repeats}; peak {PEAK:g} x the mean, {USE:.0%} of a core counted on")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for path, model in (*((str(ROOT / path), model) for path, model in STUDIES), *options.study):
-        command = [sys.executable, __file__, "--here", "--repeats", str(options.repeats), "--study", path, model]
-        ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        print(told(json.loads(ran.stdout.splitlines()[-1]), options.price), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        studies = [(str(ROOT / path), model) for path, model in STUDIES]
+        if options.slices:
+            case = ct(Path(folder), "BasicUNet", slices=options.slices)
+            studies.append((str(case.study), str(case.checkpoint)))
+        for path, model in (*studies, *options.study):
+            command = [sys.executable, __file__, "--here", "--repeats", str(options.repeats), "--study", path, model]
+            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            print(told(json.loads(ran.stdout.splitlines()[-1]), options.price), flush=True)
 
 
 if __name__ == "__main__":
