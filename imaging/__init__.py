@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imaging.checkpoint import find_checkpoint, open_checkpoint
-    from imaging.classifier import Classifier, open_predictor
+    from imaging.classifier import Classifier
     from imaging.dicom import load_series, read_series, read_stack, scan, stacks
     from imaging.nifti import read_nifti
     from imaging.png import read_png
     from imaging.predict import Predictor
+    from imaging.predictors import open_predictor
     from imaging.transforms import LoadSeriesd
     from imaging.volume import Volume
 
@@ -26,7 +27,7 @@ _HOME = {
     "find_checkpoint": "imaging.checkpoint",
     "load_series": "imaging.dicom",
     "open_checkpoint": "imaging.checkpoint",
-    "open_predictor": "imaging.classifier",
+    "open_predictor": "imaging.predictors",
     "read_nifti": "imaging.nifti",
     "read_png": "imaging.png",
     "read_series": "imaging.dicom",

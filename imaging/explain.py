@@ -18,21 +18,18 @@ import copy
 import difflib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 import torch
 from monai.visualize import GradCAMpp
 from monai.visualize.visualizer import default_upsampler
-from numpy.typing import NDArray
 
 from imaging.config import ClassifyConfig
 from imaging.errors import ConfigInvalid, UnknownName
+from imaging.heat_map import Attribution, Method
 from imaging.networks import stages_of
 
-Method = Literal["grad_cam_pp", "integrated_gradients"]
 # What is laid over the grid, with the gap and the steps of integrated gradients.
 _Map = tuple[torch.Tensor, float | None, int | None]
 
@@ -42,57 +39,6 @@ _ENOUGH_CELLS = 7
 _BATCH = 16
 # The steps are doubled until the attributions add up to what they explain but for this share, or are so many.
 _SMALL_GAP, _MOST_STEPS = 0.05, 512
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Attribution:
-    """What raised the log-odds of one thing, on the network's grid.
-
-    Attributes
-    ----------
-    heat
-        0 to 1, a share of its own greatest value; 0 where nothing raised them, and where something lowered them.
-    method
-        How it was made.
-    layer, cells
-        Whose feature map it rests on, and how many cells that has along each axis; empty for integrated gradients,
-        whose cells are those of the network's grid.
-    gap
-        How far the attributions of integrated gradients are from adding up to what they explain, as a share of it.
-    steps
-        In how many steps they were integrated.
-    """
-
-    heat: NDArray[np.float32]
-    method: Method
-    layer: str
-    cells: tuple[int, ...]
-    gap: float | None
-    steps: int | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HeatMap:
-    """An attribution on the image's own grid.
-
-    Attributes
-    ----------
-    target
-        The name of what it explains.
-    heat_XYZ
-        As `Attribution.heat`; NaN where the network saw nothing.
-    attribution
-        What it was made from.
-    """
-
-    target: str
-    heat_XYZ: NDArray[np.float32]
-    attribution: Attribution
-
-    @property
-    def seen(self) -> float:
-        """The share of the image that the network saw."""
-        return float(np.isfinite(self.heat_XYZ).mean())
 
 
 class Explainer:

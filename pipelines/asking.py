@@ -12,12 +12,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from imaging.channels import joined
-from imaging.classifier import Classification, Classifier, Explained
 from imaging.errors import ImagingError, InputRefused, NotApplicable
 from imaging.inputs import SeriesView
+from imaging.judgement import Classification, Explained
 from imaging.predict import Prediction, Predictor
 from imaging.report.findings import refusals_of
 from imaging.report.report import DefectEntry, Replaced, SeriesEntry, StudyEntry
@@ -25,8 +25,11 @@ from imaging.stages import stage
 from imaging.text.document import Document
 from imaging.volume import Volume, orientation_of, spacing_of
 
+if TYPE_CHECKING:
+    from imaging.classifier import Classifier
+
 # Gives the predictor of a checkpoint by its name.
-Predictors = Callable[[str], Predictor | Classifier]
+Predictors = Callable[[str], "Predictor | Classifier"]
 
 T = TypeVar("T")
 

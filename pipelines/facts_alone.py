@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.cases import Classed
-from imaging.classifier import targets_of
 from imaging.config import JudgedConfig
 from imaging.facts import FactsAlone
+from imaging.judgement import targets_of
 from imaging.scores import Probability, Truth, auc_within, bootstrap_scores
 
 

@@ -38,7 +38,7 @@ from imaging.checkpoint import (
     open_text,
     save_fusion,
 )
-from imaging.classifier import Classifier, assess
+from imaging.classifier import Classifier
 from imaging.codes import shipped_codes
 from imaging.config import FuseConfig, FusedImage, FusedText, find_config, load_any
 from imaging.config.fuse import TEXT
@@ -46,6 +46,7 @@ from imaging.conformal import Conformal, conformal_of
 from imaging.errors import ConfigInvalid, FusionMismatch, ImagingError, ManifestInvalid, TooFewCases, UnknownName
 from imaging.files import write_whole
 from imaging.fusion_cases import FusionCase, check_unlearnt, read_fusion_cases, split_fusion
+from imaging.judgement import assess
 from imaging.logistic import covariance_of_calibration, log_odds, logistic
 from imaging.manifest import cases_of
 from imaging.scores import auc, bootstrap_scores, scores_with_intervals, share_with_interval

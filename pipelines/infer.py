@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from imaging.channels import read_channels
 from imaging.checkpoint import Checkpoint
-from imaging.classifier import Explained, open_predictor
 from imaging.dicom import read_stack
 from imaging.dicom.scan import TEXTS, Scan, Study
 from imaging.dicom.seg import SegType
@@ -34,8 +33,10 @@ from imaging.errors import (
     TextRole,
 )
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
+from imaging.judgement import Explained
 from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
+from imaging.predictors import open_predictor
 from imaging.report.fhir import Version
 from imaging.report.report import Replaced, StudyEntry
 from imaging.stages import StageName, listening, stage

@@ -21,11 +21,12 @@ from imaging.calibrate import (
     threshold_for,
 )
 from imaging.cases import Classed, ClassifiedCase, load_picture
-from imaging.classifier import Assessment, Classifier, is_strange, judge, targets_of
+from imaging.classifier import Classifier
 from imaging.config import JudgedConfig
 from imaging.conformal import conformal_of
 from imaging.dataset_check import OnCase
 from imaging.errors import ImagingError, TooFewCases
+from imaging.judgement import Assessment, is_strange, judge, targets_of
 from imaging.report.class_page import CaseResult, TargetResult, render_classes, surest_mistakes
 from imaging.report.pictures import overview
 from imaging.scores import confusion, reliability, scores_with_intervals, share_with_interval

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.checkpoint import Checkpoint, NetworkCheckpoint
-from imaging.classifier import targets_of
 from imaging.config import JudgedConfig
 from imaging.dataset_check import OnCase
 from imaging.errors import PatientLeak
+from imaging.judgement import targets_of
 from imaging.mask_scores import TITLES, CaseScore, rounded, summary
 from imaging.predict import Predictor
 from imaging.report.mask_page import WorstCase

@@ -14,10 +14,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from imaging.classifier import Classification
 from imaging.dicom.seg import Algorithm, SegType, write_seg
 from imaging.errors import FormatNotApplicable, ImagingError, OutputNotWritable, UnknownName
 from imaging.files import sha256_of, write_whole
+from imaging.judgement import Classification
 from imaging.nifti import write_mask, write_volume
 from imaging.predict import Prediction
 from imaging.report.capture import write_captures

@@ -9,8 +9,8 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from imaging.classifier import targets_of
 from imaging.config import JudgedConfig, Label
+from imaging.judgement import targets_of
 from imaging.manifest import SEPARATOR
 from imaging.mask_scores import TITLES, CaseScore, rounded
 from imaging.report.class_page import CaseResult

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from imaging.checkpoint import FusionCheckpoint
-from imaging.classifier import Classification, Explained
 from imaging.errors import ImagingError, SetAside, StaleResult, StudyFailed
 from imaging.files import sha256_of, staged_folder
+from imaging.judgement import Classification, Explained
 from imaging.predict import Prediction
 from imaging.report.findings import findings_of, refusals_of
 from imaging.report.models import model_entry

@@ -6,13 +6,12 @@ pictures, a report, which somebody wrote who had seen them, is held against them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from imaging.checkpoint import FusionCheckpoint, TextCheckpoint
-from imaging.classifier import Classification
 from imaging.config import Class
 from imaging.errors import (
     EncoderUnusable,
@@ -23,6 +22,7 @@ from imaging.errors import (
     NotApplicable,
     TextNotJudged,
 )
+from imaging.judgement import Classification
 from imaging.labelled_studies import header_facts
 from imaging.predict import Prediction
 from imaging.report.disagreement import Words, disagreements
@@ -30,8 +30,8 @@ from imaging.report.fusion import Fusion, Part, fusion_entries, judged_whole, te
 from imaging.report.models import model_entry
 from imaging.report.report import Disagreement, Finding, FusionEntry, ModelEntry, TextEntry
 from imaging.report.texts import spans_of, text_entry
+from imaging.text.answer import TextReading, check_pictures, check_text
 from imaging.text.document import Document
-from imaging.text.reading import TextReader, TextReading, check_pictures, check_text
 from imaging.volume import SeriesFacts
 
 _NO_MODEL = "No checkpoint that judges such texts took part."
@@ -59,7 +59,7 @@ class LazyReader:
 
     def __init__(self, checkpoint: TextCheckpoint) -> None:
         self._checkpoint, self.classes = checkpoint, checkpoint.config.classes
-        self._opened: TextReader | None = None
+        self._opened: Callable[[Document], TextReading] | None = None
 
     def __call__(self, document: Document, series: Sequence[SeriesFacts]) -> TextReading:
         """Read a text.
@@ -81,6 +81,8 @@ class LazyReader:
         check_text(self._checkpoint.config, document)
         check_pictures(self._checkpoint.config, document, series)
         if self._opened is None:
+            from imaging.text.reading import TextReader
+
             self._opened = TextReader(self._checkpoint)
         return self._opened(document)
 

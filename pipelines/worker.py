@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from imaging.errors import ImagingError, InputRefused, InternalFault, NothingFound, StudyFailed
 
 if TYPE_CHECKING:
-    from imaging.classifier import Explained
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.judgement import Explained
     from imaging.report.fhir import Version
 
 log = logging.getLogger(__name__)

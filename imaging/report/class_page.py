@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from imaging.classifier import Assessment, Target, targets_of
 from imaging.config import JudgedConfig
 from imaging.interval import Interval
+from imaging.judgement import Assessment, Target, targets_of
 from imaging.report.class_plots import class_plots
 from imaging.report.html import TEMPLATES
 from imaging.report.pictures import Picture

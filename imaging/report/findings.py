@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.classifier import Classification, Judgement
 from imaging.config import Label
 from imaging.errors import ImagingError
+from imaging.judgement import Classification, Judgement
 from imaging.predict import Prediction
 from imaging.report.report import (
     ClassProbability,

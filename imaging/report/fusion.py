@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
-from imaging.classifier import Assessment, Classification, Judgement, Target, assess, targets_of
 from imaging.config import TOGETHER, Class, ClassifyConfig, FusedImage, FusedText
 from imaging.config.fuse import FACTS, TEXT
 from imaging.conformal import Conformal
 from imaging.errors import FusionMismatch
+from imaging.judgement import Assessment, Classification, Judgement, Target, assess, targets_of
 from imaging.logistic import covariance_of_calibration, interval_of, log_odds, logistic
 from imaging.report.report import FusionEntry, Score
 from imaging.stacking import (
@@ -75,7 +75,7 @@ class Part:
 
 
 class Reading(Protocol):
-    """What a fusion asks of a reading of a text: `imaging.text.reading.TextReading`."""
+    """What a fusion asks of a reading of a text: `imaging.text.answer.TextReading`."""
 
     @property
     def document(self) -> Document:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaging.classifier import Classification
 from imaging.config import Label
-from imaging.explain import HeatMap
+from imaging.heat_map import HeatMap
+from imaging.judgement import Classification
 from imaging.predict import Prediction
 from imaging.report.heat import Heat, colour_png
 from imaging.structures import Mask, slice_of, voxels_by_slice

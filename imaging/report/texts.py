@@ -17,7 +17,7 @@ from imaging.text.mentions import find_mentions
 
 
 class Judged(Protocol):
-    """What a report asks of a reading: `imaging.text.reading.TextReading`."""
+    """What a report asks of a reading: `imaging.text.answer.TextReading`."""
 
     @property
     def assessment(self) -> Assessment | None:

@@ -21,10 +21,10 @@ from pipelines.cli.verb import (
 )
 
 if TYPE_CHECKING:
-    from imaging.classifier import Explained
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
     from imaging.engines import Wanted
+    from imaging.judgement import Explained
     from imaging.report.fhir import Version
     from imaging.text.document import Role
     from pipelines.infer import Inferred

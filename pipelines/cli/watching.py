@@ -13,9 +13,9 @@ import click
 from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_outputs, with_policy
 
 if TYPE_CHECKING:
-    from imaging.classifier import Explained
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.judgement import Explained
     from imaging.report.fhir import Version
     from pipelines.association import Peer
     from pipelines.dicomweb import Web

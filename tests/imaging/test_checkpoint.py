@@ -26,10 +26,10 @@ from imaging.checkpoint import (
     save_checkpoint,
     shipped_checkpoints,
 )
-from imaging.classifier import targets_of
 from imaging.config import SegmentConfig, load_config
 from imaging.errors import CheckpointCorrupt, OutputNotWritable, UnknownCheckpoint
 from imaging.files import sha256_of, shipped
+from imaging.judgement import targets_of
 
 FILES = (CONFIG, WEIGHTS, METRICS, CARD)
 WEIGHTS_SAVED = {"layer.weight": torch.arange(24, dtype=torch.float32).reshape(2, 3, 4), "layer.bias": torch.ones(2)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from imaging.classifier import assess
 from imaging.conformal import Conformal
+from imaging.judgement import assess
 
 OVERLAPPING = Conformal(0.1, True, 0.3, 0.6, 100)
 APART = Conformal(0.1, True, 0.6, 0.3, 100)

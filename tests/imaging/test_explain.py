@@ -18,8 +18,9 @@ from imaging.checkpoint import find_checkpoint, open_checkpoint
 from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig, ClassifyPreprocess, Explain
 from imaging.errors import ConfigInvalid, UnknownName
-from imaging.explain import Attribution, Explainer
+from imaging.explain import Explainer
 from imaging.gridding import affine_of_grid, classify_preprocessing
+from imaging.heat_map import Attribution
 from imaging.networks import build_classifier, load_weights
 from imaging.png import read_png
 from imaging.restore import restore_values

@@ -17,11 +17,13 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 from imaging.cases import ClassifiedCase, load_picture
 from imaging.checkpoint import Checkpoint
-from imaging.classifier import Classifier, judge, open_predictor, targets_of
+from imaging.classifier import Classifier
 from imaging.errors import WrongTask
+from imaging.judgement import judge, targets_of
 from imaging.nifti import read_nifti
 from imaging.png import read_png
 from imaging.predict import Predictor
+from imaging.predictors import open_predictor
 from imaging.report.findings import findings_of
 from imaging.report.report import Report
 from imaging.report.schema import schema

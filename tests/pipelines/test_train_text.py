@@ -12,8 +12,9 @@ from texts import ABNORMAL, NORMAL, tiny_encoder, write_config, write_reports
 
 from imaging.checkpoint import WEIGHTS, Checkpoint, TextCheckpoint, open_checkpoints, open_text
 from imaging.errors import CheckpointCorrupt, ConfigInvalid, EncoderUnusable, NotApplicable, WrongTask
+from imaging.text.answer import text_for
 from imaging.text.document import Document
-from imaging.text.reading import Marked, TextModel, TextReader, text_for
+from imaging.text.reading import Marked, TextModel, TextReader
 from imaging.text.words import Mention
 from pipelines.evaluate import evaluate
 from pipelines.folds import cross_validate

@@ -13,11 +13,12 @@ from PIL import Image
 from validators import assert_valid
 
 from imaging.checkpoint import find_checkpoint, open_checkpoint
-from imaging.classifier import Classifier, open_predictor
+from imaging.classifier import Classifier
 from imaging.codes import code_of
 from imaging.dicom import load_series
 from imaging.errors import FormatNotApplicable
 from imaging.predict import Predictor
+from imaging.predictors import open_predictor
 from imaging.report.capture import draw, key_of, write_captures
 from imaging.report.findings import findings_of
 from imaging.report.pictures import Outline, Picture, _png, key_pictures, outline_path

@@ -13,9 +13,9 @@ from classified import toy_config
 from fused import drawn, fuse_config
 
 from imaging.checkpoint import Checkpoint, FusionCheckpoint, open_fusion, save_fusion
-from imaging.classifier import Classification, Judgement, judge, targets_of
 from imaging.config import ClassifyConfig
 from imaging.errors import FusionMismatch
+from imaging.judgement import Classification, Judgement, judge, targets_of
 from imaging.logistic import log_odds, logistic
 from imaging.report.fusion import Fusion, Part, added, calibration_of, fusion_entries, judged_whole, text_part
 from imaging.report.report import FusionEntry

@@ -17,10 +17,10 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from imaging.checkpoint import Checkpoint
-from imaging.classifier import Classification, Judgement, Target
 from imaging.config import Code, load_config
-from imaging.explain import Attribution, HeatMap
 from imaging.files import shipped
+from imaging.heat_map import Attribution, HeatMap
+from imaging.judgement import Classification, Judgement, Target
 from imaging.predict import Prediction
 from imaging.report.pictures import Picture, key_pictures, outline_path
 from imaging.volume import Frame, Volume, orientation_of

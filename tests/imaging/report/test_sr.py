@@ -17,14 +17,16 @@ from pydicom.dataset import Dataset
 from validators import assert_valid, dumped
 
 from imaging.checkpoint import find_checkpoint, open_checkpoint
-from imaging.classifier import Classification, Classifier, open_predictor
+from imaging.classifier import Classifier
 from imaging.codes import code_of
 from imaging.config import Code
 from imaging.dicom import load_series
 from imaging.dicom.seg import Algorithm, SegType, write_seg
 from imaging.dicom.sr_content import Evaluation, Group, SegmentRef, read_content
 from imaging.errors import FormatNotApplicable, OutputNotBuilt
+from imaging.judgement import Classification
 from imaging.predict import Prediction, Predictor
+from imaging.predictors import open_predictor
 from imaging.report.findings import findings_of
 from imaging.report.models import model_entry
 from imaging.report.report import (

@@ -6,8 +6,8 @@ import pytest
 
 from imaging.checkpoint import find_checkpoint, open_text
 from imaging.errors import NotApplicable
+from imaging.text.answer import check_pictures
 from imaging.text.document import Document
-from imaging.text.reading import check_pictures
 from imaging.volume import SeriesFacts
 
 REPORT = "FINDINGS: The heart is normal. No pleural effusion."
