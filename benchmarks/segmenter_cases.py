@@ -52,7 +52,7 @@ class Case:
     study
         A DICOM folder, or a NIfTI file.
     nifti
-        The same as NIfTI, for who reads no DICOM; made beforehand.
+        The same, or one of as many tiles, as NIfTI for who reads no DICOM; made beforehand.
     checkpoint
         A folder.
     """
