@@ -1,7 +1,7 @@
 """`imgpipe calibrate`: another calibration for a checkpoint that is there already, without training it anew.
 
-Invariant: the weights stay as they are, byte for byte, and so does everything that made them; what is chosen anew is
-chosen on the very cases that validated the checkpoint, by the names that its metrics have, and its config says so.
+Invariant: the weights stay as they are, byte for byte, and so does everything that made them and every file that tells
+of them alone, such as the engines that they were accepted with; what is chosen anew is chosen on the very cases that validated the checkpoint, by the names that its metrics have, and its config says so.
 
 A checkpoint of one training is asked about its held-out cases again, and says what a training with such a config would
 have said. Of a cross-validation the networks of the other folds are not at hand: what they said of each case is in its
@@ -19,13 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.cases import ClassifiedCase, read_cases
-from imaging.checkpoint import CONFIG, NetworkCheckpoint, find_checkpoint, open_network, save_checkpoint
+from imaging.checkpoint import (
+    CARD,
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    NetworkCheckpoint,
+    find_checkpoint,
+    open_network,
+    read_verified,
+    save_checkpoint,
+)
 from imaging.config import ClassifyConfig, JudgedConfig, NetworkConfig, SegmentConfig, find_config, load_network
 from imaging.config.load import with_values
 from imaging.conformal import Conformal
 from imaging.dataset_check import OnCase
 from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, TooFewCases, WrongTask
 from imaging.manifest import Split
+from imaging.novelty import FILE
 from imaging.text.cases import TextCase
 from pipelines.measure_classifier import Applied, conformal_by_target, judged_by, promises
 from pipelines.novelty import novelty_of
@@ -137,6 +148,16 @@ def _own_cases(
     return {side: [cases[name] for name in own if name in cases] for side, own in names.items()}
 
 
+def _beside(checkpoint: NetworkCheckpoint) -> dict[str, bytes]:
+    """The files of a checkpoint that tell of its weights alone."""
+    made_anew = {CONFIG, WEIGHTS, METRICS, CARD, FILE}
+    return {
+        name: read_verified(checkpoint.folder / name, sha256)
+        for name, sha256 in checkpoint.sums.items()
+        if name not in made_anew
+    }
+
+
 def _told(config: JudgedConfig, data: Path) -> dict[str, str]:
     """What the metrics say of it: the config's digest, and the name of the data."""
     return {"config_sha256": config.digest(), "data": data.resolve().name}
@@ -150,7 +171,7 @@ def _of_one(
     told = {"training": checkpoint.metrics["training"], "calibrated": _told(config, Path(str(config.data.root)))}
     scratch = out.with_name(f".{out.name}.unmeasured")
     return publish_measured(
-        cases, checkpoint.load_weights(), told, folder=out, scratch=scratch, on_case=on_case
+        cases, checkpoint.load_weights(), told, folder=out, scratch=scratch, beside=_beside(checkpoint), on_case=on_case
     )[0]  # fmt: skip
 
 
@@ -160,10 +181,11 @@ def _of_folds(
     metrics = {**checkpoint.metrics, "calibrated": _told(config, Path(str(config.data.root)))}
     own = {case.name: case.patient for cases in sides.values() for case in cases}
     metrics |= _with_error_rate(config, metrics, own)
-    extras: dict[str, bytes] = {}
+    extras = _beside(checkpoint)
     metrics.pop("novelty", None)
     if config.calibrate.novelty is not None:
-        extras, found = novelty_of(checkpoint, config, sides, on_case=on_case)
+        kept, found = novelty_of(checkpoint, config, sides, on_case=on_case)
+        extras |= kept
         metrics["novelty"] = {**found, "counted": False}
     return save_checkpoint(out, config, checkpoint.load_weights(), metrics, extras)
 

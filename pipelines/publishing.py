@@ -26,6 +26,7 @@ def publish_measured(
     *,
     folder: Path,
     scratch: Path,
+    beside: Mapping[str, bytes] | None = None,
     on_case: OnCase | None = None,
 ) -> tuple[NetworkCheckpoint, dict[str, str]]:
     """Publish weights in a folder.
@@ -40,6 +41,8 @@ def publish_measured(
         What else its metrics say.
     folder, scratch
         Where it goes, and where a first one without numbers lies meanwhile; neither is there yet.
+    beside
+        Further files by name that it shall have.
     on_case
         Called before each case that is looked at for what is usual; see `pipelines.novelty.novelty_of`.
 
@@ -60,5 +63,7 @@ def publish_measured(
         measured = cases.measure(unmeasured)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    checkpoint = save_checkpoint(folder, config, weights, {**measured.metrics, **novelty, **told}, extras)
+    checkpoint = save_checkpoint(
+        folder, config, weights, {**measured.metrics, **novelty, **told}, {**(beside or {}), **extras}
+    )
     return checkpoint, measured.pages

@@ -11,7 +11,7 @@ import pytest
 from classified import picture, write_config, write_pictures
 from PIL import Image
 
-from imaging.checkpoint import WEIGHTS, open_checkpoint
+from imaging.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, with_extras
 from imaging.classifier import Classifier
 from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, TooFewCases
 from imaging.novelty import FILE
@@ -114,8 +114,15 @@ def test_command_adds_it_and_leaves_the_weights(
 
 
 def test_an_error_rate_can_be_chosen_anew(plain: Run, films: Path, tmp_path: Path) -> None:
-    folder = str(plain.checkpoint.folder)
-    after = calibrate(checkpoint=folder, data=films, out=tmp_path / "rate", overrides=["calibrate.error_rate=0.2"])
+    assert isinstance(plain.checkpoint, Checkpoint)
+    before = with_extras(
+        tmp_path / "before", plain.checkpoint, plain.checkpoint.metrics, {"notes.txt": b"of the weights"}
+    )
+    after = calibrate(
+        checkpoint=str(before.folder), data=films, out=tmp_path / "rate", overrides=["calibrate.error_rate=0.2"]
+    )
+    assert (after.folder / "notes.txt").read_bytes() == b"of the weights"
+    assert set(after.sums) == set(before.sums)
     bounds = after.metrics["calibration"]["conformal"]["odd"]
     assert (bounds["error_rate"], bounds["cases"]) == (0.2, after.metrics["validation"]["cases"])
     wrong = after.metrics["validation"]["wrong"]["odd"]
