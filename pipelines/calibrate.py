@@ -1,7 +1,8 @@
 """`imgpipe calibrate`: another calibration for a checkpoint that is there already, without training it anew.
 
 Invariant: the weights stay as they are, byte for byte, and so does everything that made them and every file that tells
-of them alone, such as the engines that they were accepted with; what is chosen anew is chosen on the very cases that validated the checkpoint, by the names that its metrics have, and its config says so.
+of them alone, such as the engines that they were accepted with; what is chosen anew is chosen on the very cases that
+validated the checkpoint, by the names that its metrics have, and its config says so.
 
 A checkpoint of one training is asked about its held-out cases again, and says what a training with such a config would
 have said. Of a cross-validation the networks of the other folds are not at hand: what they said of each case is in its

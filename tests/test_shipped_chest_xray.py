@@ -27,7 +27,19 @@ def classifier(checkpoint: Checkpoint) -> Classifier:
 
 def test_checkpoint_was_trained_by_the_config_that_ships(checkpoint: Checkpoint) -> None:
     config = load_config(find_config("chest_xray"))
-    assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["training"]["config_sha256"]
+    # It was trained before it had an error rate, which decides no weight.
+    assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["calibrated"]["config_sha256"]
+    plain = config.model_copy(
+        update={"calibrate": config.calibrate.model_copy(update={"error_rate": None, "novelty": None})}
+    )
+    assert plain.digest() == checkpoint.metrics["training"]["config_sha256"]
+
+
+def test_its_error_rate_holds_on_its_test_cases(checkpoint: Checkpoint) -> None:
+    rate = checkpoint.metrics["calibration"]["conformal"]["pneumonia"]["error_rate"]
+    for side in ("validation", "test"):
+        wrong = checkpoint.metrics[side]["wrong"]["pneumonia"]
+        assert max(wrong[kind]["mean"] for kind in ("normal", "abnormal")) <= rate == 0.05
 
 
 def test_weights_are_under_20_mb(checkpoint: Checkpoint) -> None:
