@@ -49,7 +49,7 @@ bench: $(VENV)/installed-test  ## Infer, preprocessing, start and growth beside 
 	$(BIN)/python benchmarks/bench_preprocess.py $(BENCH) --results benchmarks/results
 	$(BIN)/python benchmarks/bench_startup.py --results benchmarks/results
 	$(BIN)/python benchmarks/bench_growth.py $(BENCH) --results benchmarks/results
-	$(BIN)/python benchmarks/tabulate.py benchmarks/results docs/performance.md
+	$(BIN)/python benchmarks/make_table.py benchmarks/results docs/performance.md
 
 clean:  ## Remove the environment and what was built
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache fuzz_failures

@@ -1,7 +1,7 @@
 """What a benchmark found, kept as JSON: rows of figures beside a peer's, curves of growth, stages.
 
 A row's ratio is how many times the peer takes what imgpipe takes; of a limit, how many times imgpipe takes what the
-limit takes. `tabulate.py` makes one table and one picture of all that lie in a folder.
+limit takes. `make_table.py` makes one table and one picture of all that lie in a folder.
 """
 
 from __future__ import annotations

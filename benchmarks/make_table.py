@@ -1,6 +1,6 @@
 """Of all results in a folder one table (TABLE.md) and one picture (PLOT.svg); `docs/performance.md` quotes the table.
 
-    python benchmarks/tabulate.py FOLDER [PAGE]
+    python benchmarks/make_table.py FOLDER [PAGE]
 
 PAGE is a Markdown file with the lines `<!-- figures -->` and `<!-- /figures -->`: what stands between them is replaced.
 The picture has each ratio as a bar, how cost grows as lines on logarithmic axes, and the stages of a study.
