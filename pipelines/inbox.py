@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from imaging.errors import ImagingError, InputRefused, UnreadableDicom
-from pipelines.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,15 @@ class _Seen:
     version: tuple[int, int, int]
     since: float
     tried: bool = False
+    refused: bool = False
+
+
+class Taker(Protocol):
+    """Takes files; `pipelines.store.Store` is one."""
+
+    def take(self, path: Path, *, source: str) -> object:
+        """Move a file in, as `Store.take` does."""
+        ...
 
 
 class Inbox:
@@ -56,7 +65,7 @@ class Inbox:
     def __init__(
         self,
         folder: Path,
-        store: Store,
+        store: Taker,
         *,
         settle_s: float = 2.0,
         poll_s: float | None = None,
@@ -95,7 +104,7 @@ class Inbox:
         taken, there = 0, set()
         for path in self._files():
             there.add(path)
-            if self._has_settled(path) and self._is_open():
+            if self._has_settled(path) and not self._seen[path].refused and self._is_open():
                 taken += self._take(path)
         for path in set(self._seen) - there:
             del self._seen[path]
@@ -129,6 +138,8 @@ class Inbox:
             if not stays or not self._seen[path].tried:
                 log.warning("inbox: %s", error if not isinstance(error, UnreadableDicom) else error.code)
             self._seen[path].tried = True
+            # What was refused and left where it is would be refused again, until it is another file.
+            self._seen[path].refused = not stays and path.exists()
             return False
         return True
 

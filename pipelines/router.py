@@ -19,7 +19,7 @@ from imaging.dicom.header import read_header
 from imaging.errors import ImagingError
 from pipelines.chosen import choose
 from pipelines.delivery import Destination
-from pipelines.routing import PRIORITIES, Rule, SeriesTold, StudyTold, To, load_routing
+from pipelines.routing import PRIORITIES, Routing, Rule, SeriesTold, StudyTold, To, load_routing
 from pipelines.store import Store
 from pipelines.store.rules import Completeness, Judged
 from pipelines.store.view import Route
@@ -43,6 +43,8 @@ class Router:
         Makes the place that a rule names.
     places
         Where results go by the command line.
+    check
+        Is asked whether rules may be taken; raises why they may not.
 
     Attributes
     ----------
@@ -63,7 +65,9 @@ class Router:
         reporting: Reporting,
         place_of: Callable[[To], Destination],
         places: Sequence[Destination] = (),
+        check: Callable[[Routing], None] = lambda _: None,
     ) -> None:
+        self._check = check
         self._path, self._reporting, self._place_of, self._always = path, reporting, place_of, tuple(places)
         self.places: dict[str, Destination] = {place.name: place for place in places}
         self._asked = threading.Event()
@@ -78,6 +82,9 @@ class Router:
             to[rule.name] = [self._place_of(place) for place in rule.to] or list(self._always)
             if rule.deidentify is not None:
                 read_key(rule.deidentify.key)
+        for hidden in routing.incoming:
+            read_key(hidden.deidentify.key)
+        self._check(routing)
         self.routing, self._orders = routing, orders
         self._to = {rule: tuple(place.name for place in places) for rule, places in to.items()}
         self.places |= {place.name: place for places in to.values() for place in places}

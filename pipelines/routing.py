@@ -133,6 +133,17 @@ class Deidentify(Section):
     unsure_pixels: bool = False
 
 
+class Incoming(Section):
+    """What is pseudonymised before it is kept: each instance that `when` takes, by its own header.
+
+    `crosswalk`: a file that gets what stands for what, apart from the store; without it nothing is written.
+    """
+
+    when: When = When()
+    deidentify: Deidentify
+    crosswalk: Path | None = None
+
+
 class Rule(Section):
     """What is done with some studies.
 
@@ -159,9 +170,14 @@ class Rule(Section):
 
 
 class Routing(Section):
-    """A file of rules. `disk`: when nothing more is taken. `retention`: when what was delivered is removed."""
+    """A file of rules.
+
+    `incoming`: what is pseudonymised before it is kept. `disk`: when nothing more is taken. `retention`: when what was
+    delivered is removed.
+    """
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    incoming: tuple[Incoming, ...] = ()
     disk: Marks = Marks()
     retention: Retention = Retention()
 
@@ -199,7 +215,15 @@ def load_routing(path: Path, *, places: Iterable[str] = ()) -> Routing:
         if mute is not None:
             raise ConfigInvalid(path, seen=f"rule {mute!r} has no `to`", expected="somewhere for results to go to was "
                                 "expected, there or on the command line")  # fmt: skip
-    return read.model_copy(update={"rules": tuple(_rooted(rule, path.resolve().parent) for rule in read.rules)})
+    folder = path.resolve().parent
+    rules, incoming = [_rooted(rule, folder) for rule in read.rules], [_apart(rule, folder) for rule in read.incoming]
+    return read.model_copy(update={"rules": tuple(rules), "incoming": tuple(incoming)})
+
+
+def _apart(rule: Incoming, folder: Path) -> Incoming:
+    hidden = rule.deidentify.model_copy(update={"key": folder / rule.deidentify.key})
+    crosswalk = None if rule.crosswalk is None else folder / rule.crosswalk
+    return rule.model_copy(update={"deidentify": hidden, "crosswalk": crosswalk})
 
 
 def _rooted(rule: Rule, folder: Path) -> Rule:

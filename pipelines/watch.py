@@ -21,9 +21,10 @@ from imaging.errors import ConfigInvalid, PeerFault, StoreBusy, StoreFull
 from pipelines.audit import STARTED, STOPPED, AuditLog
 from pipelines.delivery import Destination, Outbox
 from pipelines.disk import Gate
+from pipelines.incoming import Hidden, check_places
 from pipelines.refusals import Refusals
 from pipelines.router import Router
-from pipelines.routing import To
+from pipelines.routing import Routing, To
 from pipelines.store import Store
 from pipelines.watcher import Chore, Rules, Watcher
 from pipelines.worker import ByRule, Reading, Reporting
@@ -166,9 +167,9 @@ class Ruled:
     reporting: Reporting
     on_router: Callable[[Router], None] = lambda _: None
 
-    def router(self, go_to: Out, places: Places) -> Router:
+    def router(self, go_to: Out, places: Places, check: Callable[[Routing], None] = lambda _: None) -> Router:
         """Read the rules; see `Router` for what is raised."""
-        router = Router(self.path, self.reporting, places.named, places.of(go_to))
+        router = Router(self.path, self.reporting, places.named, places.of(go_to), check)
         self.on_router(router)
         return router
 
@@ -217,14 +218,18 @@ def watch(
         shown = shown or Shown()
         audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
         places, gate = _places(store, come_from.listening), Gate(opened.root)
-        router = ruled.router(go_to, places) if ruled is not None else None
+        router = None
+        if ruled is not None:
+            router = ruled.router(go_to, places, partial(_check_incoming, come_from=come_from, store=store))
+        taker = Hidden(opened, lambda: router.routing.incoming if router is not None else ())
         refusals, expecting = Refusals(), _expecting(come_from, opened)
         watcher = Watcher(
             opened,
             ByRule(router.firsts()) if router is not None else reading,
             _swept(list(router.places.values()) if router is not None else places.of(go_to)),
-            inbox=come_from.inbox, receiver=_receiver(come_from.listening, opened, places.commitments, gate, refusals),
-            chores=list(_chores(come_from, opened, refusals, expecting)), devices=devices, rules=rules, router=router,
+            inbox=come_from.inbox, receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals),
+            taker=taker, chores=list(_chores(come_from, opened, taker, refusals, expecting)),
+            devices=devices, rules=rules, router=router,
             expected=expecting.expected if expecting is not None else lambda _: None, gate=gate,
             page=_page(shown.web, opened, audit), audit=audit,
         )  # fmt: skip
@@ -275,6 +280,14 @@ def _check(come_from: In, go_to: Out, ruled: Ruled | None) -> None:
                            "expected", remedy="Make it, or mount what it lies on")  # fmt: skip
 
 
+def _check_incoming(routing: Routing, *, come_from: In, store: Path) -> None:
+    """See that what is pseudonymised on its way in can be, and that nothing leads back from it."""
+    check_places(routing.incoming, store)
+    if routing.incoming and come_from.worklist is not None:
+        raise ConfigInvalid("incoming", seen="--worklist beside it", expected="one of them was expected, for "
+                            "a workitem names the study as it was")  # fmt: skip
+
+
 def _page(address: Address | None, store: Store, audit: AuditLog) -> Page | None:
     if address is None:
         return None
@@ -286,13 +299,13 @@ def _page(address: Address | None, store: Store, audit: AuditLog) -> Page | None
 
 
 def _receiver(
-    listening: Listening | None, store: Store, commitments: Commitments | None, gate: Gate, refusals: Refusals
+    listening: Listening | None, taker: Hidden, commitments: Commitments | None, gate: Gate, refusals: Refusals
 ) -> Receiver | None:
     if listening is None:
         return None
     from pipelines.receive import Receiver
 
-    return Receiver(listening, store, folder=store.root, holds=store.holds, commitments=commitments, gate=gate,
+    return Receiver(listening, taker, folder=gate.folder, holds=taker.holds, commitments=commitments, gate=gate,
                     on_refused=refusals.tell)  # fmt: skip
 
 
@@ -310,7 +323,9 @@ def _expecting(come_from: In, store: Store) -> Expecting | None:
     return Expecting(store, ByFind(asked, aet))
 
 
-def _chores(come_from: In, store: Store, refusals: Refusals, expecting: Expecting | None) -> Iterator[Chore]:
+def _chores(
+    come_from: In, store: Store, taker: Hidden, refusals: Refusals, expecting: Expecting | None
+) -> Iterator[Chore]:
     """What goes on beside the jobs."""
     if come_from.listening is not None:
         yield Chore(partial(refusals.write, store), _TOLD_S)
@@ -319,13 +334,13 @@ def _chores(come_from: In, store: Store, refusals: Refusals, expecting: Expectin
     if come_from.web is not None and come_from.worklist is not None:
         yield Chore(_claims(come_from.web, come_from.worklist, store), come_from.poll_s, takes=True)
     elif come_from.web is not None:
-        yield Chore(_fetch(come_from.web, come_from.days, store), come_from.poll_s, takes=True)
+        yield Chore(_fetch(come_from.web, come_from.days, taker), come_from.poll_s, takes=True)
 
 
-def _fetch(web: Web, days: int, store: Store) -> Callable[[], None]:
+def _fetch(web: Web, days: int, taker: Hidden) -> Callable[[], None]:
     from pipelines.fetch import Poller, Watched
 
-    poller = Poller(web, store, store.knows, Watched(days=days))
+    poller = Poller(web, taker, taker.knows, Watched(days=days))
 
     def fetch() -> None:
         try:

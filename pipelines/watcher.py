@@ -22,7 +22,7 @@ from imaging.files import sync_folder
 from pipelines.audit import AuditLog
 from pipelines.delivery import Destination, read_back, reason_of
 from pipelines.disk import Gate
-from pipelines.inbox import Inbox
+from pipelines.inbox import Inbox, Taker
 from pipelines.retention import purge_by
 from pipelines.router import Router
 from pipelines.runner import Patience, Runner
@@ -139,6 +139,8 @@ class Watcher:
         Decides of each study what is done with it; without one every study is treated alike.
     gate
         Says whether the disk has room.
+    taker
+        Takes the files of the inbox; None is the store.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class Watcher:
         audit: AuditLog | None = None,
         router: Router | None = None,
         gate: Gate | None = None,
+        taker: Taker | None = None,
     ) -> None:
         self._store, self._rules = store, rules or Rules()
         self._router, self._gate = router, gate or Gate(store.root)
@@ -171,7 +174,7 @@ class Watcher:
         )  # fmt: skip
         self._inbox = None
         if inbox is not None:
-            self._inbox = Inbox(inbox, store, settle_s=self._rules.settle_s, poll_s=self._rules.poll_s,
+            self._inbox = Inbox(inbox, taker or store, settle_s=self._rules.settle_s, poll_s=self._rules.poll_s,
                                 is_open=self._gate.is_open)  # fmt: skip
         self._taking, self._ending = threading.Event(), threading.Event()
         self._failure: BaseException | None = None

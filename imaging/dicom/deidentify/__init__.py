@@ -7,7 +7,7 @@ agree.
 """
 
 from imaging.dicom.deidentify.options import Options
-from imaging.dicom.deidentify.pseudonyms import Key, Pseudonyms, make_key, read_key
+from imaging.dicom.deidentify.pseudonyms import Crosswalk, Key, Pseudonyms, make_key, read_key
 from imaging.dicom.deidentify.whole import Deidentified, deidentified
 
-__all__ = ["Deidentified", "Key", "Options", "Pseudonyms", "deidentified", "make_key", "read_key"]
+__all__ = ["Crosswalk", "Deidentified", "Key", "Options", "Pseudonyms", "deidentified", "make_key", "read_key"]

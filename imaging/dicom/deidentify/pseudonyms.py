@@ -14,6 +14,7 @@ import hmac
 import io
 import os
 import secrets
+import threading
 import uuid
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -27,6 +28,8 @@ from imaging.files import write_whole
 _LEAST = 32
 # At least this far, so that a moved date is none of the days about the study; at most some ten years more.
 _NEAREST_DAYS, _SPREAD_DAYS = 100, 3650
+# So many rows are remembered.
+_LATELY = 20_000
 _HEADER = ("kind", "original", "pseudonym")
 
 
@@ -161,6 +164,69 @@ class Pseudonyms:
         table.writerow(_HEADER)
         table.writerows((*entry, rows[entry]) for entry in sorted(rows))
         write_whole(path, stream.getvalue().encode(errors="surrogateescape"), mode=0o600)
+
+
+class Crosswalk:
+    """A crosswalk that grows while instances come: each is on disk before its copy goes on.
+
+    Parameters
+    ----------
+    path
+        The file; made, readable by its owner alone, with its first row.
+    key
+        What all of its pseudonyms are made with.
+
+    Raises
+    ------
+    KeyInvalid
+        If the file is no crosswalk, or of another key.
+    """
+
+    def __init__(self, path: Path, key: Key) -> None:
+        self._path, self._writing = path, threading.Lock()
+        # What was written lately: a row that is there twice says nothing else, and memory stays bounded.
+        self._lately: dict[tuple[str, str], str] = {}
+        self._mend()
+        names = Pseudonyms(key)
+        for (kind, original), pseudonym in _read(path).items():
+            if kind == "uid" and names.uid(original) != pseudonym:
+                raise KeyInvalid(path, seen="a crosswalk of another key", remedy="Give each key a file of its own")
+
+    def _mend(self) -> None:
+        """Take away a row that a crash has cut off."""
+        if self._path.exists():
+            content = self._path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                os.truncate(self._path, content.rfind(b"\n") + 1)
+
+    def note(self, names: Pseudonyms) -> None:
+        """Write down what pseudonyms have stood for.
+
+        Raises
+        ------
+        OutputNotWritable
+            If that fails; then their copy may not go on.
+        """
+        with self._writing:
+            new = {entry: name for entry, name in names.known.items() if self._lately.get(entry) != name}
+            if not new:
+                return
+            stream = io.StringIO()
+            table = csv.writer(stream, lineterminator="\n")
+            try:
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                with os.fdopen(descriptor, "ab") as file:
+                    if not os.fstat(descriptor).st_size:
+                        table.writerow(_HEADER)
+                    table.writerows((*entry, name) for entry, name in new.items())
+                    file.write(stream.getvalue().encode(errors="surrogateescape"))
+                    file.flush()
+                    os.fsync(descriptor)
+            except OSError as error:
+                raise OutputNotWritable(self._path, seen=error.strerror or "cannot be written") from error
+            if len(self._lately) > _LATELY:
+                self._lately.clear()
+            self._lately |= new
 
 
 def _read(path: Path) -> dict[tuple[str, str], str]:
