@@ -218,9 +218,8 @@ def watch(
         shown = shown or Shown()
         audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
         places, gate = _places(store, come_from.listening), Gate(opened.root)
-        router = None
-        if ruled is not None:
-            router = ruled.router(go_to, places, partial(_check_incoming, come_from=come_from, store=store))
+        check = partial(_check_incoming, come_from=come_from, store=store)
+        router = ruled.router(go_to, places, check) if ruled is not None else None
         taker = Hidden(opened, lambda: router.routing.incoming if router is not None else ())
         refusals, expecting = Refusals(), _expecting(come_from, opened)
         watcher = Watcher(
@@ -228,10 +227,9 @@ def watch(
             ByRule(router.firsts()) if router is not None else reading,
             _swept(list(router.places.values()) if router is not None else places.of(go_to)),
             inbox=come_from.inbox, receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals),
-            taker=taker, chores=list(_chores(come_from, opened, taker, refusals, expecting)),
-            devices=devices, rules=rules, router=router,
-            expected=expecting.expected if expecting is not None else lambda _: None, gate=gate,
-            page=_page(shown.web, opened, audit), audit=audit,
+            taker=taker, chores=list(_chores(come_from, opened, taker, refusals, expecting)), devices=devices,
+            rules=rules, router=router, expected=expecting.expected if expecting is not None else lambda _: None,
+            gate=gate, page=_page(shown.web, opened, audit), audit=audit,
         )  # fmt: skip
         with _audited(audit, opened, refusals):
             watcher.run(stop)
