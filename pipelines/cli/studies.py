@@ -78,7 +78,9 @@ def infer(
     with progress("Starting") as tell:
         from pipelines import infer as verb
         from pipelines.cluster.nodes import Cluster
+        from pipelines.spared import spare
 
+        spare()
         cluster = Cluster(cluster_address, cluster_cpus) if engine_cluster else None
 
         def on_study(name: str, number: int, total: int) -> None:

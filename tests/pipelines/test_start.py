@@ -16,7 +16,7 @@ from imaging.engines.accepted import FILE, Compared, Trial, Trials
 ROOT = Path(__file__).parents[2]
 # What takes seconds to import, and is of no use to a study without a text.
 HEAVY = ("torch", "monai", "lightning", "transformers", "tokenizers", "matplotlib", "sklearn", "scipy.ndimage",
-         "SimpleITK", "nncf", "tensorboard", "mlflow", "imagecodecs")  # fmt: skip
+         "SimpleITK", "nncf", "tensorboard", "mlflow", "ray", "imagecodecs")  # fmt: skip
 
 REPORT = """
 import sys
@@ -62,3 +62,20 @@ def test_a_segmenter_through_a_kept_model_loads_nothing_heavy(accepted: Checkpoi
     assert {"report.json", "report.html", "sr.dcm", "seg_hippocampus_mr.dcm"} <= {
         file.name for file in folder.iterdir()
     }
+
+
+def test_monai_is_imported_alone_and_what_was_spared_is_there_afterwards() -> None:
+    code = """
+import sys
+from pipelines.spared import SPARED, spare
+spare()
+import monai.networks.nets, monai.visualize
+print(*(name for name in sorted(SPARED) if name in sys.modules), '|', end=' ')
+import matplotlib
+print(matplotlib.__name__)
+from imaging.networks import build_segmenter
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False,
+                          cwd=ROOT, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["|", "matplotlib"]
