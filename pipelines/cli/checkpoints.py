@@ -141,8 +141,8 @@ def models(as_json: bool) -> int:
             for name, figures in (model["scores_on_validation"] or {}).items():
                 told = ", ".join(f"{TOLD[key]} {interval(figures[key])}" for key in TOLD)
                 click.echo(f"  validation, which also chose its threshold, {name}: {told}")
-        for name, found in (model["spans_on_test"] or {}).items():
-            click.echo(f"  test, mentions of {name}: F1 {interval(found['f1'])}")
+        for name, figures in (model["spans_on_test"] or {}).items():
+            click.echo(f"  test, mentions of {name}: F1 {interval(figures['f1'])}")
         click.echo(f"  {model['licence']}")
         click.echo(f"  {model['folder']}")
     for refusal in found["refused"]:

@@ -238,7 +238,7 @@ def test_shipped_model_judges_a_report_and_three_numbers_are_told(film: Path, mo
     assert fused.image is not None and fused.text is not None
     assert fused.text.probability == entry.probability
     assert (fused.text_role, fused.assessment) == ("report", report.findings[0].assessment), "a report judges nothing"
-    assert {model.name for model in report.models} == {"toy", "report_text"}
+    assert {model.name for model in report.models} == {"toy", "report_text", "disease_spans"}
     assert report.disagreements[0].kind == "image_abnormal_report_silent"
 
 
