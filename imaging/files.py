@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -25,6 +26,8 @@ PARTIAL = ".partial"
 # rename(2), linux/fs.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+_UMASK = threading.Lock()
 
 _HERE = Path(__file__).resolve().parent
 
@@ -142,9 +145,7 @@ def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) ->
     for file in files:
         sync_file(file)
     # mkdtemp makes the folder private; the result is as open as the user's umask wants it.
-    umask = os.umask(0)
-    os.umask(umask)
-    stage.chmod(0o777 & ~umask)
+    stage.chmod(0o777 & ~_umask())
     if not target.exists():
         stage.rename(target)
     else:
@@ -158,6 +159,18 @@ def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) ->
             old.unlink(missing_ok=True)
         sync_folder(target)
     sync_folder(target.parent)
+
+
+def _umask() -> int:
+    """The user's umask, read without changing it: two threads that change it at once may leave it at 0."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    with _UMASK:
+        umask = os.umask(0)
+        os.umask(umask)
+        return umask
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,15 +1,16 @@
 """Where the time of a study goes: seconds by stage, for whoever listens.
 
 Invariant: a stage inside another counts for itself alone, so that the stages of a thread never add up to more than what
-went by. Where nobody listens, a stage costs a look at a variable.
+went by. Where nobody listens, a stage costs a look at a variable. Where several studies take turns, a stage begins when
+its turn has come, the stages inside it belong to that turn, and waiting for it counts for none.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
@@ -37,6 +38,8 @@ class Stages:
 
 
 _LISTENING: ContextVar[Stages | None] = ContextVar("listening", default=None)
+# What a stage must be in before it begins; none inside a stage, or where nobody takes turns.
+_TURN: ContextVar[Callable[[StageName], AbstractContextManager[None]] | None] = ContextVar("turn", default=None)
 # What the stages inside the present one have taken, in one number that they share.
 _INSIDE: ContextVar[list[float] | None] = ContextVar("inside", default=None)
 
@@ -58,8 +61,34 @@ def listening() -> Iterator[Stages]:
 
 
 @contextmanager
+def taking_turns(turn: Callable[[StageName], AbstractContextManager[None]]) -> Iterator[None]:
+    """The stages of what is done here wait for their turns; `turn` gives what each of them is to be in."""
+    token = _TURN.set(turn)
+    try:
+        yield
+    finally:
+        _TURN.reset(token)
+
+
+@contextmanager
 def stage(name: StageName) -> Iterator[None]:
     """What is done here belongs to a stage."""
+    turn = _TURN.get()
+    if turn is None:
+        with _counted(name):
+            yield
+        return
+    with turn(name):
+        token = _TURN.set(None)
+        try:
+            with _counted(name):
+                yield
+        finally:
+            _TURN.reset(token)
+
+
+@contextmanager
+def _counted(name: StageName) -> Iterator[None]:
     heard = _LISTENING.get()
     if heard is None:
         yield

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +48,12 @@ from pipelines.asking import Source
 from pipelines.chosen import choose
 from pipelines.outputs import FhirPage, Wanted
 from pipelines.reporting import Asked, StudyResult, report_on, stale_results
+from pipelines.shelf import Shelf
 from pipelines.words import LazyReader
 
 if TYPE_CHECKING:
+    from imaging.classifier import Classifier
+    from imaging.predict import Predictor
     from pipelines.cluster.nodes import Cluster
 
 
@@ -177,6 +180,8 @@ class Inference:
         Which findings of a classifier get a map of what raised their probability.
     engine
         What computes the networks: ``auto`` takes the fastest that the machine and the checkpoint take.
+    opened
+        Gives a checkpoint, opened; by default each is opened when it is first asked and kept.
 
     Attributes
     ----------
@@ -202,6 +207,7 @@ class Inference:
         policy: Policy = "repair",
         explain: Explained = "abnormal",
         engine: EngineWanted = "auto",
+        opened: Callable[[Checkpoint], Predictor | Classifier] | None = None,
     ) -> None:
         wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version, fhir_page)
         self.chosen = chosen = choose(models)
@@ -209,16 +215,17 @@ class Inference:
         self._named, self._policy = chosen.images_named, policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
         readers = tuple(map(LazyReader, chosen.texts))
-        predictor = cache(lambda name: open_predictor(by_name[name], engine=engine))
+        opened = opened or Shelf(partial(open_predictor, engine=engine))
+        predictor = partial(_opened, opened, by_name)
         self._asked = Asked(predictor, explain, wanted, readers, chosen.fusion)
         # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
         options = [chosen.images_named, formats and sorted(formats), seg_type, fhir_version, policy, explain, engine]
         decides = [importlib.metadata.version("imgpipe"), chosen.digests(), options]
         self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
-    def warm_up(self) -> None:
-        """Read the weights of every checkpoint, which the first study would wait for."""
-        for checkpoint in self.checkpoints:
+    def warm_up(self, has_room: Callable[[Checkpoint], bool] = lambda _: True) -> None:
+        """Read the weights of every checkpoint that there is room for, which the first study would wait for."""
+        for checkpoint in filter(has_room, self.checkpoints):
             self._asked.predictor(checkpoint.name)
 
     def __call__(
@@ -278,6 +285,12 @@ class Inference:
             if text is not None:
                 sources = [_with_text(sources, inputs, text, text_role)]
         return Listed(tuple(sources), self._unusable, tuple(doubles), inputs.scan)
+
+
+def _opened(
+    opened: Callable[[Checkpoint], Predictor | Classifier], by_name: Mapping[str, Checkpoint], name: str
+) -> Predictor | Classifier:
+    return opened(by_name[name])
 
 
 def _with_texts(inputs: Inputs, roots: Sequence[Path], *, named: Path | None) -> tuple[Inputs, dict[str, Found]]:

@@ -62,6 +62,8 @@ class Metrics:
         self._stages = Histogram("stage_seconds", "How long jobs were in a state.", ["stage"], buckets=_BUCKETS, **own)
         self._studies = Histogram("study_seconds", "From a study's last image to its result's delivery.",
                                   buckets=_BUCKETS, **own)  # fmt: skip
+        self._busy = Counter("worker_stage_seconds", "How long studies were in each stage of a worker.",
+                             ["stage"], **own)  # fmt: skip
         self._models = Histogram("model_seconds", "How long a checkpoint took for a study.", ["model"],
                                  buckets=_BUCKETS, **own)  # fmt: skip
 
@@ -126,6 +128,9 @@ class Metrics:
         elif row["code"] == "models_asked":
             for model, seconds in json.loads(row["detail"]).items():
                 self._models.labels(model).observe(seconds)
+        elif row["code"] == "stages_passed":
+            for name, seconds in json.loads(row["detail"]).items():
+                self._busy.labels(name).inc(seconds)
         elif row["job"] is not None and row["code"] in tuple(State):
             self._count_move(row)
 

@@ -6,6 +6,7 @@ pseudonyms, nothing but pseudonyms comes to where its outputs are made.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from tempfile import TemporaryDirectory
 from imaging.dicom.attributes import read_facts
 from imaging.dicom.deidentify import Options, Pseudonyms, deidentified, read_key
 from imaging.errors import NotDeidentifiable
+from imaging.predictors import open_predictor
 from imaging.report.report import Replaced
 from pipelines.asking import TOOK
 from pipelines.infer import Inference
+from pipelines.shelf import Shelf
 from pipelines.store.content import job_name
 from pipelines.worker import Hiding, Reporting, Task, why_not
 
@@ -29,6 +32,8 @@ class WarmReader:
     first
         What to report, and how, that is opened at once; a task that says nothing is reported on by the first. What else
         a task asks for is opened with that task.
+    most_bytes
+        Of weights in memory, as `pipelines.shelf` keeps them; None is without bound.
 
     Raises
     ------
@@ -36,8 +41,10 @@ class WarmReader:
         As `pipelines.infer.Inference` says.
     """
 
-    def __init__(self, first: Sequence[Reporting]) -> None:
+    def __init__(self, first: Sequence[Reporting], most_bytes: int | None = None) -> None:
         self._first = first[0]
+        self._shelf = Shelf(open_predictor, most_bytes=most_bytes)
+        self._opening = threading.Lock()
         self._opened: dict[Reporting, Inference] = {}
         for reporting in first:
             self._inference(reporting)
@@ -47,17 +54,19 @@ class WarmReader:
     def _inference(self, reporting: Reporting) -> Inference:
         """The checkpoints of one way to report; those that read a copy under pseudonyms are the same."""
         plain = replace(reporting, hiding=None)
-        if plain not in self._opened:
-            self._opened[plain] = Inference(
-                models=plain.models,
-                formats=plain.formats,
-                seg_type=plain.seg_type,
-                fhir_version=plain.fhir_version,
-                policy=plain.policy,
-                explain=plain.explain,
-            )
-            self._opened[plain].warm_up()
-        return self._opened[plain]
+        with self._opening:
+            if plain not in self._opened:
+                self._opened[plain] = Inference(
+                    models=plain.models,
+                    formats=plain.formats,
+                    seg_type=plain.seg_type,
+                    fhir_version=plain.fhir_version,
+                    policy=plain.policy,
+                    explain=plain.explain,
+                    opened=self._shelf,
+                )
+                self._opened[plain].warm_up(self._shelf.has_room)
+            return self._opened[plain]
 
     def __call__(self, task: Task) -> dict[str, float]:
         """Report on the study of a task; gives how long each checkpoint took, in s."""

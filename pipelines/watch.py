@@ -185,6 +185,7 @@ def watch(
     rules: Rules | None = None,
     shown: Shown | None = None,
     ruled: Ruled | None = None,
+    warm_bytes: int | None = None,
 ) -> dict[str, int]:
     """Take in studies, and report on each of them.
 
@@ -200,6 +201,8 @@ def watch(
         Set it, from a signal handler, to end.
     devices, rules, shown, ruled
         As `Watcher` takes them, or see there.
+    warm_bytes
+        Where there are rules, how much of their checkpoints' weights a worker keeps in memory; None is all.
 
     Returns
     -------
@@ -224,7 +227,7 @@ def watch(
         refusals, expecting = Refusals(), _expecting(come_from, opened)
         watcher = Watcher(
             opened,
-            ByRule(router.firsts()) if router is not None else reading,
+            ByRule(router.firsts(), warm_bytes) if router is not None else reading,
             _swept(list(router.places.values()) if router is not None else places.of(go_to)),
             inbox=come_from.inbox, receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals),
             taker=taker, chores=list(_chores(come_from, opened, taker, refusals, expecting)), devices=devices,

@@ -52,6 +52,8 @@ class Rules:
         When a study is complete, how often a job and a delivery are tried, how long a worker may take.
     settle_s, poll_s
         As `Inbox` takes them.
+    at_once
+        How many studies a worker has in hand: while the network is asked of one, another is read or written.
     drain_s
         How long, once told to end, it goes on with what it is doing.
     """
@@ -62,6 +64,7 @@ class Rules:
     patience: Patience = field(default_factory=Patience)
     settle_s: float = 2.0
     poll_s: float | None = None
+    at_once: int = 2
     drain_s: float = 60.0
 
 
@@ -170,7 +173,7 @@ class Watcher:
         self._page, self._audit = page, audit
         self._runner = Runner(
             store, reading, devices=devices, patience=self._rules.patience, retries=self._rules.retries,
-            routed=router is not None,
+            at_once=self._rules.at_once, routed=router is not None,
         )  # fmt: skip
         self._inbox = None
         if inbox is not None:

@@ -1,8 +1,9 @@
-"""A worker: a process of its own that holds its checkpoints warm and reports on one study after another.
+"""A worker: a process of its own that holds its checkpoints warm and reports on a few studies at a time.
 
-Invariant: it writes into the folder that a task names and nowhere else, touches no database, and does not outlive the
-watcher that started it. What ends it (memory, a library's crash, a study without end) ends no more than one try of one
-study. It runs the code that `imgpipe infer` runs.
+Invariant: it writes into the folders that its tasks name and nowhere else, touches no database, and does not outlive
+the watcher that started it. Each study has a thread, and what it raises ends no other; what ends the whole process
+(memory, a library's crash, a study without end) is for `pipelines.runner` to tell whose it was. It runs the code that
+`imgpipe infer` runs.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from imaging.errors import ImagingError, InputRefused, InternalFault, NothingFound, StudyFailed
+from imaging.stages import listening, taking_turns
+from pipelines.turns import Turns
 
 if TYPE_CHECKING:
     from imaging.dicom.seg import SegType
@@ -46,6 +51,8 @@ class Task:
     ----------
     study_uid, files
         The study, and its files.
+    job
+        Its job's number.
     out
         An empty folder; the study's folder is made in it.
     version
@@ -65,6 +72,7 @@ class Task:
     replaces: tuple[int, str] | None = None
     earlier: Path | None = None
     reporting: Reporting | None = None
+    job: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +88,33 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Waits:
+    """A job begins to wait for another one of the same worker, or goes on."""
+
+    job: int
+    waits: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """A task has come to its end; `error` says why there is no report, `took` how long each checkpoint took, in s."""
+    """A task has come to its end.
+
+    Attributes
+    ----------
+    error
+        Why there is no report.
+    took
+        How long each checkpoint took, in s.
+    stages
+        How long each stage (`imaging.stages`) took, in s, without waiting for its turn.
+    job
+        Whose it is; 0 where the worker could not start.
+    """
 
     error: ImagingError | None = None
     took: Mapping[str, float] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
+    job: int = 0
 
     @property
     def is_refusal(self) -> bool:
@@ -156,15 +186,24 @@ class Reporting:
 
 @dataclass(frozen=True, slots=True)
 class ByRule:
-    """Reporting as each task says; what the rules named at the start is in memory from the start."""
+    """Reporting as each task says; what was named at the start is in memory from the start.
+
+    Attributes
+    ----------
+    first
+        What was named; a task that says nothing is reported on by the first.
+    most_bytes
+        Of weights in a worker's memory; None is without bound.
+    """
 
     first: tuple[Reporting, ...]
+    most_bytes: int | None = None
 
     def open(self) -> Reader:
         """Read the checkpoints; see `Reporting.open`."""
         from pipelines.warm import WarmReader
 
-        return WarmReader(self.first)
+        return WarmReader(self.first, self.most_bytes)
 
 
 def why_not(problems: Sequence[ImagingError], study_uid: str) -> ImagingError:
@@ -176,7 +215,9 @@ def why_not(problems: Sequence[ImagingError], study_uid: str) -> ImagingError:
     return next(iter([*faults, *others, *reversed(problems)]), unknown)
 
 
-def serve(pipe: Connection, reading: Reading, environment: dict[str, str], level: int, parent: int) -> None:
+def serve(
+    pipe: Connection, reading: Reading, environment: dict[str, str], level: int, parent: int, at_once: int = 1
+) -> None:
     """What the process does until its pipe is closed."""
     end_with(parent)
     # A service manager signals every process of the service; the watcher decides when this one ends.
@@ -186,7 +227,7 @@ def serve(pipe: Connection, reading: Reading, environment: dict[str, str], level
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     speaking = threading.Lock()
 
-    def say(what: Ready | Beat | Outcome) -> None:
+    def say(what: Ready | Beat | Waits | Outcome) -> None:
         with speaking:
             pipe.send(what)
 
@@ -207,8 +248,28 @@ def serve(pipe: Connection, reading: Reading, environment: dict[str, str], level
             say(Outcome(error))
             return
         say(Ready(reader.setup))
+        # Threads that stay: libraries keep things for each thread that ever asked them for work.
+        tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        turns = Turns()
+        for number in range(at_once):
+            threading.Thread(target=_work, args=(reader, tasks, turns, say), name=f"study{number}", daemon=True).start()
         while True:
-            say(_tried(reader, pipe.recv()))
+            tasks.put(pipe.recv())
+
+
+def _work(reader: Reader, tasks: queue.SimpleQueue[Task], turns: Turns, say: Callable[[Waits | Outcome], None]) -> None:
+    """One study after another, each stage in its turn."""
+    with suppress(OSError):
+        while True:
+            task = tasks.get()
+            with listening() as stages, taking_turns(turns.of(partial(_tell_waiting, say, task.job))):
+                outcome = _tried(reader, task)
+            passed = {str(name): seconds for name, seconds in stages.seconds().items()}
+            say(replace(outcome, stages=passed, job=task.job))
+
+
+def _tell_waiting(say: Callable[[Waits | Outcome], None], job: int, waits: bool) -> None:
+    say(Waits(job, waits))
 
 
 def _tried(reader: Reader, task: Task) -> Outcome:
@@ -243,6 +304,8 @@ class Worker:
         What it does.
     environment
         Variables of its own, such as the device that it may see.
+    at_once
+        How many tasks it works on at a time.
 
     Attributes
     ----------
@@ -255,6 +318,7 @@ class Worker:
     name: str
     reading: Reading
     environment: dict[str, str] = field(default_factory=dict)
+    at_once: int = 1
     setup: str = ""
     last_sign: float = 0.0
     _process: Any = None
@@ -265,7 +329,7 @@ class Worker:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, other = spawn.Pipe()
         level = logging.getLogger().getEffectiveLevel()
-        arguments = (other, self.reading, self.environment, level, os.getpid())
+        arguments = (other, self.reading, self.environment, level, os.getpid(), self.at_once)
         self._process = spawn.Process(target=serve, args=arguments, name=self.name, daemon=True)
         self._process.start()
         other.close()
@@ -277,7 +341,7 @@ class Worker:
         return self._process is not None and self._process.is_alive()
 
     def send(self, task: Task) -> None:
-        """Give it a task; it has none.
+        """Give it a task; it has fewer than it works on at a time.
 
         Raises
         ------
@@ -287,20 +351,20 @@ class Worker:
         assert self._pipe is not None
         self._pipe.send(task)
 
-    def heard(self) -> Outcome | None:
-        """Take what it has said; gives the outcome of its task, or of its start if that went wrong."""
-        outcome = None
+    def heard(self) -> list[Waits | Outcome]:
+        """Take what it has said of its tasks; the outcome of its start, if that went wrong, is of no job."""
+        told: list[Waits | Outcome] = []
         try:
             while self._pipe is not None and self._pipe.poll():
                 said = self._pipe.recv()
                 self.last_sign = time.monotonic()
                 if isinstance(said, Ready):
                     self.setup = said.setup
-                elif isinstance(said, Outcome):
-                    outcome = said
+                elif isinstance(said, Waits | Outcome):
+                    told.append(said)
         except (EOFError, OSError):  # it has ended; what it said before counts
             pass
-        return outcome
+        return told
 
     def waits_on(self) -> list[Any]:
         """What to wait on for news of it."""

@@ -12,6 +12,7 @@ from arriving import instance
 from imaging.errors import MissingSlices
 from imaging.files import sha256_of, staged_folder, write_whole
 from imaging.report.report import OutputEntry, Replaced, Report, StudyEntry
+from imaging.stages import stage
 from pipelines.worker import Reader, Task
 
 
@@ -23,7 +24,8 @@ class Stub:
     ----------
     trouble
         By the end of a StudyInstanceUID, what happens: ``raise``, ``refuse``, ``hang``, ``die``, ``lie`` (an output
-        differs from its checksum), ``elsewhere`` (nothing is written). ``once:`` before it lets it happen once.
+        differs from its checksum), ``elsewhere`` (nothing is written), ``block`` (it hangs while it holds the network's
+        turn). ``once:`` before it lets it happen once.
     seconds
         What a study takes.
     log
@@ -60,7 +62,8 @@ class StubReader:
             trouble = "" if first.exists() else trouble.removeprefix("once:")
             first.touch()
         self._go_wrong(trouble, task)
-        time.sleep(self._stub.seconds)
+        with stage("network"):
+            time.sleep(self._stub.seconds)
         if trouble != "elsewhere":
             write_report(task, dicom=self._stub.dicom)
         if trouble == "lie":
@@ -75,6 +78,9 @@ class StubReader:
                 raise MissingSlices(f"study {task.study_uid}", seen="3 slices are missing")
             case "hang":
                 time.sleep(3600)
+            case "block":
+                with stage("network"):
+                    time.sleep(3600)
             case "die":
                 os._exit(9)
 

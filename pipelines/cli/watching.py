@@ -64,6 +64,10 @@ _SECONDS = click.FloatRange(min=0)
               help="Look into the inbox this often; by default where no events come (NFS, SMB).")  # fmt: skip
 @click.option("--time-limit", "study_s", type=click.FloatRange(min=1), default=300.0, show_default=True, metavar="S",
               help="A study may take this long, and 2 s more for each MiB of it.")  # fmt: skip
+@click.option("--at-once", type=click.IntRange(1, 8), default=2, show_default=True,
+              help="Studies that a worker has in hand: one is asked, others are read or written.")  # fmt: skip
+@click.option("--warm-gib", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
+              help="Most weights in a worker's memory; those used longest ago leave. By default all stay.")  # fmt: skip
 @click.option("--tries", type=click.IntRange(min=1), default=5, show_default=True,
               help="After so many faults a job is quarantined.")  # fmt: skip
 @click.option("--drain", "drain_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
@@ -77,7 +81,9 @@ _SECONDS = click.FloatRange(min=0)
 @with_policy
 @as_json
 @verb_of
-def watch(store: Path, rules_file: Path | None, dry_run: bool, as_json: bool, **told: Any) -> int:
+def watch(
+    store: Path, rules_file: Path | None, dry_run: bool, warm_gib: float | None, as_json: bool, **told: Any
+) -> int:
     """Report on each study that comes, once.
 
     Studies come from the inbox, by C-STORE or from a DICOMweb server; results go to the outbox, a folder for each
@@ -88,19 +94,22 @@ def watch(store: Path, rules_file: Path | None, dry_run: bool, as_json: bool, **
     Whatever ends it, the next start goes on from there.
     """
     from pipelines import watch as verb
+    from pipelines.worker import ByRule
 
     if dry_run:
         return _dry_run(store, _ruled(rules_file, told), as_json=as_json, **told)
+    warm_bytes = None if warm_gib is None else int(warm_gib * 2**30)
     left = verb.watch(
         come_from=_ways_in(**told),
         go_to=_ways_out(**told),
         store=store,
-        reading=_reading(**told),
+        reading=ByRule((_reading(**told),), warm_bytes),
         stop=_ended_by_signals(),
         devices=verb.devices(),
         rules=_rules(**told),
         shown=_shown(**told),
         ruled=_ruled(rules_file, told) if rules_file is not None else None,
+        warm_bytes=warm_bytes,
     )
     if as_json:
         print_json({"jobs": left, "exit_status": 0})
@@ -204,6 +213,7 @@ def _rules(
     settle_s: float,
     poll_s: float | None,
     study_s: float,
+    at_once: int,
     tries: int,
     drain_s: float,
     **_: object,
@@ -220,6 +230,7 @@ def _rules(
         patience=Patience(study_s=study_s),
         settle_s=settle_s,
         poll_s=poll_s,
+        at_once=at_once,
         drain_s=drain_s,
     )
 

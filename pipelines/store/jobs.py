@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from imaging.errors import IllegalMove, ImagingError, InterruptedTooOften, UnknownJob
@@ -174,7 +174,7 @@ class Jobs:
                     moved.append(_make_ready(db, job))
         return moved
 
-    def claim(self, holder: str, setup: str, *, routed: bool = False) -> Job | None:
+    def claim(self, holder: str, setup: str, *, routed: bool = False, later: Collection[int] = ()) -> Job | None:
         """Lease the next job: of those that are due the one of the greatest priority, and of these the oldest.
 
         A version of a study waits until the ones before it are through. The order is that of priorities, and then that
@@ -188,14 +188,17 @@ class Jobs:
             Digest of everything but the input that decides the output; a part of the job's name.
         routed
             Whether only those are leased of which the rules have decided.
+        later
+            Numbers of jobs that are not leased now; where one of them is next, nothing is.
         """
         now = self._clock.now()
         # Most of the time there is none, and to find that out nobody need wait for a transaction.
-        if not self._database.read(_NEXT, [now, routed]):
+        waiting = self._database.read(_NEXT, [now, routed])
+        if not waiting or waiting[0]["id"] in later:
             return None
         with self._database.writing() as db:
             row = db.execute(_NEXT, [now, routed]).fetchone()
-            if row is None:
+            if row is None or row["id"] in later:
                 return None
             job = _get(db, row["id"])
             members = _members(lambda query, values: db.execute(query, values).fetchall(), job)
@@ -234,7 +237,7 @@ class Jobs:
 
     # ------------------------------------------------------------------------------------------------ from the worker
 
-    def ran(self, job: Job, took: Mapping[str, float] | None = None) -> bool:
+    def ran(self, job: Job, took: Mapping[str, float] | None = None, stages: Mapping[str, float] | None = None) -> bool:
         """Outputs were written; gives False where the lease was lost meanwhile, and then they count for nothing.
 
         Parameters
@@ -243,13 +246,16 @@ class Jobs:
             In `running`.
         took
             How long each checkpoint took, in s.
+        stages
+            How long each stage of its way through the worker took, in s.
         """
         with self._database.writing() as db:
             if not _is_held(db, job):
                 return False
-            if took:
-                detail = {model: round(seconds, 3) for model, seconds in took.items()}
-                tell(db, "models_asked", study_uid=job.study_uid, job=job.id, detail=detail)
+            for code, counted in (("models_asked", took), ("stages_passed", stages)):
+                if counted:
+                    detail = {name: round(seconds, 3) for name, seconds in counted.items()}
+                    tell(db, code, study_uid=job.study_uid, job=job.id, detail=detail)
             _move(db, job, State.VERIFYING)
             return True
 

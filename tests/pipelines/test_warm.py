@@ -184,3 +184,13 @@ def test_a_picture_that_cannot_be_given_away_refuses_the_study_and_a_report_besi
     burnt.save_as(tmp_path / "burnt.dcm")
     with pytest.raises(InputRefused):
         hidden(UID1, [*files, tmp_path / "burnt.dcm"], hide, tmp_path / "copies")
+
+
+def test_rules_that_name_the_same_checkpoint_share_it_and_a_budget_bounds_them(model: str) -> None:
+    one, other = Reporting(models=(model,)), Reporting(models=(model,), formats=("html",))
+    reader = WarmReader((one, other), most_bytes=1 << 40)
+    assert len(reader._opened) == 2
+    assert len(reader._shelf.names()) == 1
+    tight = WarmReader((one, other), most_bytes=1)
+    assert tight._shelf.names() == []  # there is no room: it is opened when it is asked
+    assert tight.setup == reader.setup

@@ -47,6 +47,7 @@ QUICK = Rules(
     redeliveries=Retries(most=2, first_s=0.1, jitter=0),
     patience=Patience(study_s=60, silence_s=60),
     settle_s=0.1,
+    at_once=1,
     drain_s=20,
 )
 
@@ -98,7 +99,7 @@ class Running:
     def states(self) -> list[State]:
         return [job.state for job in self.store.jobs.all()]
 
-    def until(self, condition: Callable[[], object], seconds: float = 40) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self._thread.is_alive(), self.error
@@ -180,6 +181,38 @@ def test_what_raises_hangs_dies_or_lies_is_tried_again_and_quarantined_and_stops
     assert "Doe" not in str([event.detail for event in watcher.store.jobs.events()])
     assert [path.name for path in watcher.outbox.iterdir()] == [study_uid(7)]
     assert [path.name for path in watcher.store.contents.results.iterdir()] == ["7.1"]
+
+
+def test_neighbours_of_what_hangs_or_dies_lose_no_try(run: Callable[..., Running]) -> None:
+    rules = Rules(**{**_fields(QUICK), "at_once": 3, "patience": Patience(study_s=1, per_mib_s=0)})
+    watcher = run(Stub(trouble={".1": "once:block", ".5": "once:die"}, seconds=0.4), rules=rules)
+    for study in range(1, 8):
+        send(watcher.store, study, 1)
+    watcher.until(lambda: watcher.states() == [State.DONE] * 7)
+    # What waited for the network beyond its time limit was not overdue; of what died with another nobody knows.
+    assert [job.faults for job in watcher.store.jobs.all()] == [1, 0, 0, 0, 0, 0, 0]
+    assert len(list(watcher.outbox.iterdir())) == 7
+    assert sum("given back, its worker was lost" in told for told in watcher.said) >= 3
+
+
+def test_a_worker_has_several_studies_in_hand_and_no_more_than_it_may(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    watcher = run(Stub(seconds=0.1), rules=Rules(**{**_fields(QUICK), "at_once": 3}))
+    most = 0
+    for study in range(1, 13):
+        send(watcher.store, study, 1)
+
+    def done() -> bool:
+        nonlocal most
+        most = max(most, watcher.states().count(State.RUNNING))
+        return watcher.states() == [State.DONE] * 12
+
+    watcher.until(done)
+    assert most in (2, 3)
+    passed = [event.detail for event in watcher.store.jobs.events(most=10_000) if event.code == "stages_passed"]
+    assert len(passed) == 12
+    assert all(detail is not None and 0.1 <= detail["network"] < 0.3 for detail in passed)
 
 
 def _fields(rules: Rules) -> dict[str, Any]:
