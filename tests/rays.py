@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
+# Whoever has it may call the cluster; without it no other process of this machine may.
+AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 _SECONDS = "900"
 
 
@@ -33,7 +36,7 @@ class RayNode:
                    f"--dashboard-agent-listen-port={first}", f"--metrics-export-port={first + 1}",
                    "--disable-usage-stats", "--block"]  # fmt: skip
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        environment = {**os.environ, "PYTHONPATH": path}
+        environment = {**os.environ, **AUTHENTICATION, "PYTHONPATH": path, "RAY_worker_register_timeout_seconds": "300"}
         self._log = (folder.parent / f"node{number}.log").open("w")
         self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
 
@@ -53,10 +56,10 @@ def until_there(port: int, nodes: int, seconds: float = 120.0) -> None:
     """Wait until so many nodes of a cluster are there."""
     check = ("import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40); "
              "sys.exit(sum(node['Alive'] for node in ray.nodes()) < int(sys.argv[2]))")  # fmt: skip
-    ends = time.monotonic() + seconds
+    ends, environment = time.monotonic() + seconds, {**os.environ, **AUTHENTICATION}
     while time.monotonic() < ends:
         command = [sys.executable, "-c", check, f"127.0.0.1:{port}", str(nodes)]
-        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+        if subprocess.run(command, capture_output=True, check=False, env=environment).returncode == 0:
             return
         time.sleep(0.5)
     raise AssertionError(f"the {nodes} Ray nodes at port {port} are not there after {seconds} s")

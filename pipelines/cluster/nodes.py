@@ -217,6 +217,11 @@ def connected(cluster: Cluster) -> Iterator[RayNodes]:
         with _own_signals():
             _connect(cluster.address)
     except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
+            raise ClusterUnreachable(cluster.address, seen="it asks for another token than ours, or ours is not sent",
+                                     expected="the token of its nodes was expected",
+                                     remedy="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as its "
+                                            "nodes have it") from error  # fmt: skip
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterUnreachable(cluster.address, seen=said) from error
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 from clustered import Plain
-from rays import RayNode, until_there
+from rays import AUTHENTICATION, RayNode, until_there
 
 from imaging.errors import ClusterUnreachable
 from imaging.files import shipped
@@ -43,20 +45,23 @@ class Fragile(Plain):
 
 
 @pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RayNode]]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RayNode]]:
     """A cluster with a head; what a test adds is ended, too."""
+    for name, value in AUTHENTICATION.items():
+        monkeypatch.setenv(name, value)
     # Ray's sockets lie below, and their paths have at most 107 characters.
-    folder = Path("/tmp") / f"imgpipe_ray_{os.getpid()}" / "ray"
-    folder.mkdir(parents=True, exist_ok=True)
-    started = [RayNode(PORT, folder)]
+    home = Path(mkdtemp(prefix="imgpipe_ray"))
+    started = [RayNode(PORT, home / "ray")]
     try:
         until_there(PORT, 1)
         yield started
     finally:
         for node in started:
             node.kill()
+        shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_process_that_ends_costs_one_try(nodes: list[RayNode], out: Path, ledger: Ledger, sources: list[Source],
                                          tmp_path: Path) -> None:  # fmt: skip
     with connected(Cluster(f"127.0.0.1:{PORT}", cpus=1)) as ray_nodes:
