@@ -216,7 +216,7 @@ def connected(cluster: Cluster) -> Iterator[RayNodes]:
     try:
         with _own_signals():
             _connect(cluster.address)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
             raise ClusterUnreachable(cluster.address, seen="it asks for another token than ours, or ours is not sent",
                                      expected="the token of its nodes was expected",

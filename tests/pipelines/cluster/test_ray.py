@@ -14,7 +14,6 @@ import pytest
 from clustered import Plain
 from rays import AUTHENTICATION, RayNode, until_there
 
-from imaging.errors import ClusterUnreachable
 from imaging.files import shipped
 from pipelines.asking import Source
 from pipelines.cluster.driver import Driver
@@ -118,11 +117,6 @@ def test_result_is_that_of_one_machine(nodes: list[RayNode], data: Path, tmp_pat
     files = {output.file for output in one.report.outputs}
     assert files == {output.file for output in other.report.outputs}
     assert (here.refused, one.problems) == (there.refused, other.problems)
-
-
-def test_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ClusterUnreachable, match="cluster_unreachable"), connected(Cluster("nowhere:0")):
-        pass
 
 
 @pytest.mark.parametrize(
