@@ -185,7 +185,6 @@ def watch(
     rules: Rules | None = None,
     shown: Shown | None = None,
     ruled: Ruled | None = None,
-    warm_bytes: int | None = None,
 ) -> dict[str, int]:
     """Take in studies, and report on each of them.
 
@@ -201,8 +200,6 @@ def watch(
         Set it, from a signal handler, to end.
     devices, rules, shown, ruled
         As `Watcher` takes them, or see there.
-    warm_bytes
-        Where there are rules, how much of their checkpoints' weights a worker keeps in memory; None is all.
 
     Returns
     -------
@@ -227,7 +224,7 @@ def watch(
         refusals, expecting = Refusals(), _expecting(come_from, opened)
         watcher = Watcher(
             opened,
-            ByRule(router.firsts(), warm_bytes) if router is not None else reading,
+            _ruled(reading, router) if router is not None else reading,
             _swept(list(router.places.values()) if router is not None else places.of(go_to)),
             inbox=come_from.inbox, receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals),
             taker=taker, chores=list(_chores(come_from, opened, taker, refusals, expecting)), devices=devices,
@@ -237,6 +234,11 @@ def watch(
         with _audited(audit, opened, refusals):
             watcher.run(stop)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
+
+
+def _ruled(reading: Reading, router: Router) -> ByRule:
+    """What the rules name, within the memory that the reading has."""
+    return ByRule(router.firsts(), reading.most_bytes if isinstance(reading, ByRule) else None)
 
 
 @contextmanager

@@ -109,7 +109,6 @@ def watch(
         rules=_rules(**told),
         shown=_shown(**told),
         ruled=_ruled(rules_file, told) if rules_file is not None else None,
-        warm_bytes=warm_bytes,
     )
     if as_json:
         print_json({"jobs": left, "exit_status": 0})
