@@ -8,6 +8,7 @@ Shapes: K classes with the background; ``probability_KXYZ`` on the network's gri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,18 +19,21 @@ from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig, Size3
 from imaging.engines import EngineChoice, Engines, Wanted, engines_of
 from imaging.errors import LooksLikeMask
+from imaging.memory import Budget, rising
 from imaging.normalise import scaled
-from imaging.resampling import to_network_grid
+from imaging.resampling import preparing_bytes, size_on_network_grid, to_network_grid
 from imaging.restore import Block, OwnGrid
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.stages import stage
 from imaging.structures import Mask, labels_of
-from imaging.tiles import blocks_of, layout_of
-from imaging.volume import Volume
+from imaging.tiles import Layout, blocks_of, fitting, layout_of
+from imaging.volume import Affine, Volume
 
 # A picture has more values than this; a label map of as many structures would pass for one.
 _FEW_VALUES = 8
 _SAMPLED = 1_000_000
+# What bringing a block back takes beside the block, and the interpreter now and then, in bytes.
+_AT_WORK = 96 * 2**20
 # Above this a region that is judged on its own is there.
 _HALF = 0.5
 
@@ -78,6 +82,8 @@ class Predictor:
         Of torch: ``cuda`` where there is one, else ``cpu``.
     engine
         What computes: one of `imaging.engines`' own, by name, or engines that are there already.
+    budget
+        What the process may have in memory at once; None for as much as it takes.
 
     Attributes
     ----------
@@ -94,9 +100,17 @@ class Predictor:
         If an engine was asked for by name that cannot be had.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None, engine: Wanted | Engines = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | None = None,
+        engine: Wanted | Engines = "auto",
+        budget: Budget | None = None,
+    ) -> None:
         checkpoint.segmenter()  # refuses what does something else
         self.checkpoint = checkpoint
+        self._budget, self._tile_bytes = budget, 0
         engines = engine if isinstance(engine, Engines) else engines_of(checkpoint, wanted=engine, device=device)
         self._engines, self.choice = engines
 
@@ -109,6 +123,8 @@ class Predictor:
             If the volume is of another modality, or beyond the checkpoint's limits.
         ConstantImage, LooksLikeMask
             If the voxels hold one value, or so few that it is no picture.
+        MemoryTooSmall
+            If it does not fit into the budget.
         """
         config = self.checkpoint.segmenter()
         check_choice(config.applies_to, volume.facts, named=True)
@@ -117,12 +133,67 @@ class Predictor:
         check_images(config, volume.facts, volume.array.shape[0])
         check_limits(config.applies_to, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
+        self.check_room(volume.shape, volume.affine, subject=volume.facts.subject)
         with stage("prepare"):
             image_CXYZ, affine = to_network_grid(volume.array, volume.affine, config.preprocess)
             image_CXYZ = scaled(image_CXYZ, config.scales, subject=volume.facts.subject)
         _, x, y, z = image_CXYZ.shape
         grid = OwnGrid(affine, (x, y, z), shape=volume.shape, to_affine=volume.affine)
         return self._predicted(volume, image_CXYZ, grid)
+
+    def check_room(self, shape: Size3, affine: Affine, *, subject: str, unread: int = 0) -> None:
+        """Refuse a volume that cannot be segmented within the budget, before memory is taken for it.
+
+        Parameters
+        ----------
+        shape, affine
+            Of its own grid.
+        subject
+            What a refusal is about.
+        unread
+            How many channels of it are yet to be read.
+
+        Raises
+        ------
+        MemoryTooSmall
+            If it does not fit, with the smallest budget that would do.
+        """
+        if self._budget is None:
+            return
+        config, voxels = self.checkpoint.segmenter(), math.prod(shape)
+        x, y, z = size = size_on_network_grid(shape, affine, config.preprocess)
+        before = 4 * voxels * unread
+        preparing = preparing_bytes(shape, size, channels=len(config.scales))
+        image = 4 * len(config.scales) * x * y * z
+        asking = image + self._mask_bytes(shape) + self._fitting(size, left=0)[2] + _AT_WORK
+        self._budget.check(before + max(preparing, asking), subject, "labelling it")
+
+    def _mask_bytes(self, shape: Size3) -> int:
+        config = self.checkpoint.segmenter()
+        # With overlaps a region each, and the mask that is made of them.
+        return math.prod(shape) * (1 + len(config.labels) * config.overlapping)
+
+    def _fitting(self, size: Size3, *, left: int) -> tuple[Layout, int, int]:
+        config = self.checkpoint.segmenter()
+        if not self._tile_bytes:
+            self._tile_bytes = self._measured_tile()
+        return fitting(config.predict, size, outputs=config.outputs, members=len(self._engines), left=left,
+                       a_tile=self._tile_bytes, batch_size=self._batch_size())  # fmt: skip
+
+    def _batch_size(self) -> int:
+        """What keeps the engine busy, or the config's where that is more."""
+        return max(self.checkpoint.segmenter().predict.batch_size, self._engines[0].batch)
+
+    def _measured_tile(self) -> int:
+        """What asking for one tile takes: the network's own work is told by nothing but a look."""
+        config = self.checkpoint.segmenter()
+        tile = np.zeros((1, len(config.scales), *config.predict.patch), dtype=np.float32)
+        most = 0
+        for engine in self._engines:
+            with rising() as rise:
+                answer = engine(tile)
+            most = max(most, rise.bytes, tile.nbytes + answer.nbytes)
+        return most
 
     def _predicted(self, volume: Volume, image_CXYZ: NDArray[np.float32], grid: OwnGrid) -> Prediction:
         """Labels and mean probabilities of finished blocks, one after another."""
@@ -134,7 +205,7 @@ class Predictor:
         regions_KXYZ = np.zeros((len(config.labels) * config.overlapping, z, y, x), dtype=np.bool_)
         regions_KXYZ = regions_KXYZ.transpose(0, 3, 2, 1)
         with stage("network"):
-            for block in self._blocks(image_CXYZ):
+            for block in self._blocks(image_CXYZ, shape=volume.shape, subject=volume.facts.subject):
                 with stage("restore"):
                     means.add(block, grid.size)
                     if config.overlapping:
@@ -146,18 +217,23 @@ class Predictor:
         mask_XYZ = labels_of(regions_KXYZ, config.labels)
         return Prediction(self.checkpoint, volume, mask_XYZ, means.found(), regions_KXYZ, self.choice)
 
-    def _blocks(self, image_CXYZ: NDArray[np.float32]) -> Iterator[Block]:
+    def _blocks(self, image_CXYZ: NDArray[np.float32], *, shape: Size3, subject: str) -> Iterator[Block]:
         """The members of an ensemble take their turns over each block."""
         config = self.checkpoint.segmenter()
         _, x, y, z = image_CXYZ.shape
+        layout, batch_size = layout_of(config.predict, (x, y, z)), self._batch_size()
+        if self._budget is not None:
+            left = self._budget.left() - self._mask_bytes(shape) - _AT_WORK
+            layout, batch_size, needed = self._fitting((x, y, z), left=left)
+            self._budget.check(needed + self._budget.left() - left, subject, "asking for one tile at a time")
         return blocks_of(
             self._engines,
             image_CXYZ,
-            layout_of(config.predict, (x, y, z)),
+            layout,
             outputs=config.outputs,
             overlapping=config.overlapping,
-            # What keeps the engine busy, or the config's where that is more.
-            batch_size=max(config.predict.batch_size, self._engines[0].batch),
+            batch_size=batch_size,
+            skip_air=config.predict.skip_air,
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from imaging.checkpoint import Checkpoint
 from imaging.config import ClassifyConfig
 from imaging.engines import Engines, Wanted
+from imaging.memory import Budget
 from imaging.predict import Predictor
 
 if TYPE_CHECKING:
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 
 def open_predictor(
-    checkpoint: Checkpoint, *, device: str | None = None, engine: Wanted | Engines = "auto"
+    checkpoint: Checkpoint,
+    *,
+    device: str | None = None,
+    engine: Wanted | Engines = "auto",
+    budget: Budget | None = None,
 ) -> Predictor | Classifier:
     """What a checkpoint is asked with, whatever its task."""
     if isinstance(checkpoint.config, ClassifyConfig):
         from imaging.classifier import Classifier
 
         return Classifier(checkpoint, device=device, engine=engine)
-    return Predictor(checkpoint, device=device, engine=engine)
+    return Predictor(checkpoint, device=device, engine=engine, budget=budget)

@@ -12,6 +12,7 @@ Shapes: ``array_CXYZ`` and its ``affine`` (voxel index to RAS+ mm, float64 (4, 4
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,25 @@ def to_network_grid(
     positions = [into[axis, 3] + into[axis, axis] * np.arange(shape[axis]) for axis in range(3)]
     parts = [resampled(values_XYZ, positions, nearest=labels, threads=threads) for values_XYZ in array_CXYZ]
     return parts[0][None] if len(parts) == 1 else np.stack(parts), target
+
+
+def size_on_network_grid(shape: Size3, affine: Affine, config: Preprocess) -> Size3:
+    """How many voxels an image of some shape has on the grid that a network sees, before it is read."""
+    nothing = np.broadcast_to(np.float32(0), (1, *shape))
+    there, there_affine = turned(nothing, affine, config.orientation)
+    return spaced_grid(there.shape[1:], there_affine, config.spacing_mm)[0]
+
+
+def preparing_bytes(shape: Size3, size: Size3, *, channels: int) -> int:
+    """What bringing an image of `shape` to `size` and scaling it takes at most, beside the image itself."""
+    own, there = sorted(shape), sorted(size)
+    image = 4 * channels * math.prod(size)
+    if own == there:
+        return image
+    # One axis after another, the greatest loss first: two arrays at a time, then the channels and what is scaled.
+    steps = sorted(n / old for n, old in zip(there, own, strict=True))
+    lengths = np.cumprod([math.prod(shape), *steps])[1:]
+    return max(int(4 * (lengths[0] + lengths[1])), int(4 * (lengths[1] + lengths[2])), image) + image
 
 
 def turned(array_CXYZ: NDArray[Any], affine: Affine, orientation: str) -> tuple[NDArray[Any], Affine]:

@@ -29,6 +29,8 @@ Span = tuple[int, int]
 # The slices of a 2D network lie across the last axis of `preprocess.orientation`.
 _ACROSS = 2
 _SIGMA, _SMALLEST_WEIGHT = 0.125, 1e-3
+# No strip is cut narrower, for each is asked of tiles of a whole patch.
+_NARROWEST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,15 @@ class Layout:
 
     def strips(self) -> list[tuple[Span, Span, Span]]:
         """Boxes that own the grid together, each with one layer of the next."""
-        along = []
-        for size, count in zip(self.size, self.cuts, strict=True):
-            even = np.linspace(0, size, count + 1).round().astype(int).tolist()
-            # A last strip of one layer could not be told from the layer that the one before has of it.
-            bounds = [*sorted({0, *(bound for bound in even if bound < size - 1)}), size]
-            along.append([(low, min(high + 1, size)) for low, high in pairwise(bounds)])
-        return list(product(*along))
+        return list(product(self._spans(0), self._spans(1), self._spans(2)))
+
+    def _spans(self, axis: int) -> list[Span]:
+        """Where the strips lie along one axis."""
+        size = self.size[axis]
+        even = np.linspace(0, size, self.cuts[axis] + 1).round().astype(int).tolist()
+        # A last strip of one layer could not be told from the layer that the one before has of it.
+        bounds = [*sorted({0, *(bound for bound in even if bound < size - 1)}), size]
+        return [(low, min(high + 1, size)) for low, high in pairwise(bounds)]
 
     def thickness(self, flip: tuple[int, ...]) -> int:
         """How many layers of the slab axis are open at once, seen through one flip."""
@@ -91,10 +95,8 @@ class Layout:
 
     def bytes_open(self, outputs: int, members: int) -> int:
         """The memory that the largest strip takes: sums of weighted logits and of weights."""
-        across = max(
-            int(np.prod([high - low for axis, (low, high) in enumerate(strip) if axis != self.axis]))
-            for strip in self.strips()
-        )
+        widest = [max(high - low for low, high in self._spans(axis)) for axis in range(3) if axis != self.axis]
+        across = widest[0] * widest[1]
         layers = sum(self.thickness(flip) for flip in self.flips)
         # The first one keeps the last layer of the block before.
         return 4 * across * (members * layers * (outputs + 1) + outputs)
@@ -102,9 +104,12 @@ class Layout:
     def tiles(self) -> int:
         """How many tiles one network is asked for; those on a border between strips count for each."""
         total = 0
-        for strip, flip in product(self.strips(), self.flips):
-            each = [self._touching(axis, span, flipped=axis in flip) for axis, span in enumerate(strip)]
-            total += int(np.prod([len(starts) for starts in each]))
+        for flip in self.flips:
+            along = [
+                sum(len(self._touching(axis, span, flipped=axis in flip)) for span in self._spans(axis))
+                for axis in range(3)
+            ]
+            total += along[0] * along[1] * along[2]
         return total
 
     def _touching(self, axis: int, span: Span, *, flipped: bool) -> list[int]:
@@ -148,6 +153,54 @@ def layout_of(settings: Predict, size: Size3, *, cuts: Sequence[int] = (1, 1)) -
     together = -(-settings.batch_size // a_row) if patch[slab] == 1 else 1
     ends = (*starts[together::together], size[slab])
     return Layout(size, patch, settings.overlap, layout.flips, slab, ends, layout.cuts)
+
+
+def fitting(
+    settings: Predict, size: Size3, *, outputs: int, members: int, left: int, a_tile: int, batch_size: int
+) -> tuple[Layout, int, int]:
+    """The layout with the least work that fits into some memory.
+
+    Parameters
+    ----------
+    settings, size
+        As `layout_of` takes them.
+    outputs, members
+        K, and how many networks there are.
+    left
+        Memory that may be taken, in bytes.
+    a_tile
+        What asking for one tile takes, in bytes.
+    batch_size
+        How many are asked at a time where there is room.
+
+    Returns
+    -------
+    layout : Layout
+        Where nothing fits, the one that takes least.
+    batch_size : int
+        How many tiles may be asked at a time; at most what was given.
+    bytes : int
+        What both take.
+    """
+    whole = layout_of(settings, size)
+    one, other = (size[axis] for axis in range(3) if axis != whole.axis)
+    cuts = sorted({(-(-one // edge), -(-other // again)) for edge in _halves(one) for again in _halves(other)})
+    layouts = sorted((layout_of(settings, size, cuts=cut) for cut in cuts), key=lambda layout: layout.tiles())
+    batches = [batch_size >> by for by in range(batch_size.bit_length())]
+    choices = [
+        (layout.bytes_open(outputs, members) + batch * a_tile, layout, batch) for layout in layouts for batch in batches
+    ]
+    fits = (choice for choice in choices if choice[0] <= left)
+    taken, layout, batch = next(fits, min(choices, key=lambda choice: choice[0]))
+    return layout, batch, taken
+
+
+def _halves(size: int) -> list[int]:
+    """Widths of strips, from the whole to an eighth of it, and then in halves down to a few voxels."""
+    widths = [-(-size // count) for count in range(1, 9)]
+    while widths[-1] > _NARROWEST:
+        widths.append(-(-widths[-1] // 2))
+    return widths
 
 
 def blocks_of(

@@ -84,11 +84,12 @@ def ask_pictures(
         reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
         if view.refusal is None and not view.taken_by:
             reasons += [reason for _, reason in view.declined_by]
+        alone = [model for model in view.taken_by if model not in dict(view.channel_of)]
+        alone = [model for model in alone if attempt(partial(_has_room, predictor, model, view), reasons)]
         with stage("read"):
-            volume = attempt(read, reasons) if view.taken_by else None
+            volume = attempt(read, reasons) if alone or view.channel_of else None
         found: list[Prediction | Classification] = []
         if volume is not None:
-            alone = [model for model in view.taken_by if model not in dict(view.channel_of)]
             said = [attempt(partial(_ask, predictor, model, volume, explain), reasons) for model in alone]
             found = [prediction for prediction in said if prediction is not None]
         for model, channel in view.channel_of:
@@ -124,6 +125,14 @@ def _ask_together(predictor: Predictors, model: str, members: Mapping[str, tuple
         volumes.append(volume)
     with _timed(model):
         return asked(joined(volumes, [(volume.facts.subject, volume.facts.subject) for volume in volumes]))
+
+
+def _has_room(predictor: Predictors, model: str, view: SeriesView) -> bool:
+    """Whether a series may be read for a checkpoint; what would not fit into memory is refused before it is there."""
+    asked = predictor(model)
+    if isinstance(asked, Predictor) and view.shape is not None and view.affine is not None:
+        asked.check_room(view.shape, view.affine, subject=view.facts.subject, unread=1)
+    return True
 
 
 @contextmanager

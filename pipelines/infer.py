@@ -34,6 +34,7 @@ from imaging.errors import (
 )
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.judgement import Explained
+from imaging.memory import Budget
 from imaging.nifti import read_nifti
 from imaging.png import is_png, read_png
 from imaging.predictors import open_predictor
@@ -112,6 +113,7 @@ def infer(
     policy: Policy = "repair",
     explain: Explained = "abnormal",
     engine: EngineWanted = "auto",
+    memory: str | None = None,
     cluster: Cluster | None = None,
     on_study: Callable[[str, int, int], None] | None = None,
 ) -> Inferred:
@@ -129,7 +131,7 @@ def infer(
         Whether it is a ``request``, written before the picture was seen, or a ``report`` of it; plain text needs it.
     out
         Each study is written to a folder of its own in here, named by its StudyInstanceUID or by its file.
-    models, formats, seg_type, fhir_version, fhir_page, policy, explain, engine
+    models, formats, seg_type, fhir_version, fhir_page, policy, explain, engine, memory
         As `Inference` takes them.
     cluster
         Whose nodes read the studies; then what lies in `out` already is not made again.
@@ -146,7 +148,7 @@ def infer(
     """
     options: dict[str, Any] = {"models": models, "formats": formats, "seg_type": seg_type, "engine": engine,
                                "fhir_version": fhir_version, "fhir_page": fhir_page, "policy": policy,
-                               "explain": explain}  # fmt: skip
+                               "explain": explain, "memory": memory}  # fmt: skip
     if cluster is not None:
         from pipelines.cluster.calling import infer_on_cluster
 
@@ -182,6 +184,8 @@ class Inference:
         What computes the networks: ``auto`` takes the fastest that the machine and the checkpoint take.
     opened
         Gives a checkpoint, opened; by default each is opened when it is first asked and kept.
+    memory
+        What the process may have in memory at once, such as ``4GB``; a series that needs more is refused.
 
     Attributes
     ----------
@@ -208,14 +212,16 @@ class Inference:
         explain: Explained = "abnormal",
         engine: EngineWanted = "auto",
         opened: Callable[[Checkpoint], Predictor | Classifier] | None = None,
+        memory: str | None = None,
     ) -> None:
+        budget = None if memory is None else Budget.parse(memory)
         wanted = Wanted(None if formats is None else frozenset(formats), seg_type, fhir_version, fhir_page)
         self.chosen = chosen = choose(models)
         self.checkpoints, self._unusable = chosen.images, chosen.unusable
         self._named, self._policy = chosen.images_named, policy
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
         readers = tuple(map(LazyReader, chosen.texts))
-        opened = opened or Shelf(partial(open_predictor, engine=engine))
+        opened = opened or Shelf(partial(open_predictor, engine=engine, budget=budget))
         predictor = partial(_opened, opened, by_name)
         self._asked = Asked(predictor, explain, wanted, readers, chosen.fusion)
         # Which checkpoints there are is told by their digests; one that was named takes what it else would not.

@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from imaging.dicom.attributes import read_facts
 from imaging.dicom.deidentify import Options, Pseudonyms, deidentified, read_key
 from imaging.errors import NotDeidentifiable
+from imaging.memory import Budget
 from imaging.predictors import open_predictor
 from imaging.report.report import Replaced
 from pipelines.asking import TOOK
@@ -43,7 +45,10 @@ class WarmReader:
 
     def __init__(self, first: Sequence[Reporting], most_bytes: int | None = None) -> None:
         self._first = first[0]
-        self._shelf = Shelf(open_predictor, most_bytes=most_bytes)
+        # The reportings of a worker differ by their rules; its memory is one.
+        memory = self._first.memory
+        budget = None if memory is None else Budget.parse(memory)
+        self._shelf = Shelf(partial(open_predictor, budget=budget), most_bytes=most_bytes)
         self._opening = threading.Lock()
         self._opened: dict[Reporting, Inference] = {}
         for reporting in first:

@@ -169,6 +169,7 @@ class Reporting:
     policy: Policy = "repair"
     explain: Explained = "abnormal"
     hiding: Hiding | None = None
+    memory: str | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Reporting:

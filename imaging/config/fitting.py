@@ -166,7 +166,9 @@ class Predict(Section):
 
     Tiles of `patch` voxels (of two axes, slice by slice, where `train.patch` has two) overlap by the share `overlap`;
     probabilities are averaged over flips of `flip_axes` (0 is the first axis of `preprocess.orientation`). So many
-    tiles as `batch_size` are asked at a time, computed in `precision`.
+    tiles as `batch_size` are asked at a time, computed in `precision`. With `skip_air` the tiles that hold nothing but
+    the image's least value, as air does that lies below the window of a CT, are asked once and share the answer, which
+    is the one that each would have had.
     """
 
     patch: Size
@@ -174,3 +176,4 @@ class Predict(Section):
     batch_size: Annotated[int, Field(ge=1)] = 1
     precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = "bf16"
     flip_axes: tuple[Literal[0, 1, 2], ...] = ()
+    skip_air: Annotated[bool, LATER] = False

@@ -111,6 +111,22 @@ class UnreadablePng(InputRefused):
     remedy = "Write the file again"
 
 
+class MemoryTooSmall(InputRefused):
+    """What a series needs, or a single tile of it, does not fit into the budget of memory that was given."""
+
+    code = "memory_too_small"
+    expected = "a larger budget was expected"
+    remedy = "Give at least so much with --memory, or leave it out where the machine has enough"
+
+
+class MemoryInvalid(WrongUsage):
+    """A budget of memory that is no amount."""
+
+    code = "memory_invalid"
+    expected = "a number with its unit was expected, such as 4GB or 512MiB"
+    remedy = "Correct --memory"
+
+
 class PictureTooLarge(InputRefused):
     """A picture whose header declares more pixels than a film has: it would unpack to memory without bound."""
 

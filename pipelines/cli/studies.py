@@ -16,6 +16,7 @@ from pipelines.cli.verb import (
     status_of,
     verb_of,
     with_engine,
+    with_memory,
     with_outputs,
     with_policy,
 )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @with_engine
 @click.option("--fhir-page", type=click.Choice(["hash", "whole"]), default="hash", show_default=True,
               help="Whether FHIR names report.html by its hash, or holds it.")  # fmt: skip
+@with_memory
 @with_policy
 @as_json
 @verb_of
@@ -62,6 +64,7 @@ def infer(
     fhir_page: FhirPage,
     explain: Explained,
     engine: Wanted,
+    memory: str | None,
     policy: Policy,
     engine_cluster: Literal["ray"] | None,
     cluster_address: str,
@@ -88,7 +91,8 @@ def infer(
 
         inferred = verb.infer(paths=paths, models=models, text=text, text_role=text_role, out=out, formats=chosen,
                               seg_type=seg_type, fhir_version=fhir_version, fhir_page=fhir_page, policy=policy,
-                              explain=explain, engine=engine, cluster=cluster, on_study=on_study)  # fmt: skip
+                              explain=explain, engine=engine, memory=memory, cluster=cluster,
+                              on_study=on_study)  # fmt: skip
     problems = [*inferred.refused, *(problem for study in inferred.studies for problem in study.problems)]
     # A study of nothing but what is set aside was asked for, and has no findings.
     nothing = any(not (study.report and study.report.findings) for study in inferred.studies)

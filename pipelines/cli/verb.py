@@ -39,6 +39,11 @@ _OUTPUTS = (
 )  # fmt: skip
 
 
+with_memory = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="The most that a process may have in memory, such as 4GB; by default as much as it takes.",
+)
 with_engine = click.option(
     "--engine",
     type=click.Choice(["auto", "torch", "openvino"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_outputs, with_policy
+from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_memory, with_outputs, with_policy
 
 if TYPE_CHECKING:
     from imaging.dicom.seg import SegType
@@ -79,6 +79,7 @@ _SECONDS = click.FloatRange(min=0)
               help="What is done with which studies (docs/watcher.md). SIGHUP reads it again.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what the rules would do with each study that is here, and end.")
 @with_policy
+@with_memory
 @as_json
 @verb_of
 def watch(
@@ -197,12 +198,18 @@ def _reading(
     fhir_version: Version,
     explain: Explained,
     policy: Policy,
+    memory: str | None,
     **_: object,
 ) -> Reporting:
+    from imaging.memory import Budget
     from pipelines.worker import Reporting
 
+    if memory is not None:
+        Budget.parse(memory)  # refuses nonsense before anything starts
+
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
-    return Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain)
+    return Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
+                     memory=memory)  # fmt: skip
 
 
 def _rules(
