@@ -50,7 +50,7 @@ def whole(predictor: Predictor, image: np.ndarray[Any, Any]) -> np.ndarray[Any, 
     """The probabilities of a predictor's blocks, put together."""
     x, y, z = image.shape[1:]
     found = np.zeros((3, x, y, z), np.float32)
-    for block in predictor._blocks(image):
+    for block in predictor._blocks(image, shape=(x, y, z), subject="case"):
         place = tuple(slice(low, low + n) for low, n in zip(block.low, block.probability_KXYZ.shape[1:], strict=True))
         found[:, *place] = block.probability_KXYZ
     return found
