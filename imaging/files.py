@@ -142,8 +142,8 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "")
 
 def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) -> None:
     files = sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name))
-    for file in files:
-        sync_file(file)
+    for path in stage.rglob("*"):
+        sync_folder(path) if path.is_dir() else sync_file(path)
     # mkdtemp makes the folder private; the result is as open as the user's umask wants it.
     stage.chmod(0o777 & ~_umask())
     if not target.exists():

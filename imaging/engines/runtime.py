@@ -52,6 +52,12 @@ def version() -> str:
     return str(runtime().__version__).split("-", maxsplit=1)[0]
 
 
+def processor() -> str:
+    """The processor's name, and what it computes in."""
+    name = str(core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+    return f"{name}, {'bf16' if has_bf16() else 'no bf16'}"
+
+
 def capped() -> str:
     """What oneDNN was told not to go beyond; empty where it was told nothing that costs bfloat16."""
     for switch in ISA_SWITCHES:

@@ -286,6 +286,14 @@ class EngineRefused(WrongUsage):
     remedy = "Ask for --engine auto or torch, or compare them with `imgpipe accept`"
 
 
+class ExportImpossible(WrongUsage):
+    """A MONAI bundle was asked for that cannot say what the checkpoint does."""
+
+    code = "export_impossible"
+    expected = "one segmenting network with one channel was expected"
+    remedy = "Export to openvino or onnx"
+
+
 class NoTrialComplete(InputRefused):
     """No trial of a search came to its end, so there is no best one."""
 

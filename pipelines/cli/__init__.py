@@ -13,7 +13,7 @@ import sys
 
 import click
 
-from pipelines.cli.checkpoints import calibrate, evaluate, models
+from pipelines.cli.checkpoints import accept, calibrate, evaluate, export, models
 from pipelines.cli.privacy import deidentify
 from pipelines.cli.studies import convert, infer, inspect
 from pipelines.cli.training import plan, train, tune
@@ -42,5 +42,22 @@ def main(verbose: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-for command in (infer, watch, jobs, train, tune, evaluate, inspect, plan, convert, deidentify, models, calibrate):
+VERBS = (
+    infer,
+    watch,
+    jobs,
+    train,
+    tune,
+    evaluate,
+    inspect,
+    plan,
+    convert,
+    deidentify,
+    models,
+    calibrate,
+    accept,
+    export,
+)
+
+for command in VERBS:
     main.add_command(command)

@@ -10,6 +10,7 @@ import click
 from pipelines.cli.verb import (
     PATH,
     TOLD,
+    TRIED,
     as_json,
     case_teller,
     interval,
@@ -22,6 +23,7 @@ from pipelines.cli.verb import (
 
 if TYPE_CHECKING:
     from imaging.engines import Wanted
+    from pipelines.export import Target
 
 
 @click.command(short_help="Calibrate a checkpoint anew, without training it.")
@@ -59,6 +61,63 @@ def calibrate(
     for side, share in told.get("novelty", {}).get("flagged", {}).items():
         click.echo(f"{side}, flagged as strange: {interval(share)} over {told['novelty']['cases'][side]} case(s)")
     click.echo(f"checkpoint: {made.folder}")
+    return 0
+
+
+@click.command(short_help="Compare the engines of this machine with torch.")
+@click.argument("checkpoint")
+@click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="What it was trained on, or other cases.")
+@click.option("--out", type=PATH, required=True, help="The folder of the copy; a new one.")
+@as_json
+@verb_of
+def accept(checkpoint: str, data: Path, out: Path, as_json: bool) -> int:
+    """Write a copy of CHECKPOINT that says which engines may answer for it.
+
+    OpenVINO is asked in bf16, where the processor has it, and in fp32, and compared with torch in fp32 on the cases of
+    MANIFEST that validated CHECKPOINT; where none did, on all that did not train it. docs/engines.md says what is good
+    enough. Config and weights stay as they are.
+    """
+    with progress("Reading") as tell:
+        from pipelines.accept import accept as compare
+
+        made, trials = compare(checkpoint=checkpoint, data=data, out=out, on_case=case_teller(tell))
+    if as_json:
+        print_json({"checkpoint": str(made.folder), **trials.model_dump(mode="json"), "exit_status": 0})
+        return 0
+    for trial in trials.trials:
+        reason = trial.why_not()
+        click.echo(f"{trial.engine} in {trial.precision}: {f'not accepted: {reason}' if reason else 'accepted'}")
+        for name, found in trial.compared.items():
+            figures = found.model_dump(exclude_none=True)
+            click.echo(f"  {name}: {', '.join(f'{TRIED[key]} {value:.4f}' for key, value in figures.items())}")
+    click.echo(f"{trials.trials[0].cases} case(s); checkpoint: {made.folder}")
+    return 0
+
+
+@click.command(short_help="Write a checkpoint's networks for other programs.")
+@click.argument("checkpoint")
+@click.option("--to", type=click.Choice(["openvino", "onnx", "monai-bundle"]), required=True, help="For which program.")
+@click.option("--out", type=PATH, required=True, help="A new folder.")
+@as_json
+@verb_of
+def export(checkpoint: str, to: Target, out: Path, as_json: bool) -> int:
+    """Write the networks of CHECKPOINT for OpenVINO, for what reads ONNX, or as a bundle that MONAI runs.
+
+    A model is read back and held against torch before it is delivered. The checkpoint's config, which says what comes
+    before a network, goes with it; a bundle has that as MONAI's transforms.
+    """
+    with progress("Exporting"):
+        from pipelines import export as verb
+
+        made = verb.export(checkpoint=checkpoint, to=to, out=out)
+    if as_json:
+        print_json({"folder": str(made.folder), "files": list(made.files), "difference": made.difference,
+                    "exit_status": 0})  # fmt: skip
+        return 0
+    for name in made.files:
+        click.echo(made.folder / name)
+    if made.difference is not None:
+        click.echo(f"greatest difference from torch: {made.difference:.1e} of the greatest logit")
     return 0
 
 
