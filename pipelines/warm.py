@@ -45,10 +45,10 @@ class WarmReader:
 
     def __init__(self, first: Sequence[Reporting], most_bytes: int | None = None) -> None:
         self._first = first[0]
-        # The reportings of a worker differ by their rules; its memory is one.
+        # The reportings of a worker differ by their rules; its engine and its memory are one.
         memory = self._first.memory
         budget = None if memory is None else Budget.parse(memory)
-        self._shelf = Shelf(partial(open_predictor, budget=budget), most_bytes=most_bytes)
+        self._shelf = Shelf(partial(open_predictor, engine=self._first.engine, budget=budget), most_bytes=most_bytes)
         self._opening = threading.Lock()
         self._opened: dict[Reporting, Inference] = {}
         for reporting in first:
@@ -68,6 +68,7 @@ class WarmReader:
                     fhir_version=plain.fhir_version,
                     policy=plain.policy,
                     explain=plain.explain,
+                    engine=plain.engine,
                     opened=self._shelf,
                 )
                 self._opened[plain].warm_up(self._shelf.has_room)

@@ -32,6 +32,7 @@ from pipelines.turns import Turns
 if TYPE_CHECKING:
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.engines import Wanted
     from imaging.judgement import Explained
     from imaging.report.fhir import Version
 
@@ -168,6 +169,7 @@ class Reporting:
     fhir_version: Version = "r4"
     policy: Policy = "repair"
     explain: Explained = "abnormal"
+    engine: Wanted = "auto"
     hiding: Hiding | None = None
     memory: str | None = None
 

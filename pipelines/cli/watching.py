@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_memory, with_outputs, with_policy
+from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_engine, with_memory, with_outputs, with_policy
 
 if TYPE_CHECKING:
     from imaging.dicom.seg import SegType
     from imaging.dicom.stack import Policy
+    from imaging.engines import Wanted
     from imaging.judgement import Explained
     from imaging.report.fhir import Version
     from pipelines.association import Peer
@@ -78,6 +79,7 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--rules", "rules_file", type=PATH, metavar="FILE",
               help="What is done with which studies (docs/watcher.md). SIGHUP reads it again.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what the rules would do with each study that is here, and end.")
+@with_engine
 @with_policy
 @with_memory
 @as_json
@@ -197,6 +199,7 @@ def _reading(
     seg_type: SegType,
     fhir_version: Version,
     explain: Explained,
+    engine: Wanted,
     policy: Policy,
     memory: str | None,
     **_: object,
@@ -209,7 +212,7 @@ def _reading(
 
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
     return Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
-                     memory=memory)  # fmt: skip
+                     engine=engine, memory=memory)  # fmt: skip
 
 
 def _rules(
