@@ -88,8 +88,8 @@ def test_model_that_says_something_else_is_withheld(
 def test_bundle_is_run_by_monai_alone(segmenter: Checkpoint, data: Path, tmp_path: Path) -> None:
     export(checkpoint=str(segmenter.folder), to="monai-bundle", out=tmp_path / "bundle")
     image = data / "hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json",
-               "--bundle_root", ".", "--images", f"['{image}']"]  # fmt: skip
+    code = "from monai.bundle import run; run(config_file='configs/inference.json', bundle_root='.', images=[{!r}])"
+    command = [sys.executable, "-c", code.format(str(image))]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path / "bundle", env=environment, capture_output=True, text=True,
                           check=False, timeout=200)  # fmt: skip
