@@ -1,8 +1,8 @@
 """A checkpoint as a MONAI bundle, which MONAI alone runs: configs/, models/, docs/.
 
 Invariant: the transforms, the tiles and the flips are the checkpoint's own, in MONAI's words; what these cannot say is
-refused. Nothing of imgpipe is needed to run it: `monai.bundle.run(config_file="configs/inference.json", bundle_root=".",
-images=["case.nii.gz"])`.
+refused. Nothing of imgpipe is needed to run it:
+`monai.bundle.run(config_file="configs/inference.json", bundle_root=".", images=["case.nii.gz"])`.
 """
 
 from __future__ import annotations
