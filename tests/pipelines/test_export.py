@@ -85,6 +85,7 @@ def test_model_that_says_something_else_is_withheld(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long  # a process of its own imports torch and MONAI
 def test_bundle_is_run_by_monai_alone(segmenter: Checkpoint, data: Path, tmp_path: Path) -> None:
     export(checkpoint=str(segmenter.folder), to="monai-bundle", out=tmp_path / "bundle")
     image = data / "hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"
@@ -137,6 +138,7 @@ def test_segmenter_is_compared_on_cases_that_did_not_train_it(
 
 
 def test_classifier_is_compared_by_its_probabilities(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
     config = toy_config(tmp_path, f"data.root={write_pictures(tmp_path / 'films', cases=12)}")
     torch.manual_seed(0)
     weights = weights_of(build_classifier(config.network, spatial_dims=2, in_channels=1, classes=2))
