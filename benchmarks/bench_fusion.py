@@ -178,8 +178,9 @@ def flagged(
 
 
 def unseen(checkpoint: TextCheckpoint, texts: Sequence[Text]) -> list[Text]:
-    """The texts that a text checkpoint was not fitted on: those that its metrics name for validation and test."""
-    held = {uid for side in ("validation", "test") for uid in checkpoint.metrics.get(side, {}).get("each", {})}
+    """The texts that a text checkpoint was not fitted on: those that its metrics name, less those that trained it."""
+    sides = ("validation", "cross_validation", "test")
+    held = {uid for side in sides for uid in checkpoint.metrics.get(side, {}).get("each", {})}
     trained = set(checkpoint.metrics["training"]["names"])
     return [text for text in texts if text.uid in held - trained]
 

@@ -32,7 +32,32 @@ def test_the_one_for_requests_takes_requests_alone() -> None:
 
 def test_checkpoint_was_trained_by_the_config_that_ships(checkpoint: TextCheckpoint) -> None:
     config = load_network(find_config("report_text"))
-    assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["training"]["config_sha256"]
+    assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["calibrated"]["config_sha256"]
+    # It was trained before it had an error rate, knew strange texts and the pictures it goes beside, which decide no weight.
+    trained = config.model_copy(
+        update={
+            "calibrate": config.calibrate.model_copy(update={"error_rate": None, "novelty": None}),
+            "applies_to": config.applies_to.model_copy(update={"modality": (), "body_part": ()}),
+        }
+    )
+    assert trained.digest() == checkpoint.metrics["training"]["config_sha256"]
+
+
+def test_its_error_rate_holds_on_reports_that_did_not_train_it(checkpoint: TextCheckpoint) -> None:
+    rate = checkpoint.metrics["calibration"]["conformal"]["abnormal"]["error_rate"]
+    wrong = checkpoint.metrics["cross_validation"]["wrong"]["abnormal"]
+    assert rate == 0.05
+    assert max(wrong[name]["mean"] for name in ("normal", "abnormal")) <= rate
+
+
+def test_a_text_of_another_kind_gets_no_number(checkpoint: TextCheckpoint) -> None:
+    try:
+        folder_of(checkpoint.config.encoder)
+    except (MissingPackage, EncoderUnusable) as error:
+        pytest.skip(f"{error.code}: {error.seen}")
+    words = "The licensee may copy and distribute the work in source form, and must keep this notice with every copy of it."
+    said = TextReader(checkpoint)(Document.of(words, role="report", source="file invented.txt", language="en"))
+    assert (said.assessment, said.probability) == ("indeterminate", None)
 
 
 def test_it_is_small_and_holds_no_encoder(checkpoint: TextCheckpoint) -> None:
