@@ -33,7 +33,7 @@ def test_the_one_for_requests_takes_requests_alone() -> None:
 def test_checkpoint_was_trained_by_the_config_that_ships(checkpoint: TextCheckpoint) -> None:
     config = load_network(find_config("report_text"))
     assert checkpoint.config.digest() == config.digest() == checkpoint.metrics["calibrated"]["config_sha256"]
-    # It was trained before it had an error rate, knew strange texts and the pictures it goes beside, which decide no weight.
+    # It was trained before it had an error rate, strange texts and the pictures it goes beside, which decide no weight.
     trained = config.model_copy(
         update={
             "calibrate": config.calibrate.model_copy(update={"error_rate": None, "novelty": None}),
@@ -55,7 +55,7 @@ def test_a_text_of_another_kind_gets_no_number(checkpoint: TextCheckpoint) -> No
         folder_of(checkpoint.config.encoder)
     except (MissingPackage, EncoderUnusable) as error:
         pytest.skip(f"{error.code}: {error.seen}")
-    words = "The licensee may copy and distribute the work in source form, and must keep this notice with every copy of it."
+    words = "The licensee may copy and distribute the work in source form, and must keep this notice with every copy."
     said = TextReader(checkpoint)(Document.of(words, role="report", source="file invented.txt", language="en"))
     assert (said.assessment, said.probability) == ("indeterminate", None)
 
