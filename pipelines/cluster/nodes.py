@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 # Of a cluster that is started for one call: what goes over it is small.
 _OBJECT_STORE_BYTES = 200 * 1024**2
+# In which the head must take a connection.
+_ANSWER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +236,10 @@ def connected(cluster: Cluster) -> Iterator[RayNodes]:
 def _connect(address: str) -> None:
     import ray
 
+    # Where nobody answers Ray itself tries again for a quarter of an hour.
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
     # What runs where is nobody's business but the hospital's.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, Any] = (

@@ -14,6 +14,7 @@ import pytest
 from clustered import Plain
 from rays import AUTHENTICATION, RayNode, until_there
 
+from imaging.errors import ClusterUnreachable
 from imaging.files import shipped
 from pipelines.asking import Source
 from pipelines.cluster.driver import Driver
@@ -117,6 +118,12 @@ def test_result_is_that_of_one_machine(nodes: list[RayNode], data: Path, tmp_pat
     files = {output.file for output in one.report.outputs}
     assert files == {output.file for output in other.report.outputs}
     assert (here.refused, one.problems) == (there.refused, other.problems)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:none"])
+def test_cluster_that_is_not_there_is_told(address: str) -> None:
+    with pytest.raises(ClusterUnreachable, match=address), connected(Cluster(address)):
+        pass
 
 
 @pytest.mark.parametrize(
