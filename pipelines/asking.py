@@ -129,8 +129,11 @@ def _ask_together(predictor: Predictors, model: str, members: Mapping[str, tuple
 
 def _has_room(predictor: Predictors, model: str, view: SeriesView) -> bool:
     """Whether a series may be read for a checkpoint; what would not fit into memory is refused before it is there."""
-    asked = predictor(model)
-    if isinstance(asked, Predictor) and view.shape is not None and view.affine is not None:
+    if view.shape is None or view.affine is None:
+        return True
+    with stage("open"):
+        asked = predictor(model)
+    if isinstance(asked, Predictor):
         asked.check_room(view.shape, view.affine, subject=view.facts.subject, unread=1)
     return True
 

@@ -224,8 +224,10 @@ class Inference:
         opened = opened or Shelf(partial(open_predictor, engine=engine, budget=budget))
         predictor = partial(_opened, opened, by_name)
         self._asked = Asked(predictor, explain, wanted, readers, chosen.fusion)
-        # Which checkpoints there are is told by their digests; one that was named takes what it else would not.
-        options = [chosen.images_named, formats and sorted(formats), seg_type, fhir_version, policy, explain, engine]
+        # Which checkpoints there are is told by their digests; one that was named takes what it else would not. What
+        # was refused within a budget is none within another.
+        options = (chosen.images_named, formats and sorted(formats), seg_type, fhir_version, policy, explain, engine,
+                   *([budget.total] if budget else ()))  # fmt: skip
         decides = [importlib.metadata.version("imgpipe"), chosen.digests(), options]
         self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 

@@ -70,6 +70,7 @@ class WarmReader:
                     explain=plain.explain,
                     engine=plain.engine,
                     opened=self._shelf,
+                    memory=plain.memory,
                 )
                 self._opened[plain].warm_up(self._shelf.has_room)
             return self._opened[plain]

@@ -5,8 +5,8 @@ of a tile, and the versions of OpenVINO and of this room. An entry appears whole
 one that is damaged is told and made anew. What cannot be kept is told and done without.
 
 Only the model is kept, not what OpenVINO compiles of it for the processor at hand: reading that back took as long as
-compiling the model again (see docs/engines.md), and code that was compiled for another processor need not be told from
-code for this one.
+compiling the model again (see docs/performance.md), and code that was compiled for another processor need not be told
+from code for this one.
 
 In the folder (``$IMGPIPE_CACHE``, or ``imgpipe`` in the user's cache folder)::
 

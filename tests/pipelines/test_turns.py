@@ -66,6 +66,23 @@ def test_waiting_for_a_turn_counts_for_no_stage() -> None:
     assert heard.seconds()["network"] < 0.2
 
 
+def test_a_study_is_read_while_the_network_is_asked_of_another_whose_checkpoint_it_shares() -> None:
+    turns, waited = Turns(), []
+    with taking_turns(turns.of(lambda _: None)), stage("network"):
+
+        def second() -> None:
+            with taking_turns(turns.of(waited.append)):
+                for name in ("scan", "open", "read"):
+                    with stage(name):  # type: ignore[arg-type]
+                        pass
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert waited == []
+
+
 def test_a_lane_is_free_again_when_what_was_in_it_raises() -> None:
     turns = Turns()
     for _ in range(2):

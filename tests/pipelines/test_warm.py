@@ -99,8 +99,9 @@ def test_the_setup_names_all_that_decides_the_output(reader: WarmReader, model: 
         Reporting(models=(model,), policy="strict"),
         Reporting(models=(model, "chest_xray")),
         Reporting(models=(model, "request_text")),
+        Reporting(models=(model,), memory="4GB"),
     ]
-    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 5
+    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 6
 
 
 def test_a_later_version_names_the_one_it_replaces_in_its_sr_and_its_fhir_too(
