@@ -55,7 +55,7 @@ def test_list_for_a_person_names_what_is_taken(invoke: Invoke) -> None:
         taken = rule.roles if isinstance(config, TextConfig) else rule.modality
         for told in (config.name, config.version, config.title, *taken, config.card.licence):
             assert told in result.stdout
-    assert result.stdout.count("  validation, which also chose its threshold, abnormal: AUC ") == 2  # those that judge
+    assert result.stdout.count("  cross-validated, abnormal: AUC ") == 2  # those that judge texts
     assert "  test, mentions of disease: F1 0.834 [0.810, 0.857]" in result.stdout
 
 
