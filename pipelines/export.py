@@ -7,6 +7,7 @@ transforms.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 Target = Literal["openvino", "onnx", "monai-bundle"]
 ABOUT = "export.json"
+# OpenVINO reads both kinds of model back.
+_NEEDED: dict[Target, tuple[str, ...]] = {"openvino": ("openvino",), "onnx": ("openvino", "onnx"), "monai-bundle": ()}
 # Of the greatest logit; fp32 on both sides, summed in another order.
 _ROUNDING = 1e-3
 
@@ -75,7 +78,7 @@ def export(*, checkpoint: str, to: Target, out: Path) -> Exported:
     ExportImpossible
         If a bundle cannot say what the checkpoint does.
     MissingPackage
-        If OpenVINO, which reads both kinds of model back, is not installed.
+        If OpenVINO, which reads both kinds of model back, is not installed, or onnx, by which torch writes the one.
     OutputMismatch
         If a model, read back, does not say what torch says.
     OutputNotWritable
@@ -84,9 +87,10 @@ def export(*, checkpoint: str, to: Target, out: Path) -> Exported:
     opened = open_checkpoint(find_checkpoint(checkpoint))
     if out.exists():
         raise OutputNotWritable(out, seen="it is there already", expected="a new folder was expected")
-    if to != "monai-bundle" and not runtime.installed():
-        raise MissingPackage(f"imgpipe export --to {to}", seen="openvino is not installed",
-                             remedy="Install imgpipe[openvino]")  # fmt: skip
+    for package in _NEEDED[to]:
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackage(f"imgpipe export --to {to}", seen=f"{package} is not installed",
+                                 remedy=f"Install imgpipe[{to}]")  # fmt: skip
     with staged_folder(out) as stage:
         if to == "monai-bundle":
             write_bundle(opened, stage)
@@ -130,7 +134,7 @@ def _as_openvino(network: torch.nn.Module, shape: tuple[int, ...], stem: Path) -
 
 
 def _as_onnx(network: torch.nn.Module, shape: tuple[int, ...], stem: Path) -> Path:
-    """By torch's older exporter: the newer one needs a package more."""
+    """By torch's older exporter: the newer one needs onnxscript, too."""
     import torch
 
     path = stem.with_name(f"{stem.name}.onnx")

@@ -23,7 +23,7 @@ from imaging.engines import engines_of, runtime
 from imaging.engines.accepted import FILE, trials_of
 from imaging.engines.choice import tile_shape
 from imaging.engines.torch_engine import networks_of
-from imaging.errors import ExportImpossible, OutputMismatch, OutputNotWritable, TooFewCases
+from imaging.errors import ExportImpossible, MissingPackage, OutputMismatch, OutputNotWritable, TooFewCases
 from imaging.files import shipped
 from imaging.networks import build_classifier, build_segmenter, weights_of
 from imaging.nifti import read_nifti
@@ -105,6 +105,16 @@ def test_bundle_is_run_by_monai_alone(segmenter: Checkpoint, data: Path, tmp_pat
     assert (found == expected).mean() > 0.999
     metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "hippocampus_anterior"
+
+
+@pytest.mark.parametrize(("to", "package"), [("openvino", "openvino"), ("onnx", "onnx"), ("onnx", "openvino")])
+def test_package_that_is_not_there_is_named(
+    segmenter: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Any, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=package):
+        export(checkpoint=str(segmenter.folder), to=to, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_bundle_cannot_say_is_refused(tmp_path: Path) -> None:
