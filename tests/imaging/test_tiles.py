@@ -75,7 +75,7 @@ def joined(networks: list[torch.nn.Module], image: Array, config: Predict, *, ov
     channels=st.integers(1, 2),
     overlapping=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_blocks_are_the_whole_by_monai(
     size: tuple[int, int, int], patch: tuple[int, ...], overlap: float, flips: tuple[int, ...], cuts: tuple[int, int],
     batch: int, members: int, channels: int, overlapping: bool,
