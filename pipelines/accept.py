@@ -30,7 +30,7 @@ from imaging.config import ClassifyConfig
 from imaging.data import load_case
 from imaging.dataset_check import OnCase
 from imaging.engines import Engines, Precision, engines_of, runtime
-from imaging.engines.accepted import FILE, Compared, Trial, Trials
+from imaging.engines.accepted import FILE, Compared, Trial, Trials, trials_of
 from imaging.errors import MissingPackage, OutputNotWritable, TooFewCases
 from imaging.manifest import Case, read_manifest
 from imaging.predict import Predictor
@@ -83,7 +83,10 @@ def accept(*, checkpoint: str, data: Path, out: Path, on_case: OnCase | None = N
     else:
         side, cases = own_cases(opened, read_manifest(data))
         compared = _segmented(opened, reference, engines, cases, on_case)
-    trials = Trials(trials=tuple(_trial(one, found, data, side, len(cases)) for one, found in compared.items()))
+    # What this processor cannot compute in was maybe compared on another one.
+    earlier = [trial for trial in trials_of(opened) if trial.precision not in tried]
+    found = [_trial(one, by_name, data, side, len(cases)) for one, by_name in compared.items()]
+    trials = Trials(trials=(*earlier, *found))
     extras = {name: read_verified(opened.folder / name, digest) for name, digest in opened.sums.items()
               if name not in (CONFIG, WEIGHTS, METRICS, CARD)}  # fmt: skip
     extras[FILE] = (trials.model_dump_json(indent=1, exclude_none=True) + "\n").encode()

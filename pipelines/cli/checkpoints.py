@@ -90,7 +90,7 @@ def accept(checkpoint: str, data: Path, out: Path, as_json: bool) -> int:
         for name, found in trial.compared.items():
             figures = found.model_dump(exclude_none=True)
             click.echo(f"  {name}: {', '.join(f'{TRIED[key]} {value:.4f}' for key, value in figures.items())}")
-    click.echo(f"{trials.trials[0].cases} case(s); checkpoint: {made.folder}")
+    click.echo(f"{trials.trials[-1].cases} case(s); checkpoint: {made.folder}")
     return 0
 
 

@@ -17,10 +17,10 @@ import torch
 from classified import toy_config, write_pictures
 from click.testing import CliRunner
 
-from imaging.checkpoint import CONFIG, METRICS, WEIGHTS, Checkpoint, open_checkpoint, save_checkpoint
+from imaging.checkpoint import CONFIG, METRICS, WEIGHTS, Checkpoint, open_checkpoint, save_checkpoint, with_extras
 from imaging.config import SegmentConfig, load_config
 from imaging.engines import engines_of, runtime
-from imaging.engines.accepted import FILE, trials_of
+from imaging.engines.accepted import FILE, Compared, Trial, Trials, trials_of
 from imaging.engines.choice import tile_shape
 from imaging.engines.torch_engine import networks_of
 from imaging.errors import ExportImpossible, MissingPackage, OutputMismatch, OutputNotWritable, TooFewCases
@@ -145,6 +145,20 @@ def test_segmenter_is_compared_on_cases_that_did_not_train_it(
     assert engines_of(made).choice.name == "openvino"
     with pytest.raises(OutputNotWritable):
         accept(checkpoint=str(segmenter.folder), data=data / "hippocampus", out=tmp_path / "copy")
+
+
+def test_what_another_processor_was_compared_in_is_kept(
+    segmenter: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = {"hippocampus_anterior": Compared(dice_with_torch=0.9, dice=0.5, dice_of_torch=0.5)}
+    bf16 = Trial(engine="openvino", precision="bf16", version="1", processor="another", data="some", side="other",
+                 cases=1, compared=compared, accepted=False)  # fmt: skip
+    content = Trials(trials=(bf16,)).model_dump_json().encode()
+    before = with_extras(tmp_path / "before", segmenter, segmenter.metrics, {FILE: content})
+    monkeypatch.setattr(runtime, "has_bf16", lambda: False)
+    made, _ = accept(checkpoint=str(before.folder), data=data / "hippocampus", out=tmp_path / "copy")
+    assert [trial.precision for trial in trials_of(made)] == ["bf16", "fp32"]
+    assert trials_of(made)[0] == bf16
 
 
 def test_classifier_is_compared_by_its_probabilities(tmp_path: Path) -> None:
