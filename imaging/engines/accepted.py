@@ -50,12 +50,14 @@ class Compared(_Part):
     auc_of_torch: float | None = None
 
     def why_not(self) -> str:
-        """What is not good enough; empty where all is."""
-        if self.dice_with_torch is not None and self.dice_with_torch < LEAST_DICE:
+        """What is not good enough; empty where all is. What is not a number never is."""
+        if self.dice_with_torch is None and self.difference is None:
+            return "no figure was compared"
+        if self.dice_with_torch is not None and not self.dice_with_torch >= LEAST_DICE:
             return f"Dice {self.dice_with_torch:.4f} with torch's masks, at least {LEAST_DICE} was expected"
         if self.dice is not None and self.dice_of_torch is not None and self.dice < self.dice_of_torch - LOWER_DICE:
             return f"Dice {self.dice:.4f} with the truth, and torch's is {self.dice_of_torch:.4f}"
-        if self.difference is not None and self.difference > LARGEST_DIFFERENCE:
+        if self.difference is not None and not self.difference <= LARGEST_DIFFERENCE:
             return f"a probability differs by {self.difference:.4f}, at most {LARGEST_DIFFERENCE} was expected"
         if self.auc is None or self.auc_of_torch is None:
             return ""

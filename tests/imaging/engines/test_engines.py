@@ -279,6 +279,11 @@ def test_what_onednn_was_forbidden_is_known(monkeypatch: pytest.MonkeyPatch, swi
         (Compared(difference=0.01, auc=0.9501, auc_of_torch=0.9504), True),
         (Compared(difference=0.0101, auc=0.95, auc_of_torch=0.95), False),
         (Compared(difference=0.001, auc=0.951, auc_of_torch=0.953), False),
+        # What is not a number is written as null, and is nothing when it is read again.
+        (Compared(difference=float("nan"), auc=0.95, auc_of_torch=0.95), False),
+        (Compared(dice_with_torch=float("nan"), dice=0.9, dice_of_torch=0.9), False),
+        (Compared(auc=0.95, auc_of_torch=0.95), False),
+        (Compared(dice=0.9, dice_of_torch=0.9), False),
     ],
 )
 def test_what_is_good_enough(compared: Compared, good: bool) -> None:
