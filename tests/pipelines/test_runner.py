@@ -18,7 +18,7 @@ from pipelines.store.rules import Completeness, Retries
 from pipelines.worker import Outcome, Task, Waits
 
 AT_ONCE = Completeness(series_quiet_s=0, study_quiet_s=0, timeout_s=0.001)
-RETRIES = Retries(most=3, first_s=0.001, jitter=0)
+RETRIES = Retries(most=3, first_s=0, jitter=0)
 
 
 class Actor:
