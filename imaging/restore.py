@@ -11,8 +11,11 @@ from both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,14 +23,20 @@ from numpy.typing import NDArray
 
 from imaging.config import Size3
 from imaging.errors import GridMismatch
+from imaging.resampling import threads_here
 from imaging.volume import Affine
 
-# So many voxels of the series' grid are worked on at a time: what fits a processor's cache.
-_PART_VOXELS = 2**20
+# The series' grid is worked on in boxes: so long along an axis, what fits a processor's cache, and small enough to lie
+# mostly within one structure.
+_PART = 64
+# Interpolation in float32 rounds probabilities by less.
+_ROUNDING = np.float32(1e-6)
 # Rounding of the affines must not turn a whole index into a mixture.
 _WHOLE = 1e-4
 
 Box = tuple[slice, slice, slice]
+# A box of the own grid, and for each axis which network voxels lie around it.
+Part = tuple[Box, tuple["_Line", "_Line", "_Line"]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,17 +93,35 @@ class OwnGrid:
         At each voxel's centre the class of the greatest probability, and of two equal ones either in turn; what lies
         beyond half a voxel outside the network's grid stays as it is. Where the two grids share their voxels, it is the
         argmax voxel for voxel. One class is brought over at a time, so memory does not grow with their number.
+
+        A class that is less likely than one and the same other at every network voxel around a box is so between them,
+        too, and is not brought over.
         """
-        for own, into in self._parts(block):
-            classes = (self._brought(values, into) for values in block.probability_KXYZ)
-            self._put(labels_XYZ, own, self._likeliest(classes, own))
+
+        def decide(part: Part) -> None:
+            own, into = part
+            x, y, z = (line.span for line in into)
+            near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self._axis_for))[:, x, y, z]
+            able = self._able(near_KXYZ)
+            if len(able) == 1:
+                self._put(labels_XYZ, own, np.uint8(able[0]))
+            else:
+                self._put(labels_XYZ, own, self._likeliest(able, (_between(near_KXYZ[k], into) for k in able), own))
+
+        _each(decide, self._parts(block))
+
+    def _able(self, near_KXYZ: NDArray[np.float32]) -> list[int]:
+        """The classes that can be the likeliest somewhere between some network voxels, in their order."""
+        first = int(near_KXYZ.reshape(len(near_KXYZ), -1).sum(axis=1).argmax())
+        least = self._tie + _ROUNDING
+        return [k for k, here in enumerate(near_KXYZ) if k == first or bool((here > near_KXYZ[first] - least).any())]
 
     def add_regions(self, block: Block, regions_KXYZ: NDArray[np.bool_]) -> None:
         """Say of the own voxels within a block which structures they belong to, where each is judged on its own."""
         for own, into in self._parts(block):
             for values, region_XYZ in zip(block.probability_KXYZ, regions_KXYZ, strict=True):
                 pair = (self._brought(part, into) for part in (1 - values, values))
-                self._put(region_XYZ, own, self._likeliest(pair, own) > 0)
+                self._put(region_XYZ, own, self._likeliest((0, 1), pair, own) > 0)
 
     def values(self, values_XYZ: NDArray[np.float32]) -> NDArray[np.float32]:
         """Numbers of the whole network's grid, linear between neighbours; NaN beyond half a voxel outside of it."""
@@ -103,7 +130,7 @@ class OwnGrid:
             self._put(restored, own, self._brought(values_XYZ, into))
         return restored
 
-    def _parts(self, block: Block) -> Iterator[tuple[Box, tuple[_Line, _Line, _Line]]]:
+    def _parts(self, block: Block) -> Iterator[Part]:
         """Boxes of the own grid that a block decides, small ones, each with its lines as indices into the block."""
         owned = block.owned(self.size)
         spans = []
@@ -113,10 +140,10 @@ class OwnGrid:
         if not all(len(span) for span in spans):
             return
         # A line is monotonous, so what a block decides of it is one run.
-        x, y, z = (range(int(span[0]), int(span[-1]) + 1) for span in spans)
-        step = max(1, _PART_VOXELS // (len(x) * len(y)))
-        for start in range(z.start, z.stop, step):
-            own = slice(x.start, x.stop), slice(y.start, y.stop), slice(start, min(start + step, z.stop))
+        runs = [range(int(span[0]), int(span[-1]) + 1) for span in spans]
+        cuts = ([slice(at, min(at + _PART, run.stop)) for at in run[::_PART]] for run in runs)
+        for x, y, z in product(*cuts):
+            own = x, y, z
             lows = (block.low[axis] for axis in self._axis_for)
             first, second, third = (line.part(at, low) for line, at, low in zip(self._lines, own, lows, strict=True))
             yield own, (first, second, third)
@@ -124,16 +151,13 @@ class OwnGrid:
     def _brought(self, values_XYZ: NDArray[np.float32], lines: Sequence[_Line]) -> NDArray[np.float32]:
         """One class of a block, on a part of the own grid."""
         x, y, z = (line.span for line in lines)
-        here = values_XYZ.transpose(self._axis_for)[x, y, z]
-        for axis, line in enumerate(lines):
-            here = line.interpolated(here, axis)
-        return here
+        return _between(values_XYZ.transpose(self._axis_for)[x, y, z], lines)
 
-    def _likeliest(self, classes: Iterable[NDArray[np.float32]], own: Box) -> NDArray[np.uint8]:
+    def _likeliest(self, names: Sequence[int], classes: Iterable[NDArray[np.float32]], own: Box) -> NDArray[np.uint8]:
         turn = sum(np.ogrid[own]) % 2 == 1
-        labels = np.zeros([at.stop - at.start for at in own], dtype=np.uint8)
+        labels = np.full([at.stop - at.start for at in own], names[0], dtype=np.uint8)
         greatest: NDArray[np.float32] | None = None
-        for label, here in enumerate(classes):
+        for label, here in zip(names, classes, strict=True):
             if greatest is None:
                 greatest = np.array(here)
                 continue
@@ -145,13 +169,26 @@ class OwnGrid:
             np.maximum(greatest, here, out=greatest)
         return labels
 
-    def _put(self, target_XYZ: NDArray[Any], own: Box, found: NDArray[Any]) -> None:
+    def _put(self, target_XYZ: NDArray[Any], own: Box, found: NDArray[Any] | np.uint8) -> None:
         """Write a part, but for what lies outside of the network's grid."""
         x, y, z = (line.inside[at] for line, at in zip(self._lines, own, strict=True))
         if x.all() and y.all() and z.all():
             target_XYZ[own] = found
         else:
             np.copyto(target_XYZ[own], found, where=x[:, None, None] & y[:, None] & z)
+
+
+def _between(near_XYZ: NDArray[np.float32], lines: Sequence[_Line]) -> NDArray[np.float32]:
+    """Values between the network voxels that some lines need."""
+    for axis, line in enumerate(lines):
+        near_XYZ = line.interpolated(near_XYZ, axis)
+    return near_XYZ
+
+
+def _each(decide: Callable[[Part], None], parts: Iterable[Part]) -> None:
+    """Decide parts side by side: numpy lets go of the interpreter, and no voxel is in two of them."""
+    with ThreadPoolExecutor(threads_here()) as pool:
+        deque(pool.map(decide, parts), maxlen=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
