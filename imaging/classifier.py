@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from imaging.calibrate import calibrated_probability
 from imaging.checkpoint import Checkpoint, read_arrays
 from imaging.engines import Engines, Wanted, engines_of
+from imaging.errors import AnswerNotNumbers
 from imaging.explain import Explainer
 from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.heat_map import HeatMap
@@ -177,6 +178,8 @@ class Classifier:
         answers = [engine(np.flip(image_1C, flip))[0] for engine in self._engines for flip in flips]
         classes = len(self._config.classes)
         logits_NK = np.array([answer[:classes] for answer in answers], dtype=np.float64)
+        if not np.isfinite(logits_NK).all():
+            raise AnswerNotNumbers(self.checkpoint.name, seen="its network answered with NaN or infinity")
         return np.asarray(logits_NK.mean(axis=0)), answers[0][classes:].astype(np.float64)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig, Size3
 from imaging.engines import EngineChoice, Engines, Wanted, engines_of
-from imaging.errors import LooksLikeMask
+from imaging.errors import AnswerNotNumbers, LooksLikeMask
 from imaging.memory import Budget, rising
 from imaging.normalise import scaled
 from imaging.resampling import preparing_bytes, size_on_network_grid, to_network_grid
@@ -125,6 +125,8 @@ class Predictor:
             If the voxels hold one value, or so few that it is no picture.
         MemoryTooSmall
             If it does not fit into the budget.
+        AnswerNotNumbers
+            If the network answers with NaN.
         """
         config = self.checkpoint.segmenter()
         check_choice(config.applies_to, volume.facts, named=True)
@@ -206,6 +208,9 @@ class Predictor:
         regions_KXYZ = regions_KXYZ.transpose(0, 3, 2, 1)
         with stage("network"):
             for block in self._blocks(image_CXYZ, shape=volume.shape, subject=volume.facts.subject):
+                # No comparison with what is no number holds, so that it would pass for background.
+                if not np.isfinite(block.probability_KXYZ.sum()):
+                    raise AnswerNotNumbers(volume.facts.subject, seen=f"{self.checkpoint.name} answered with NaN")
                 with stage("restore"):
                     means.add(block, grid.size)
                     if config.overlapping:

@@ -12,6 +12,7 @@ from imaging.cases import read_cases
 from imaging.checkpoint import WEIGHTS, Checkpoint, find_checkpoint, open_checkpoint
 from imaging.classifier import Classifier
 from imaging.config import find_config, load_config
+from imaging.errors import AnswerNotNumbers
 from imaging.png import read_png
 
 
@@ -85,3 +86,16 @@ def test_it_knows_pictures_that_are_unlike_those_that_trained_it(
     usual = [classifier(read_png(path)).novelty for path in sorted((data / "pneumoniamnist" / "images").glob("*.png"))]
     assert len(usual) == 8
     assert not any(usual)
+
+
+def test_network_that_answers_with_no_number_is_refused(
+    classifier: Classifier, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = classifier._engines
+
+    def broken(image_1CXY: np.ndarray) -> np.ndarray:
+        return np.full_like(whole[0](image_1CXY), np.nan)
+
+    monkeypatch.setattr(classifier, "_engines", (broken, *whole[1:]))
+    with pytest.raises(AnswerNotNumbers, match="answered with NaN"):
+        classifier(read_png(data / "pneumoniamnist" / "images" / "normal_1.png"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from imaging.errors.cluster import CheckpointNotOnNode, ClusterUnreachable, NodeUnfit, NoNode, PathNotOnNode
 from imaging.errors.identity import BurnedIn, IdentityLeft, KeyInvalid, NotDeidentifiable
 from imaging.errors.making import (
+    AnswerNotNumbers,
     CaseChanged,
     ChannelMismatch,
     CheckpointCorrupt,
@@ -156,6 +157,7 @@ from imaging.errors.watching import (
 )
 
 __all__ = [
+    "AnswerNotNumbers",
     "ArchiveRefused",
     "AssociationDeferred",
     "AssociationLost",

@@ -15,6 +15,14 @@ class CheckpointCorrupt(InputRefused):
     remedy = "Fetch the checkpoint again"
 
 
+class AnswerNotNumbers(InputRefused):
+    """A network answered with what is no number, of which no mask and no probability can be made."""
+
+    code = "answer_not_numbers"
+    expected = "a number for every class was expected"
+    remedy = "Try --engine torch; where that answers the same, the weights or the picture are at fault"
+
+
 class EncoderUnusable(InputRefused):
     """The encoder that a text model stands on is not there, or is another one."""
 

@@ -12,7 +12,7 @@ import torch
 
 from imaging.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from imaging.config import Config, load_config
-from imaging.errors import CheckpointCorrupt, ConstantImage, NotApplicable
+from imaging.errors import AnswerNotNumbers, CheckpointCorrupt, ConstantImage, NotApplicable
 from imaging.files import shipped
 from imaging.networks import build_network, weights_of
 from imaging.nifti import read_nifti
@@ -220,3 +220,12 @@ def test_weights_changed_after_opening_are_refused(checkpoint: Checkpoint, tmp_p
     path.write_bytes(path.read_bytes()[:-1] + b"\7")
     with pytest.raises(CheckpointCorrupt, match="changed"):
         Predictor(opened)
+
+
+def test_network_that_answers_with_no_number_is_refused(tmp_path: Path, volume: Volume) -> None:
+    config = config_of()
+    network = build_network(config.network, in_channels=1, out_channels=3)
+    weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in weights_of(network).items()}
+    predictor = Predictor(save_checkpoint(tmp_path / "nan", config, weights, {}), device="cpu")
+    with pytest.raises(AnswerNotNumbers, match="answered with NaN"):
+        predictor(volume)
