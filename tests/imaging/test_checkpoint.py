@@ -26,7 +26,7 @@ from imaging.checkpoint import (
     save_checkpoint,
     shipped_checkpoints,
 )
-from imaging.config import SegmentConfig, load_config
+from imaging.config import SegmentConfig, TextConfig, load_config
 from imaging.errors import CheckpointCorrupt, OutputNotWritable, UnknownCheckpoint
 from imaging.files import sha256_of, shipped
 from imaging.judgement import targets_of
@@ -228,7 +228,9 @@ def test_shipped_checkpoint_is_found_by_name_and_is_whole(folder: Path) -> None:
     if isinstance(checkpoint.config, SegmentConfig):
         assert {label.name for label in checkpoint.config.labels} == set(test["dice"])
     else:
-        assert {target.name for target in targets_of(checkpoint.config)} == set(test["scores"])
+        assert {target.name for target in targets_of(checkpoint.config)} == set(test.get("scores", ()))
+        kinds = checkpoint.config.kinds if isinstance(checkpoint.config, TextConfig) else ()
+        assert {kind.name for kind in kinds} == set(test.get("spans", ()))
 
 
 def test_checkpoint_may_be_copied(saved: Checkpoint, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from watching import read_report, write_report
 
 from imaging import files as files_module
 from imaging.errors import DeliveryFailed, OutputMismatch
+from imaging.files import sha256_of
 from pipelines import delivery as room
 from pipelines.delivery import Outbox, Result, read_back
 from pipelines.worker import Task
@@ -24,7 +25,13 @@ def result(folder: Path, *, version: int = 1) -> Result:
     (folder / f"{version}").mkdir(parents=True)
     source = folder / f"source{version}"
     source.write_bytes(b"x" * version)
-    write_report(Task(UID, (source,), folder / f"{version}", version, (version - 1, "a" * 64) if version > 1 else None))
+    replaces = earlier = None
+    if version > 1:
+        earlier = folder / f"earlier{version}"
+        earlier.mkdir()
+        (earlier / "report.json").write_text("{}")
+        replaces = (version - 1, sha256_of(earlier / "report.json"))
+    write_report(Task(UID, (source,), folder / f"{version}", version, replaces, earlier))
     return read_back(folder / f"{version}" / UID, UID, version)
 
 

@@ -54,12 +54,12 @@ def test_dice_of_validation_is_told_as_such() -> None:
 @pytest.mark.parametrize(("name", "texts"), [("report_text", "reports"), ("request_text", "requests")])
 def test_figures_of_a_text_model_are_of_texts(name: str, texts: str) -> None:
     checkpoint = open_text(find_checkpoint(name))
-    entry, own = model_entry(checkpoint), checkpoint.metrics["validation"]
-    assert (entry.measured_on, entry.validation_cases, entry.test_cases) == (texts, own["cases"], 0)
+    entry, own = model_entry(checkpoint), checkpoint.metrics["cross_validation"]
+    assert (entry.measured_on, entry.cross_validated_cases, entry.test_cases) == (texts, own["cases"], 0)
     auc = own["scores"]["abnormal"]["auc"]
-    assert entry.scores_on_validation["abnormal"]["auc"] == Figure(**auc)
-    page, chose = page_of(checkpoint), "which did not train it but chose its calibration"
-    assert f"On {own['cases']} validation {texts}, {chose}, for abnormal: AUC" in page
+    assert entry.scores_cross_validated["abnormal"]["auc"] == Figure(**auc)
+    page, asked = page_of(checkpoint), "each asked of one network that had not seen it"
+    assert f"In cross-validation ({own['cases']} {texts}, {asked}) for abnormal: AUC" in page
     assert f"AUC {auc['mean']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in page
 
 
