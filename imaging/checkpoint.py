@@ -158,6 +158,7 @@ class FusionCheckpoint:
     config: FuseConfig
     metrics: dict[str, Any]
     weights_sha256: str
+    sums: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -300,7 +301,7 @@ def open_fusion(folder: Path) -> FusionCheckpoint:
     if not isinstance(config, FuseConfig):
         raise WrongTask(f"checkpoint {config.name}", seen=f"its task is {config.task}",
                         expected="a fusion was expected", remedy="Give a checkpoint of a fusion")  # fmt: skip
-    return FusionCheckpoint(folder, config, metrics, sums[WEIGHTS])
+    return FusionCheckpoint(folder, config, metrics, sums[WEIGHTS], sums)
 
 
 def _opened(folder: Path) -> tuple[AnyConfig, dict[str, Any], dict[str, str]]:

@@ -6,10 +6,13 @@ one of them that is not what its checksums say is left out and told. No weights 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imaging.checkpoint import (
+    CARD,
     Checkpoint,
     FusionCheckpoint,
     TextCheckpoint,
@@ -46,9 +49,20 @@ class Chosen:
     unusable: tuple[ImagingError, ...] = ()
 
     def digests(self) -> list[list[str]]:
-        """Of each that is asked its name, the SHA-256 of its weights and the digest of its config."""
+        """Of each that is asked its name, the SHA-256 of its weights, and digests of its config and of all its files.
+
+        Thresholds, and what strange cases are known by, lie beside weights and config and decide as much as these; the
+        model card decides nothing.
+        """
         fusion = () if self.fusion is None else (self.fusion,)
-        return [[one.name, one.weights_sha256, one.config.digest()] for one in (*self.images, *self.texts, *fusion)]
+        asked = (*self.images, *self.texts, *fusion)
+        return [[one.name, one.weights_sha256, one.config.digest(), _digest_of(one.sums)] for one in asked]
+
+
+def _digest_of(sums: Mapping[str, str]) -> str:
+    """Of the files of a checkpoint but its card."""
+    deciding = sorted((name, digest) for name, digest in sums.items() if name != CARD)
+    return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 
 
 def choose(names: Sequence[str]) -> Chosen:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 def told_of(inference: Inference) -> dict[str, str]:
     """Each checkpoint by its name, with what tells it from any other; of one that reads texts whether it can."""
     chosen = inference.chosen
-    told = {name: f"weights {weights[:12]}, config {config[:12]}" for name, weights, config in chosen.digests()}
+    told = {
+        name: f"weights {weights[:12]}, config {config[:12]}, all files {files[:12]}"
+        for name, weights, config, files in chosen.digests()
+    }
     for one in chosen.texts:
         try:
             folder_of(one.config.encoder)

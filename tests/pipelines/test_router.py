@@ -51,7 +51,7 @@ def router_of(path: Path) -> Router:
     return Router(path, Reporting(), Places("tests").named)
 
 
-TEXTS = ["report_text", "request_text"]  # ship, and read what words come with a study
+TEXTS = ["disease_spans", "report_text", "request_text"]  # ship, and read what words come with a study
 ER = {"name": "er", "when": {"aet": ["ER"]}, "priority": "stat", "checkpoints": ["chest_xray"], "formats": ["html"],
       "to": [{"outbox": "er"}]}  # fmt: skip
 MR = {"name": "mr", "when": {"modality": ["MR"]}, "checkpoints": ["hippocampus_mr"], "to": [{"outbox": "mr"}]}
