@@ -43,7 +43,7 @@ class WrongTask(WrongUsage):
 
     code = "wrong_task"
     expected = "a checkpoint of the task that was asked for was expected"
-    remedy = "Use imaging.open_predictor, which knows what each checkpoint does"
+    remedy = "Name one of that task; `imgpipe models` tells each one's. In Python imaging.open_predictor opens any"
 
 
 class FusionMismatch(WrongUsage):

@@ -42,7 +42,7 @@ def calibrate(
     The weights stay as they are. Temperature, thresholds, error rate and what strange cases are known by are chosen
     anew on the cases that validated it, which are found in MANIFEST by the names that its metrics have. KEY=VALUE may
     change `calibrate`, `applies_to`, `explain`, `card`, `title` and `version`. Of a cross-validation an error rate and
-    novelty can be chosen anew.
+    novelty can be chosen anew. One that segments is refused.
     """
     with progress("Reading") as tell:
         from pipelines import calibrate as verb
