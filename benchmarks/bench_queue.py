@@ -15,6 +15,9 @@ read, segmented by the shipped hippocampus checkpoint, written, verified and del
 - `memory`: many studies, a few of them waiting; the resident memory of the watcher (which receives) and of its worker,
   fitted by a line over the studies done, the first tenth left out. With `--folder` it can be broken off and goes on
   from where it was: what is there counts. Each start of a watcher has a line of its own, and the slope is common.
+
+The sender does what a modality does: where it gets no answer, or the association is lost, it associates anew and sends
+what was not acknowledged. How often that was so is printed at the end; a refusal ends the measurement.
 """
 
 from __future__ import annotations
@@ -40,14 +43,18 @@ from bench_watch import free_port, listening, process
 from measuring import machine, versions
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pynetdicom import AE
+from pynetdicom import AE, evt
 
+from pipelines.association import at_once, status_of
 from pipelines.turns import LANES
 
 CROP = Path(__file__).parents[1] / "tests/data/hippocrop_study1"
 AET, MODEL, ROOT = "IMGPIPE", "hippocampus_mr", "1.2.826.0.1.3680043.10.1503.7"
 # How often memory is looked at, in studies; blocks of a bootstrap; the share of a run that warms up.
 _EACH, _BLOCKS, _WARMING = 5, 20, 0.1
+# How many associations a study may take before the receiver is given up; the studies that took one more, once for each.
+_TRIES = 10
+AGAIN: list[int] = []
 
 
 def slices_of(number: int, slices: int) -> list[Dataset]:
@@ -65,16 +72,37 @@ def slices_of(number: int, slices: int) -> list[Dataset]:
 
 
 def send(port: int, number: int, slices: int) -> None:
-    """One study in one association."""
-    images = slices_of(number, slices)
+    """One study, in one association or in as many as it takes."""
+    left = slices_of(number, slices)
+    for failed in range(_TRIES):
+        left = left[stored(port, left) :]
+        if not left:
+            return
+        AGAIN.append(number)
+        time.sleep(min(failed, 5))
+    raise RuntimeError(f"study {number}: {len(left)} images are not acknowledged after {_TRIES} associations")
+
+
+def stored(port: int, images: Sequence[Dataset]) -> int:
+    """How many images are acknowledged in one association; the next one has no answer."""
     entity = AE("BENCH")
     entity.add_requested_context(images[0].SOPClassUID, images[0].file_meta.TransferSyntaxUID)
-    association = entity.associate("127.0.0.1", port, ae_title=AET)
-    assert association.is_established
-    for image in images:
-        answer = association.send_c_store(image)
-        assert answer.Status == 0, hex(answer.Status)
-    association.release()
+    association = entity.associate("127.0.0.1", port, ae_title=AET, evt_handlers=[(evt.EVT_CONN_OPEN, at_once)])
+    if not association.is_established:
+        return 0
+    try:
+        for place, image in enumerate(images):
+            status = status_of(association.send_c_store(image))
+            if status is None:
+                return place
+            if status != 0:
+                raise SystemExit(f"an image is refused with status {status:04X}")
+    except RuntimeError:  # pynetdicom's word for an association that is gone
+        return place
+    finally:
+        if association.is_established:
+            association.release()
+    return len(images)
 
 
 class Watched:
@@ -99,8 +127,8 @@ class Watched:
             return db.execute(query).fetchall()
 
     def done(self) -> int:
-        """How many studies were delivered."""
-        [[count]] = self.rows("SELECT count(*) FROM jobs WHERE state = 'done'")
+        """How many studies were delivered, in however many versions."""
+        [[count]] = self.rows("SELECT count(DISTINCT study_uid) FROM jobs WHERE state = 'done'")
         [[bad]] = self.rows("SELECT count(*) FROM jobs WHERE state IN ('failed', 'quarantined')")
         assert not bad, self.rows("SELECT reason FROM jobs WHERE reason IS NOT NULL LIMIT 1")
         return int(count)
@@ -220,25 +248,29 @@ def memory(given: argparse.Namespace) -> None:
         with watched(root / "watched", at_once=2, quiet=1) as watcher, samples.open("a") as log:
             begun = watcher.done()
             known = int(watcher.rows("SELECT count(*) FROM studies")[0][0])
-            sender = threading.Thread(
-                target=_keep_coming, args=(watcher, known, given.studies, given.slices), daemon=True
-            )
-            sender.start()
+            faults: list[BaseException] = []
+            threading.Thread(
+                target=_keep_coming, args=(watcher, known, given.studies, given.slices, faults), daemon=True
+            ).start()
             while watcher.done() < given.studies:
                 _sample(watcher, log, run)
-                here = watcher.done()
-                watcher.until(lambda now=here: watcher.done() >= min(given.studies, now + _EACH))  # type: ignore[misc]
-            sender.join()
+                next_ = min(given.studies, watcher.done() + _EACH)
+                watcher.until(lambda enough=next_: bool(faults) or watcher.done() >= enough)  # type: ignore[misc]
+                if faults:
+                    raise faults[0]
         print(f"{given.studies - begun} studies in this run, {given.studies} in all\n")
         tell_slopes(samples)
 
 
-def _keep_coming(watcher: Watched, first: int, studies: int, slices: int) -> None:
+def _keep_coming(watcher: Watched, first: int, studies: int, slices: int, faults: list[BaseException]) -> None:
     """Send the next study whenever few wait, so that what is measured is the way and not the queue."""
-    for number in range(first, studies):
-        while number - watcher.done() > 8:
-            time.sleep(0.1)
-        send(watcher.port, number, slices)
+    try:
+        for number in range(first, studies):
+            while number - watcher.done() > 8:
+                time.sleep(0.1)
+            send(watcher.port, number, slices)
+    except BaseException as error:  # noqa: BLE001 raised by who waits for the studies
+        faults.append(error)
 
 
 def _sample(watcher: Watched, log: Any, run: int) -> None:
@@ -298,6 +330,7 @@ def main() -> None:
     print(f"{datetime.date.today()}; {machine()}; Python {platform.python_version()}  ")
     print(f"{versions(['imgpipe', 'torch', 'monai', 'openvino', 'pynetdicom'])}; {MODEL}, {given.slices} slices\n")
     {"rate": rate, "latency": latency, "memory": memory}[given.what](given)
+    print(f"\n{len(AGAIN)} associations were made anew for what was not acknowledged")
 
 
 if __name__ == "__main__":

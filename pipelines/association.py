@@ -4,8 +4,9 @@ Invariant: whatever a peer sends, what is held for it in memory is bounded, and 
 longer than any has to be ends its association, and a peer that falls silent is left after the network timeout.
 
 pynetdicom looks for work every millisecond, reads 4 KiB at a time and lets the kernel hold small segments back until
-the other side has answered (Nagle); with small files most of a transfer is waiting. What is here wakes it when there is
-work, and is the only place that reaches into it.
+the other side has answered (Nagle); with small files most of a transfer is waiting. On a busy machine the thread of an
+association sometimes takes the answer that somebody else waits for. What is here wakes it when there is work, leaves
+answers to those who wait for them, and is the only place that reaches into it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pynetdicom._handlers import (
     standard_pdu_sent_handler,
 )
 from pynetdicom._validators import validate_ae
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.transport import AssociationSocket
 
 from imaging.errors import ConfigInvalid, ListenImpossible
@@ -249,10 +251,29 @@ def quicken(event: evt.Event, kind: type[QuickSocket] = QuickSocket) -> QuickSoc
     return quick
 
 
+class _Dimse(DIMSEServiceProvider):
+    """Leaves the answer to a request of ours to the thread that waits for it.
+
+    Who sends a request clears the checkpoint of the association's thread and waits until that thread says that it
+    rests. The thread says so before it looks at the checkpoint and takes it back afterwards; held up in between, it
+    goes on, takes the answer for a request of the peer and drops it. Looking again once it has taken it back closes
+    the gap: then either the sender waits or the thread leaves the queue alone.
+    """
+
+    def get_msg(self, block: bool = False) -> Any:
+        if not block and not self.assoc._reactor_checkpoint.is_set():
+            return None, None
+        return super().get_msg(block)
+
+
 def at_once(event: evt.Event) -> None:
-    """Handler of EVT_CONN_OPEN: small segments are sent at once, not held back until the peer has answered."""
-    dul: Any = event.assoc.dul
-    dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    """Handler of EVT_CONN_OPEN, on either side: no segment is held back, and no answer lost.
+
+    Small segments are sent at once, not when the peer has answered, and the answer to a request goes to who sent it.
+    """
+    association: Any = event.assoc
+    association.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    association.dimse.__class__ = _Dimse
 
 
 def status_of(answer: Any) -> int | None:

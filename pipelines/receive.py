@@ -233,7 +233,7 @@ class Receiver:
         end = time.monotonic() + grace_s
         while server.active_associations and time.monotonic() < end:
             time.sleep(0.05)
-        left = server.active_associations
+        left: list[Any] = server.active_associations
         for association in left:
             if association.is_established:
                 association.abort(block=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pacs import Orthanc, ct, data_set, free_port, orthanc, started, written
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 from results import seg_of
 
 from imaging.errors import ConfigInvalid
@@ -221,6 +224,35 @@ def test_more_kinds_than_an_association_has_contexts_go_in_several(
         delivery = send(files, peer)
     assert [file.confirmed_by for file in delivery.files] == ["status", "", "status"]
     assert len(set(associations)) == 2
+
+
+class _HeldUp(threading.Event):
+    """A checkpoint whose thread goes on late, as on a machine that is busy."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        come = super().wait(timeout)
+        time.sleep(0.05)
+        return come
+
+
+def test_no_answer_is_lost_where_threads_are_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, take = Association.__init__, DIMSEServiceProvider.get_msg
+
+    def late(association: Any, ae: AE, mode: str) -> None:
+        begin(association, ae, mode)
+        if mode == "requestor":
+            association._reactor_checkpoint = _HeldUp()
+            association._reactor_checkpoint.set()
+
+    def taken_late(provider: Any, block: bool = False) -> Any:
+        time.sleep(0.2 if block else 0)
+        return take(provider, block)
+
+    monkeypatch.setattr(Association, "__init__", late)
+    monkeypatch.setattr(DIMSEServiceProvider, "get_msg", taken_late)
+    with scp() as peer:
+        delivery = send(written(tmp_path, [ct(1), ct(2)]), peer, confirm=Confirm.STATUS, timeout_s=1)
+    assert [file.status for file in delivery.files] == [0, 0], [str(file.error) for file in delivery.files]
 
 
 def test_two_deliveries_at_once(tmp_path: Path) -> None:
