@@ -32,7 +32,7 @@ test-long: $(VENV)/installed-test  ## Tests that take minutes: runs killed at ra
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 
 soak: $(VENV)/installed-test  ## 200 studies through a watcher that is killed 60 times at random moments (SEED=n: others)
-	$(BIN)/pytest -m long tests/pipelines/test_killed_watcher.py
+	$(BIN)/pytest -m long tests/pipelines/test_watch_killed.py
 
 docs: $(VENV)/installed  ## Write docs/config.md and the report's JSON Schema anew, after a key of a config or a report has changed
 	$(BIN)/python -m imaging.config.reference > docs/config.md

@@ -18,13 +18,12 @@ pickled.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from safetensors.torch import save
 
 from imaging.errors import OutputNotWritable
 from imaging.files import PARTIAL
+from imaging.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -97,26 +97,9 @@ class DiskCache:
         self._in_use.add(key)
         return True
 
-    @contextmanager
-    def lock(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """Keep other processes from making the same entry; gives whether this one may.
-
-        Where the file system has no locks every process may: they then do the same work, and the last one's entry,
-        which is the same, stays.
-        """
-        mine, descriptor = True, -1
-        try:
-            descriptor = os.open(self.root / "locks" / key[:2], os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            mine = False
-        except OSError as error:
-            log.debug("the cache's folder has no locks (%s)", error.strerror)
-        try:
-            yield mine
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+    def lock(self, key: str, *, wait: bool) -> AbstractContextManager[bool]:
+        """Keep other processes from making the same entry; gives whether this one may."""
+        return locked(self.root / "locks" / key[:2], wait=wait)
 
     def read(self, key: str) -> Tensors | None:
         """An entry's tensors, mapped from the file; None where there is none, or it was damaged and is removed.

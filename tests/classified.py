@@ -11,6 +11,8 @@ from PIL import Image
 
 from imaging.config import ClassifyConfig, load_config
 
+# The share of usual cases that a checkpoint which knows strange ones may flag.
+FALSE_FLAGS = 0.3
 CODE = {"value": "17621005", "meaning": "Normal"}
 CONTENT: dict[str, Any] = {
     "name": "toy",
@@ -68,3 +70,10 @@ def write_pictures(folder: Path, *, cases: int = 48, seed: int = 0) -> Path:
         rows.append(f"film{number:03d}.png,{'odd' if odd else 'plain'},p{patient},{sex},{age}")
     (folder / "films.csv").write_text("\n".join(rows) + "\n")
     return folder / "films.csv"
+
+
+def strange_picture(folder: Path) -> Path:
+    """A picture like none of these: checks, and broad."""
+    checks = (np.indices((16, 60)).sum(axis=0) // 4 % 2 * 200 + np.arange(60)[None] % 50).astype(np.uint8)
+    Image.fromarray(checks).save(folder / "checks.png")
+    return folder / "checks.png"

@@ -10,6 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for room in ("imaging", "pipelines") for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted(path for room in ("imaging", "pipelines") for path in (ROOT / "tests" / room).rglob("test_*.py"))
+# What goes through so many rooms that it is named by what it holds.
+ACROSS = {
+    "imaging/dicom": {"corpus", "dcm2niix", "fuzz", "load", "syntaxes", "torture"},
+    "pipelines/cluster": {"ray"},
+    "pipelines/store": {"any_order", "put", "take"},
+}
 LISTED = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The rooms")[1].split("```")[1]
 
 
@@ -39,3 +46,13 @@ def test_functions_can_be_seen_whole() -> None:
     ]
     assert len(functions) > 1000
     assert [function for function in functions if function[2] > 60] == []
+
+
+@pytest.mark.parametrize("test", TESTS, ids=lambda path: str(path.relative_to(ROOT / "tests")))
+def test_a_test_is_found_by_the_name_of_its_room(test: Path) -> None:
+    """``test_<module>.py`` or ``test_<module>_<aspect>.py``, or the same of a package, where the module would be."""
+    room = test.parent.relative_to(ROOT / "tests")
+    names = {path.stem for path in (ROOT / room).glob("*.py")} | {path.name for path in (ROOT / room).glob("*/")}
+    called = test.stem.removeprefix("test_")
+    own = {room.name, *names} - {"__init__", "__pycache__"}
+    assert called in ACROSS.get(str(room), ()) or any(called == name or called.startswith(f"{name}_") for name in own)

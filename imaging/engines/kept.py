@@ -16,15 +16,14 @@ In the folder (``$IMGPIPE_CACHE``, or ``imgpipe`` in the user's cache folder)::
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from imaging.checkpoint import Checkpoint
 from imaging.engines.runtime import runtime, version
 from imaging.errors import OutputNotWritable
 from imaging.files import sha256_of, staged_folder, write_whole
+from imaging.locks import locked
 
 if TYPE_CHECKING:
     import openvino
@@ -82,7 +82,7 @@ def kept_model(key: str, make: Callable[[], openvino.Model]) -> Path | openvino.
     except OSError as error:
         log.warning("converted models cannot be kept in %s (%s)", root, error.strerror)
         return make()
-    with _lock(root / "locks" / key[:2]):
+    with locked(root / "locks" / key[:2], wait=True, mode=0o600):
         if _is_whole(entry):  # another process made it meanwhile
             return entry / MODEL
         shutil.rmtree(entry, ignore_errors=True)
@@ -120,22 +120,6 @@ def _write(entry: Path, model: openvino.Model) -> None:
         runtime().save_model(model, stage / MODEL, compress_to_fp16=False)
         lines = "".join(f"{sha256_of(stage / name)}  {name}\n" for name in (MODEL, WEIGHTS))
         write_whole(stage / SUMS, lines)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait for whoever makes the same entry; where the file system has no locks, nobody waits."""
-    descriptor = -1
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        log.debug("the folder of converted models has no locks (%s)", error.strerror)
-    try:
-        yield
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 def _sweep(root: Path) -> None:

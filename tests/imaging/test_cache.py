@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -248,13 +247,3 @@ def test_one_process_at_a_time_may_make_an_entry(tmp_path: Path) -> None:
             assert not also
     with second.lock(key(1), wait=True) as free:
         assert free
-
-
-def test_where_there_are_no_locks_everybody_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("imaging.cache.fcntl.flock", no_locks)
-    cache = DiskCache(tmp_path, most_bytes=GENEROUS)
-    with cache.lock(key(1), wait=False) as mine:
-        assert mine

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from classified import FALSE_FLAGS, write_config, write_pictures
 from click.testing import CliRunner, Result
 
 from imaging.config import load_config
@@ -69,6 +70,31 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def model(trained: Run) -> str:
     """The trained checkpoint, as ``--model`` takes it. Read only."""
     return str(trained.checkpoint.folder)
+
+
+@pytest.fixture(scope="session")
+def many_films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 96 films, half of them odd. Read only."""
+    return write_pictures(tmp_path_factory.mktemp("films"), cases=96)
+
+
+@pytest.fixture(scope="session")
+def knowing(many_films: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A classifier that knows which pictures are strange to it. Read only."""
+    folder = tmp_path_factory.mktemp("run")
+    overrides = [f"data.root={many_films}", f"calibrate.novelty={{false_flags: {FALSE_FLAGS}}}"]
+    run = train(config=write_config(folder / "toy.yaml", *overrides), out=folder / "run", progress=False)
+    assert run is not None
+    return run
+
+
+@pytest.fixture(scope="session")
+def unknowing(many_films: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same without. Read only."""
+    folder = tmp_path_factory.mktemp("plain")
+    run = train(config=write_config(folder / "toy.yaml", f"data.root={many_films}"), out=folder / "run", progress=False)
+    assert run is not None
+    return run
 
 
 @pytest.fixture
