@@ -6,7 +6,6 @@ Splits are those of `imaging.manifest`, by patient. Imports no torch.
 
 from __future__ import annotations
 
-import csv
 import logging
 import random
 from collections import Counter
@@ -134,7 +133,7 @@ def list_classified(root: Path, config: ClassifyConfig | None = None) -> Listing
         return _from_npz(root, config)
     try:
         return _from_csv(Path(labels), config, root) if labels else _from_csv(root, config)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestInvalid(root, seen=f"cannot be read ({type(error).__name__}: {error})") from error
 
 

@@ -6,7 +6,6 @@ the checkpoints is refused: what that says of it is better than what it will say
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,10 +66,7 @@ def read_fusion_cases(root: Path, config: FuseConfig) -> list[FusionCase]:
     ManifestInvalid
         If it cannot be read, a column is missing, a file does not exist, or a row says what cannot be.
     """
-    try:
-        rows = rows_of(root)
-    except (OSError, ValueError, csv.Error) as error:
-        raise ManifestInvalid(root, seen=f"cannot be read ({type(error).__name__})") from error
+    rows = rows_of(root)
     if not rows:
         raise ManifestInvalid(root, seen="no case")
     _check_columns(root, config, set(rows[0]))

@@ -98,7 +98,7 @@ def list_cases(root: Path) -> list[Case]:
         if manifest.suffix.lower() == ".csv":
             return _read_csv(manifest)
         return [Case(case.name, case.images, case.label, case.name) for case in list_files(manifest)]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -161,9 +161,18 @@ def read_rows(manifest: Path) -> list[dict[str, str]]:
 
 
 def rows_of(manifest: Path) -> list[dict[str, str]]:
-    """The rows of a CSV by its headings, as they are."""
-    with manifest.open(newline="", encoding="utf-8-sig") as stream:
-        return list(csv.DictReader(stream))
+    """The rows of a CSV by its headings, as they are.
+
+    Raises
+    ------
+    ManifestInvalid
+        If it is no CSV in UTF-8; no word of it is told.
+    """
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as stream:
+            return list(csv.DictReader(stream))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ManifestInvalid(manifest, seen=f"cannot be read ({type(error).__name__})") from error
 
 
 def patient_problems(

@@ -16,6 +16,7 @@ from monai.networks.blocks.transformerblock import TransformerBlock
 
 from imaging.config import Network, SegmentConfig
 from imaging.errors import ConfigInvalid, UnknownName
+from imaging.weights import copy_weights
 
 _Entry = TypeVar("_Entry")
 
@@ -217,14 +218,4 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) 
     KeyError, ValueError
         If a name is missing or too many, or a shape differs; the network is then unchanged.
     """
-    own = weights_of(network)
-    if own.keys() != weights.keys():
-        raise KeyError(
-            f"{len(own.keys() ^ weights.keys())} names differ, {min(own.keys() ^ weights.keys())!r} among them"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != weights[name].shape:
-            raise ValueError(f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+    copy_weights(weights, weights_of(network))

@@ -11,21 +11,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
-import yaml
 
 from imaging.dataset_check import Survey
 from imaging.errors import ManifestInvalid, TooFewCases
 from imaging.manifest import Case, Split, split_by_patient
 from imaging.plan import Budget, Grid, NetworkPlan, epochs_for, plan_network, target_grid
+from imaging.reasoned import Choice, Proposal, printable
 from imaging.scaling import Scaling, scalings_of
 
-_WIDTH = 118
 _AXES = ("R-L", "A-P", "S-I")
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -38,52 +35,6 @@ _FOREGROUND = 0.33
 _SIDES = frozenset(("l", "r", "lt", "rt", "lh", "rh"))
 # How far beyond what was seen a series may go before the checkpoint refuses it.
 _MARGIN = 1.25
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A key of the config with dots for sections, its value, and why; without a reason the key explains itself."""
-
-    key: str
-    value: Any
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A config as a list of choices, in the order of the file."""
-
-    heading: str
-    choices: tuple[Choice, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The config as nested mappings."""
-        content: dict[str, Any] = {}
-        for choice in self.choices:
-            *sections, last = choice.key.split(".")
-            node = content
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[last] = choice.value
-        return content
-
-    def to_yaml(self) -> str:
-        """The config as YAML, each reason as a comment above its key."""
-        lines = _comment(self.heading, "")
-        open_sections: list[str] = []
-        for choice in self.choices:
-            *sections, key = choice.key.split(".")
-            # Two sections share the names that they begin with.
-            shared = sum(
-                1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(open_sections, sections, strict=False))
-            )
-            if sections and not shared:
-                lines.append("")
-            lines += [f"{'  ' * depth}{sections[depth]}:" for depth in range(shared, len(sections))]
-            open_sections = sections
-            indent = "  " * len(sections)
-            lines += [*_comment(choice.why, indent), *_entry(key, choice.value, indent)]
-        return "\n".join([*lines, ""])
 
 
 def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget: Budget | None = None) -> Proposal:
@@ -123,7 +74,7 @@ def propose(survey: Survey, *, root: Path, name: str, modality: str = "", budget
     choices = [
         Choice("name", own),
         Choice("version", "0.1"),
-        Choice("title", _text(f"{description.name}: {', '.join(survey.structures)}")[:200]),
+        Choice("title", printable(f"{description.name}: {', '.join(survey.structures)}")[:200]),
         Choice("task", "segment"),
         *_applies_to(survey, modality),
         *_channels(survey, scalings),
@@ -199,7 +150,7 @@ def _labels(survey: Survey) -> Choice:
         own = _slug(told, "label")
         own = own if own not in taken else f"{own}_{id_}"
         taken.add(own)
-        title = _text(told)[:64] or own
+        title = printable(told)[:64] or own
         code = _snomed(title) or {"value": _ANATOMY["value"], "meaning": _ANATOMY["meaning"]}
         label = {"id": id_, "name": own, "title": title, "category": dict(_ANATOMY), "code": code}
         made_up = {"values": list(values)} if survey.description.regions else {}
@@ -411,15 +362,15 @@ def _prediction(survey: Survey, plan: NetworkPlan) -> Iterator[Choice]:
 
 def _card(survey: Survey, modality: str, name: str) -> Iterator[Choice]:
     told = survey.description
-    about = "; ".join(part for part in (_text(told.text), _text(told.reference)) if part)
+    about = "; ".join(part for part in (printable(told.text), printable(told.reference)) if part)
     extents = np.array([np.array(case.size) * case.spacing_mm for case in survey.cases])
     cases = f"{len(survey.cases)} cases of {len({case.patient for case in survey.cases})} patients"
     yield Choice("card.data", f"{about + ': ' if about else ''}{cases}.", "What the model card says: complete it.")
-    licence = _text(told.licence)
+    licence = printable(told.licence)
     yield Choice("card.licence", f"The data is {licence}." if licence else "Not stated by the data set.")
     yield Choice(
         "card.intended_use",
-        f"Research: label {', '.join(map(_text, survey.structures))} in {modality} like that of the data set.",
+        f"Research: label {', '.join(map(printable, survey.structures))} in {modality} like that of the data set.",
     )
     yield Choice(
         "card.limits",
@@ -451,11 +402,6 @@ def _slug(name: str, otherwise: str) -> str:
     return slug if re.match(r"[a-z]", slug) else f"{otherwise}_{slug}".rstrip("_")
 
 
-def _text(told: str) -> str:
-    """One line of printable text, whatever a data set says."""
-    return " ".join("".join(c if c.isprintable() else " " for c in told).split())
-
-
 def _snomed(title: str) -> dict[str, str] | None:
     """The code of DICOM's context group 7192 (anatomical structures to segment) that is called so, if there is one."""
     from pydicom.sr.codedict import codes
@@ -477,18 +423,3 @@ def _colour(id_: int) -> str:
 
 def _times(values: np.ndarray[Any, Any]) -> str:
     return " x ".join(f"{value:.4g}" for value in values.tolist())
-
-
-def _comment(text: str, indent: str) -> list[str]:
-    return [f"{indent}# {line}" for line in wrap(_text(text), _WIDTH - len(indent))]
-
-
-def _entry(key: str, value: Any, indent: str) -> list[str]:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [f"{indent}{key}:", *(f"{indent}  - {_flow(item)}" for item in value)]
-    return [f"{indent}{key}: {_flow(value)}"]
-
-
-def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
-    return text.removesuffix("\n").removesuffix("\n...")

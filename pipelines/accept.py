@@ -27,13 +27,13 @@ from imaging.checkpoint import (
 )
 from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig
-from imaging.data import load_case
 from imaging.dataset_check import OnCase
 from imaging.engines import Engines, Precision, engines_of, runtime
 from imaging.engines.accepted import FILE, Compared, Trial, Trials, trials_of
 from imaging.errors import MissingPackage, OutputNotWritable, TooFewCases
 from imaging.manifest import Case, read_manifest
 from imaging.predict import Predictor
+from imaging.samples import load_case
 from imaging.scores import auc
 from imaging.structures import structure_of, truth_of
 

@@ -39,7 +39,8 @@ from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, To
 from imaging.manifest import Split
 from imaging.novelty import FILE
 from imaging.text.cases import TextCase
-from pipelines.measure_classifier import Applied, conformal_by_target, judged_by, promises
+from pipelines.calibration import Applied, conformal_by_target, judged_by
+from pipelines.measure_classifier import promises
 from pipelines.novelty import novelty_of
 from pipelines.publishing import publish_measured
 from pipelines.run_folder import differing_keys

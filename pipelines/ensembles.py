@@ -17,8 +17,9 @@ from imaging.config import NetworkConfig, SegmentConfig
 from imaging.mask_scores import summary
 from imaging.novelty import FILE
 from imaging.predict import Predictor
+from pipelines.calibration import apply_calibration
 from pipelines.facts_alone import by_facts
-from pipelines.measure_classifier import apply_calibration, figures
+from pipelines.measure_classifier import figures
 from pipelines.measure_segmenter import default_tolerance, score_case, volume_intervals
 from pipelines.measure_texts import ask_checkpoint
 from pipelines.out_of_fold import ClassesMeasured, Fold, MasksMeasured

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import conformal_ratio
 from imaging.config import Label, SegmentConfig
-from imaging.data import load_case
 from imaging.dataset_check import OnCase
 from imaging.errors import ImagingError
 from imaging.manifest import Case
@@ -23,6 +22,7 @@ from imaging.mask_scores import CaseScore, score_structures, summary
 from imaging.predict import Prediction, Predictor
 from imaging.report.mask_page import WorstCase, render_masks
 from imaging.report.pictures import comparison
+from imaging.samples import load_case
 from imaging.structures import truth_of
 from pipelines.predictions import mask_rows
 from pipelines.result import Measured, Result, of_side, provenance

@@ -22,16 +22,8 @@ from imaging.text.cases import TextCase
 from imaging.text.reading import Marked, TextModel
 from imaging.text.spans import Counts
 from imaging.text.words import Mention
-from pipelines.measure_classifier import (
-    Asked,
-    apply_calibration,
-    ask,
-    calibrated,
-    class_page,
-    figures,
-    results_of,
-    unknowable,
-)
+from pipelines.calibration import Asked, apply_calibration, calibrated
+from pipelines.measure_classifier import ask, class_page, figures, results_of, unknowable
 from pipelines.predictions import class_rows, span_rows
 from pipelines.result import Measured, Result, of_side, provenance
 
@@ -54,7 +46,7 @@ def measure_texts(model: TextModel, sides: dict[str, list[TextCase]], *, data: s
     Returns
     -------
     Measured
-        ``calibration`` (see `pipelines.measure_classifier.calibrated`), what `figures` gives for the texts of each
+        ``calibration`` (see `pipelines.calibration.calibrated`), what `figures` gives for the texts of each
         side, and under ``spans`` what `span_figures` gives for its marked sentences; a page a side.
     """
     metrics: dict[str, Any] = {}

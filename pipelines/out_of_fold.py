@@ -24,8 +24,9 @@ from imaging.mask_scores import TITLES, CaseScore, rounded, summary
 from imaging.predict import Predictor
 from imaging.report.mask_page import WorstCase
 from imaging.scores import scores_of
+from pipelines.calibration import Applied, Asked, apply_calibration, calibrated
 from pipelines.facts_alone import ByFacts, by_facts
-from pipelines.measure_classifier import Applied, Asked, apply_calibration, calibrated, figures
+from pipelines.measure_classifier import figures
 from pipelines.measure_segmenter import default_tolerance, score_each, volume_intervals, worst_of
 from pipelines.measure_texts import ask_checkpoint
 from pipelines.sides import Cases, Masked

@@ -15,7 +15,8 @@ from imaging.dataset_check import OnCase, Survey, survey
 from imaging.errors import ManifestInvalid, OutputNotWritable
 from imaging.files import write_whole
 from imaging.plan import Budget
-from imaging.proposal import Proposal, propose
+from imaging.proposal import propose
+from imaging.reasoned import Proposal
 
 
 @dataclass(frozen=True, slots=True)

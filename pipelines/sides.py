@@ -18,12 +18,13 @@ from imaging.cases import ClassifiedCase, read_cases, split_cases
 from imaging.checkpoint import Checkpoint, NetworkCheckpoint, TextCheckpoint
 from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig, NetworkConfig, SegmentConfig, TextConfig
-from imaging.data import ClassificationData, SegmentationData, without_copies
+from imaging.data import ClassificationData, SegmentationData
 from imaging.errors import ConfigInvalid, TooFewCases
 from imaging.manifest import Case, Split, cases_of, read_manifest, split_by_patient
 from imaging.networks import check_patches
 from imaging.predict import Predictor
 from imaging.prepared import contents_of
+from imaging.samples import without_copies
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.segment import SegmentTask
 from imaging.tasks.text import TextTask

@@ -10,6 +10,7 @@ from PIL import Image
 
 from imaging.config import SegmentConfig, load_config
 from imaging.files import shipped
+from imaging.manifest import Case
 
 SIZE = (26, 24, 8)
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
@@ -83,3 +84,14 @@ def written(config: SegmentConfig, path: Path) -> Path:
     """The config as a file."""
     path.write_text(config.to_yaml())
     return path
+
+
+def case_in(folder: Path) -> Case:
+    """The first of the two cases in a folder with files of plain names."""
+    return Case("one", (folder / "i001.nii.gz",), folder / "l001.nii.gz", "one")
+
+
+def several_patches(config: SegmentConfig, number: int) -> SegmentConfig:
+    """The same with so many patches of each case an epoch."""
+    train = config.train.model_copy(update={"patches_per_case": number})
+    return config.model_copy(update={"train": train})

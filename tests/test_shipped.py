@@ -11,12 +11,12 @@ from monai.transforms import Compose, NormalizeIntensityd, Orientationd, Spacing
 
 from imaging.checkpoint import WEIGHTS, Checkpoint, find_checkpoint, open_checkpoint
 from imaging.config import SegmentConfig, find_config, load_config
-from imaging.data import load_case
 from imaging.dicom import load_series
 from imaging.manifest import read_manifest
 from imaging.metrics import dice
 from imaging.predict import Predictor
 from imaging.report.findings import findings_of
+from imaging.samples import load_case
 from imaging.volume import Volume
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from imaging.cases import ClassifiedCase, list_classified, load_picture, split_cases
 from imaging.config import ClassifyConfig, Size3
 from imaging.dataset_check.shortcuts import shortcuts
-from imaging.dataset_check.telling import Note, OnCase, range_of, some
+from imaging.dataset_check.telling import Note, OnCase, range_of, several_cases, some
 from imaging.dicom.header import read_header
 from imaging.errors import (
     ConstantImage,
@@ -282,11 +282,7 @@ def _empty(
 def _notes(
     cases: Sequence[ClassifiedCase], copies: Sequence[Sequence[ClassifiedCase]], config: ClassifyConfig | None
 ) -> Iterator[Note]:
-    rows = Counter(case.patient for case in cases)
-    several = [count for count in rows.values() if count > 1]
-    if several:
-        yield Note("patient_in_several_rows", f"{len(several)} of {len(rows)} patients have more than one case (at most"
-                   f" {max(several)}); a split keeps each patient on one side")  # fmt: skip
+    yield from several_cases(case.patient for case in cases)
     if all(case.patient == case.name for case in cases):
         detail = "no column tells the patients: each case counts as a patient of its own, and nothing checks that"
         yield Note("patients_not_told", detail)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from imaging.channels import allowed_apart, corners_apart, read_channels, read_mask
 from imaging.config import Size3, Vector3
-from imaging.dataset_check.telling import Note, OnCase, range_of, some
+from imaging.dataset_check.telling import Note, OnCase, range_of, several_cases, some
 from imaging.description import Description, describe
 from imaging.errors import (
     ChannelMismatch,
@@ -335,11 +335,7 @@ def _duplicates(groups: Iterable[Sequence[Case]]) -> Iterator[ImagingError]:
 
 
 def _notes(listed: Sequence[Case], facts: Sequence[CaseFacts], groups: Iterable[Sequence[Case]]) -> Iterator[Note]:
-    rows = Counter(case.patient for case in listed)
-    several = [count for count in rows.values() if count > 1]
-    if several:
-        yield Note("patient_in_several_rows", f"{len(several)} of {len(rows)} patients have more than one case (at most"
-                   f" {max(several)}); a split keeps each patient on one side")  # fmt: skip
+    yield from several_cases(case.patient for case in listed)
     for cases in groups:
         if len(cases) > 1 and len({case.patient for case in cases}) == 1:
             yield Note("same_image_of_one_patient", f"{', '.join(case.name for case in cases)} have the same voxels")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,15 @@ class Note:
 
     code: str
     detail: str
+
+
+def several_cases(patients: Iterable[str]) -> Iterator[Note]:
+    """What should be known where a patient has several cases; the patient of each case."""
+    cases = Counter(patients)
+    several = [count for count in cases.values() if count > 1]
+    if several:
+        detail = f"{len(several)} of {len(cases)} patients have more than one case (at most {max(several)}); a split"
+        yield Note("patient_in_several_rows", f"{detail} keeps each patient on one side")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from imaging.config import Fit
-from imaging.data import Sample
 from imaging.errors import TrainingDiverged
 from imaging.networks import weights_of
+from imaging.samples import Sample
 from imaging.tasks.ranks import gathered
 from imaging.tasks.schedule import adamw
 from imaging.transfer import adapt, merge

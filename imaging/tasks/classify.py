@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from imaging.config import ClassifyConfig
-from imaging.data import Sample
 from imaging.networks import build_classifier
+from imaging.samples import Sample
 from imaging.scores import auc
 from imaging.tasks.base import FittingTask
 from imaging.tasks.losses import classes_cross_entropy, findings_cross_entropy

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 
 from imaging.config import IGNORED, SegmentConfig
-from imaging.data import Sample
 from imaging.metrics import dice
 from imaging.networks import build_segmenter
+from imaging.samples import Sample
 from imaging.structures import structure_of, truth_of
 from imaging.tasks.base import FittingTask
 from imaging.tasks.losses import dice_cross_entropy, regions_dice_cross_entropy

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from imaging.config import TextConfig
-from imaging.data import Sample
+from imaging.samples import Sample
 from imaging.scores import auc
 from imaging.tasks.base import FittingTask
 from imaging.tasks.losses import mean_over_ranks

@@ -6,7 +6,6 @@ one side. No text is in a `repr`, in a message or in a log. Imports no torch.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -81,10 +80,7 @@ def read_texts(root: Path, config: TextConfig) -> tuple[list[TextCase], int]:
     columns = config.data.columns
     if not root.is_file():
         raise ManifestInvalid(root, seen="it is no file", expected="a CSV was expected", remedy="Check data.root")
-    try:
-        rows = rows_of(root)
-    except (OSError, ValueError, csv.Error) as error:
-        raise ManifestInvalid(root, seen=f"cannot be read ({type(error).__name__})") from error
+    rows = rows_of(root)
     headings = list(rows[0]) if rows else []
     for heading in (*columns.parts, columns.label):
         if heading not in headings:

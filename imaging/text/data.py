@@ -15,8 +15,9 @@ import torch
 from torch.utils.data import Dataset
 
 from imaging.config import TextConfig
-from imaging.data import RunData, Sample
+from imaging.data import RunData
 from imaging.prepared import Made
+from imaging.samples import Sample
 from imaging.text.cases import TextCase
 from imaging.text.encoder import Encoded, Tokens
 from imaging.text.words import tags_of

@@ -16,6 +16,7 @@ import torch
 
 from imaging.config import TextConfig
 from imaging.text.encoder import adapted, load_encoder
+from imaging.weights import copy_weights
 
 # Windows of like length are read together, so that little is filled up.
 _TOGETHER = 8
@@ -108,13 +109,4 @@ def load_trained(network: TextNetwork, weights: Mapping[str, torch.Tensor]) -> N
     KeyError, ValueError
         If a name is missing or too many, or a shape differs; the network is then unchanged.
     """
-    own = trained_of(network)
-    if own.keys() != weights.keys():
-        names = own.keys() ^ weights.keys()
-        raise KeyError(f"{len(names)} names differ, {min(names)!r} among them")
-    for name, tensor in own.items():
-        if tensor.shape != weights[name].shape:
-            raise ValueError(f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+    copy_weights(weights, trained_of(network))

@@ -12,9 +12,9 @@ from PIL import Image
 
 from imaging.cases import ClassifiedCase, list_classified, load_picture, read_cases, split_cases
 from imaging.config import ClassifyConfig
-from imaging.data import without_copies
 from imaging.errors import DuplicateCases, ManifestInvalid, TooFewCases
 from imaging.manifest import cases_of
+from imaging.samples import without_copies
 
 Manifest = Callable[..., Path]
 

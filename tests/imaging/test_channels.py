@@ -12,11 +12,11 @@ from phantom import write_series
 from PIL import Image
 
 from imaging.channels import read_channels, read_image
-from imaging.data import load_case
 from imaging.dicom import load_series
 from imaging.errors import ChannelMismatch, ImagingError, UnsupportedNifti
 from imaging.manifest import Case
 from imaging.nifti import read_nifti
+from imaging.samples import load_case
 
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
 Put = Callable[..., Path]

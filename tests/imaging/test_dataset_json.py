@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from imaging.data import load_case
 from imaging.dataset_check import survey
 from imaging.dataset_json import DatasetJson, list_files, read_dataset_json
 from imaging.errors import ManifestInvalid
 from imaging.manifest import read_manifest
+from imaging.samples import load_case
 
 NNUNET_2 = {
     "channel_names": {"0": "T1", "1": "FLAIR"},

@@ -19,15 +19,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from imaging import content, prepared
-from imaging import data as data_module
+from imaging import samples as samples_module
 from imaging.cases import ClassifiedCase, read_cases
 from imaging.config import ClassifyConfig, SegmentConfig, load_config
-from imaging.data import CachedCases, CachedPictures, EpochSampler, SegmentationData, without_copies
+from imaging.data import EpochSampler, SegmentationData
 from imaging.errors import CaseChanged, ConstantImage, DuplicateCases
 from imaging.files import shipped
 from imaging.manifest import Case
 from imaging.patches import Patches
 from imaging.prepared import Keeper, Made
+from imaging.samples import CachedCases, CachedPictures, without_copies
 from imaging.transforms import IMAGE, LABEL
 
 NUMBERS = ("001", "003", "006")
@@ -325,8 +326,8 @@ def test_pictures_that_were_compared_are_not_read_again(tmp_path: Path, monkeypa
     config = toy_config(tmp_path, f"data.cache={tmp_path / 'cache'}")
     cases = read_cases(write_pictures(tmp_path, cases=4), config)
     read: list[str] = []
-    true = data_module.load_picture
-    monkeypatch.setattr(data_module, "load_picture", lambda case: read.append(case.name) or true(case))
+    true = samples_module.load_picture
+    monkeypatch.setattr(samples_module, "load_picture", lambda case: read.append(case.name) or true(case))
     for _ in range(2):
         assert without_copies(cases, "refuse", config.data) == (cases, 0)
     assert sorted(read) == sorted(case.name for case in cases)

@@ -16,12 +16,12 @@ import pytest
 from click.testing import Result
 
 from imaging.checkpoint import open_checkpoint
-from imaging.data import load_case
 from imaging.errors import ManifestInvalid, UnknownCheckpoint
 from imaging.manifest import Case
 from imaging.metrics import dice
 from imaging.nifti import read_nifti
 from imaging.predict import Predictor
+from imaging.samples import load_case
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.result import PAGE
 from pipelines.train import Run

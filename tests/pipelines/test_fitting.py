@@ -17,7 +17,7 @@ from classified import write_config, write_pictures
 from safetensors.torch import load_file
 
 from imaging.config import load_config
-from imaging.data import CachedPictures
+from imaging.samples import CachedPictures
 from imaging.tasks.classify import ClassifyTask
 from imaging.tasks.schedule import adamw
 from pipelines.busy import StepTimes

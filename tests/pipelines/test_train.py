@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from imaging.card import model_card
 from imaging.checkpoint import open_checkpoint
 from imaging.config import load_config
-from imaging.data import load_case
 from imaging.errors import (
     ConfigInvalid,
     ConstantImage,
@@ -38,6 +37,7 @@ from imaging.errors import (
 from imaging.manifest import Case
 from imaging.metrics import dice
 from imaging.predict import Predictor
+from imaging.samples import load_case
 from imaging.tasks.segment import SegmentTask
 from pipelines.measure_segmenter import measure_segmenter
 from pipelines.run_folder import versions

@@ -27,9 +27,9 @@ from killed import Moment, train_until_killed
 from safetensors.torch import load_file
 
 from imaging.config import ClassifyConfig, load_config
-from imaging.data import Sample
 from imaging.errors import CaseChanged, DataWorkerDied, OutputNotWritable, StateCorrupt, TrainingDiverged
 from imaging.files import PARTIAL
+from imaging.samples import Sample
 from imaging.tasks.classify import ClassifyTask
 from pipelines.run_folder import identity
 from pipelines.sides import deal, list_for

@@ -10,7 +10,8 @@ from classified import toy_config
 
 from imaging.cases import ClassifiedCase
 from imaging.config import ClassifyConfig
-from pipelines.measure_classifier import Asked, apply_calibration, calibrated, figures, results_of
+from pipelines.calibration import Asked, apply_calibration, calibrated
+from pipelines.measure_classifier import figures, results_of
 
 
 @pytest.fixture
