@@ -11,7 +11,8 @@ from imaging import errors
 from imaging.config.reference import explanations, models_in, page, sections
 
 ROOT = Path(__file__).parent.parent
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)")
 
 
 def codes() -> set[str]:
@@ -40,10 +41,24 @@ def test_every_code_the_readme_names_exists() -> None:
     assert named <= codes()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as GitHub makes it of them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
-    for target in LINK.findall((ROOT / page).read_text()):
-        assert ((ROOT / page).parent / target).exists(), target
+    for target, anchor in LINK.findall((ROOT / page).read_text()):
+        place = (ROOT / page).parent / target if target else ROOT / page
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), f"{target}#{anchor}"
+
+
+def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
+    index = {target for target, _ in LINK.findall((ROOT / "docs/README.md").read_text())}
+    assert index == {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert "docs/README.md" in {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
 
 
 def test_readme_names_every_dependency() -> None:
