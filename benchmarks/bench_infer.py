@@ -35,7 +35,6 @@ from segmenter_cases import Case, ct, demo, hippocampus, tiles
 HERE = Path(__file__).parent
 OURS, MASK, MONAI, LABELS = "imgpipe", "imgpipe, mask alone", "MONAI script", "MONAI script, labels restored"
 NNUNET, LIMIT = "nnU-Net v2", "network alone"
-PARTS = ("cold", "warm", "network", "ct")
 MIB = float(2**20)
 # Of the network's part against the MONAI script: on a U-Net, and on any other network.
 LEAST_NETWORK = {"BasicUNet": 8.0, "DynUNet": 8.0, "SegResNet": 4.0}
@@ -83,7 +82,7 @@ class Bench:
                     answers[process.name].append(answer)
         for process in processes:
             process.close()
-        for answer in answers.get(OURS, [])[-1:]:
+        for answer in (answers.get(OURS) or answers.get(MASK) or [])[-1:]:
             self.stages[f"{case.name}, warm"] = answer["stages"]
         for answer in answers.get(LIMIT, [])[-1:]:
             self.engines[case.name] = f"{answer['engine']}, {answer['calls']} calls"
@@ -160,43 +159,57 @@ class Bench:
         return {"start": max(seconds - sum(stages.values()), 0.0), **stages}
 
 
-def run(given: argparse.Namespace, folder: Path) -> Result:
-    """Measure the parts that are wanted."""
-    bench, repeats, small = Bench(given.nnunet_python, folder), given.repeats, given.small
+def cold(bench: Bench, folder: Path, repeats: int, small: bool) -> int:
+    """The demo study; each part gives how often it was measured."""
+    bench.cold(demo(folder), repeats)
+    return repeats
 
-    def cold() -> None:
-        bench.cold(demo(folder), repeats)
 
-    def warm() -> None:
-        for case in (demo(folder), hippocampus(folder)):
-            found = bench.warm(case, (OURS, MASK, MONAI, NNUNET, LIMIT), repeats)
-            bench.whole(case, found, goals=True)
-            bench.network(case, found, LEAST_SHIPPED)
+def warm(bench: Bench, folder: Path, repeats: int, small: bool) -> int:
+    """Studies that ship."""
+    for case in (demo(folder), hippocampus(folder)):
+        found = bench.warm(case, (OURS, MASK, MONAI, NNUNET, LIMIT), repeats)
+        bench.whole(case, found, goals=True)
+        bench.network(case, found, LEAST_SHIPPED)
+    return repeats
 
-    def network() -> None:
-        for name, least in LEAST_NETWORK.items():
-            case = tiles(folder, name, **({"edge": 40, "patch": 32} if small else {}))
-            found = bench.warm(case, (MASK, MONAI, LIMIT), 1 if small else min(repeats, 3))
-            bench.network(case, found, least)
 
-    def synthetic() -> None:
-        case = ct(folder, "BasicUNet", **({"slices": 12, "patch": 32} if small else {"slices": 300}))
-        # A first round would take minutes, and what it warms is small beside a study like this. Masks of random
-        # weights are noise, which no SEG or page is made for.
-        found = bench.warm(case, (MASK, MONAI, LABELS, NNUNET), 1, first=False)
-        bench.whole(case, found, goals=True, memory=True)
-        bench.network(case, found, None)
+def network(bench: Bench, folder: Path, repeats: int, small: bool) -> int:
+    """Volumes on the network's grid."""
+    repeats = 1 if small else min(repeats, 3)
+    for name, least in LEAST_NETWORK.items():
+        case = tiles(folder, name, **({"edge": 40, "patch": 32} if small else {}))
+        bench.network(case, bench.warm(case, (MASK, MONAI, LIMIT), repeats), least)
+    return repeats
 
-    parts: dict[str, Callable[[], None]] = {"cold": cold, "warm": warm, "network": network, "ct": synthetic}
-    for part in given.only.split(","):
-        print(f"{part} ...", file=sys.stderr, flush=True)
-        parts[part]()
-    left_out = f" Left out: {'; '.join(bench.left_out)}." if bench.left_out else ""
+
+def synthetic(bench: Bench, folder: Path, repeats: int, small: bool) -> int:
+    """The large CT. A first round would take minutes, and what it warms is small beside a study like this."""
+    case = ct(folder, "BasicUNet", **({"slices": 12, "patch": 32} if small else {"slices": 300}))
+    # Masks of random weights are noise, which no SEG or page is made for.
+    found = bench.warm(case, (MASK, MONAI, LABELS, NNUNET), 1, first=False)
+    bench.whole(case, found, goals=True, memory=True)
+    bench.network(case, found, None)
+    return 1
+
+
+PARTS: dict[str, Callable[[Bench, Path, int, bool], int]] = {
+    "cold": cold, "warm": warm, "network": network, "ct": synthetic,
+}  # fmt: skip
+
+
+def run(part: str, given: argparse.Namespace, folder: Path) -> Result:
+    """Measure one part."""
+    bench = Bench(given.nnunet_python, folder)
+    print(f"{part} ...", file=sys.stderr, flush=True)
+    repeats = PARTS[part](bench, folder, given.repeats, given.small)
+    said = [f"Medians of {repeats}." if repeats > 1 else "Measured once."]
+    said += ["Synthetic, with random weights."] if part in ("network", "ct") else []
     engines = "; ".join(f"{name}: {engine}" for name, engine in bench.engines.items())
-    note = (f"Medians of {repeats} (`cold`, `warm`), {min(repeats, 3)} (`network`) and 1 (`ct`); CT and tiles are "
-            f"synthetic, with random weights. Engines: {engines or 'not asked'}.{left_out}")  # fmt: skip
+    said += [f"Engines: {engines}."] if engines else []
+    said += [f"Left out: {'; '.join(bench.left_out)}."] if bench.left_out and part != "network" else []
     packages = ("torch", "monai", "openvino", "numpy")
-    return Result("infer", note, packages, tuple(bench.rows), stages=bench.stages)
+    return Result("infer", " ".join(said), packages, tuple(bench.rows), stages=bench.stages, part=part)
 
 
 def main() -> None:
@@ -213,7 +226,8 @@ def main() -> None:
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="bench_infer_") as temporary:
-        run(given, (given.keep or Path(temporary)).resolve()).keep(given.results)
+        for part in given.only.split(","):
+            run(part, given, (given.keep or Path(temporary)).resolve()).keep(given.results)
 
 
 if __name__ == "__main__":

@@ -11,42 +11,54 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from markupsafe import Markup
-from results import Curve, Result, Row, kept
+from results import Curve, Result, Row, kept, told
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
-_WIDTH, _LINE = 980.0, 19.0
+_WIDTH, _LINE = 1180.0, 19.0
+_BARS = "How many times the peer takes (yellow, of a limit: how many times imgpipe does); orange: goal not reached"
+# What a letter takes at most, on average over a line of text.
+_LETTER = 6.6
 # Okabe and Ito's colours, told apart by colour-blind eyes.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999", "#000000")
+# In the order of the way; before the first, a process starts.
+_STAGES = ("start", "open", "scan", "read", "prepare", "network", "restore", "report", "write")
 _STYLE = "text{font:12px sans-serif;fill:#222}.head{font-weight:bold}.thin{stroke:#bbb}rect.back{fill:#fff}"
 
 
 def table(found: Sequence[tuple[dict[str, str], Result]]) -> str:
-    """Every result under its heading, with machine, versions, date and how busy the machine was."""
-    parts = []
-    for where, result in found:
-        load = f"load {where['load']} over the 15 minutes before"
-        parts.append(f"{result.told()}\n\n{where['date']}; {where['machine']}; {load}; {where['versions']}\n")
-    return "\n".join(parts)
+    """Every benchmark under its heading, its parts in one table, with machine, versions, date and how busy it was."""
+    sections = []
+    for _, group in groupby(found, key=lambda each: each[1].bench):
+        parts = list(group)
+        ran = [
+            f"{f'`{result.part}`: ' if result.part else ''}{where['date']}; {where['machine']}; "
+            f"load {where['load']} over the 15 minutes before; {where['versions']}"
+            for where, result in parts
+        ]
+        sections.append("\n\n".join([told([result for _, result in parts]), *ran]) + "\n")
+    return "\n".join(sections)
 
 
 def bars(rows: Sequence[tuple[str, Row]], top: float) -> tuple[list[Markup], float]:
     """Each row's ratio on a logarithmic axis; the line is 1, where nobody is faster."""
-    left, right = 640.0, _WIDTH - 60
+    labels = [f"{_cut(row.case)}: {row.what}, {row.peer}" for _, row in rows]
+    left, right = 16 + _LETTER * max(map(len, labels)), _WIDTH - 60
     greatest = max([2.0, *(row.ratio for _, row in rows)])
     least = min([0.5, *(row.ratio for _, row in rows)])
 
     def at(ratio: float) -> float:
         return left + (math.log(ratio) - math.log(least)) / (math.log(greatest) - math.log(least)) * (right - left)
 
-    marks = [_text(10, top, "How many times the peer takes (of a limit: how many times imgpipe does)", kind="head")]
-    for number, (_, row) in enumerate(rows, start=1):
+    marks = [_text(10, top, _BARS, kind="head")]
+    for number, (label, (_, row)) in enumerate(zip(labels, rows, strict=True), start=1):
         y = top + number * _LINE
         begin, end = sorted((at(1.0), at(row.ratio)))
         colour = _COLOURS[5] if row.verdict.startswith("NOT") else _COLOURS[1 if row.most is not None else 0]
-        marks.append(_text(left - 8, y, f"{_cut(row.case)}: {row.what}, {row.peer}", anchor="end"))
+        marks.append(_text(left - 8, y, label, anchor="end"))
         marks.append(_rect(begin, y - 10, max(end - begin, 1), colour, row.verdict))
         marks.append(_text(end + 4, y, f"{row.ratio:.2g}"))
     bottom = top + (len(rows) + 0.5) * _LINE
@@ -86,18 +98,25 @@ def growth(curves: Sequence[Curve], top: float) -> tuple[list[Markup], float]:
 
 
 def stages(found: dict[str, dict[str, float]], top: float) -> tuple[list[Markup], float]:
-    """Where the time of one study goes: a bar a case, in the order of the way."""
+    """Where the time of one study goes: a bar a case, in the order of the way; a stage has one colour everywhere."""
     marks, y = [_text(10, top, "Where the time of one study goes", kind="head")], top
+    names = [name for name in _STAGES if any(name in parts for parts in found.values())]
+    for number, name in enumerate(names):
+        marks.append(_rect(10 + 100 * number, top + 0.5 * _LINE, 13, _COLOURS[_STAGES.index(name)], name))
+        marks.append(_text(28 + 100 * number, top + 0.5 * _LINE + 11, name))
+    y += _LINE
     for case, parts in found.items():
         whole, x, y = sum(parts.values()), 10.0, y + 1.6 * _LINE
         marks.append(_text(10, y, f"{case}: {whole:.2f} s"))
-        for number, (name, seconds) in enumerate(parts.items()):
+        ordered = [(name, parts[name]) for name in names if name in parts]
+        for name, seconds in ordered:
             width = seconds / whole * (_WIDTH - 20)
-            marks.append(_rect(x, y + 6, width, _COLOURS[number % len(_COLOURS)], f"{name} {seconds:.3f} s"))
+            colour = _COLOURS[_STAGES.index(name)]
+            marks.append(_rect(x, y + 6, width, colour, f"{name} {seconds:.3f} s"))
             x += width
-        told = ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts.items())
+        told_of = ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in ordered)
         y += 2 * _LINE
-        marks.append(_text(10, y, told))
+        marks.append(_text(10, y, told_of))
     return marks, y + 2 * _LINE
 
 

@@ -96,6 +96,8 @@ class Result:
         What was found.
     stages
         For a case, seconds by stage.
+    part
+        Which part of it this is, where it can be run part by part; each has a file of its own.
     """
 
     bench: str
@@ -104,24 +106,16 @@ class Result:
     rows: tuple[Row, ...] = ()
     curves: tuple[Curve, ...] = ()
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        """What its file is called."""
+        return f"{self.bench}_{self.part}" if self.part else self.bench
 
     def told(self) -> str:
         """As Markdown."""
-        lines = [f"### {self.bench}", "", f"{self.note}", ""]
-        if self.rows:
-            lines += ["| case | what | imgpipe | peer | its figure | ratio | goal |",
-                      "| --- | --- | ---: | --- | ---: | ---: | --- |"]  # fmt: skip
-        for row in self.rows:
-            lines.append(f"| {row.case} | {row.what} | {_short(row.ours)} {row.unit} | {row.peer} | "
-                         f"{_short(row.theirs)} {row.unit} | {row.ratio:.2f} | {row.verdict} |")  # fmt: skip
-        if self.curves:
-            lines += ["", "| cost | grows with | from - to | cost there | exponent |",
-                      "| --- | --- | --- | --- | ---: |"]  # fmt: skip
-        for curve in self.curves:
-            (low, least), (high, most) = curve.points[0], curve.points[-1]
-            lines.append(f"| {curve.name} | {curve.of} | {low:g} - {high:g} | {_short(least)} - {_short(most)} "
-                         f"{curve.unit} | {curve.exponent:.2f} |")  # fmt: skip
-        return "\n".join(lines)
+        return told([self])
 
     def keep(self, folder: Path | None) -> None:
         """Print it, and write it into a folder, with machine, versions and date."""
@@ -136,7 +130,7 @@ class Result:
             "load": round(os.getloadavg()[2], 1),
             **asdict(self),
         }
-        (folder / f"{self.bench}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / f"{self.name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def kept(folder: Path) -> list[tuple[dict[str, str], Result]]:
@@ -148,10 +142,31 @@ def kept(folder: Path) -> list[tuple[dict[str, str], Result]]:
             content["bench"], content["note"], tuple(content["packages"]),
             tuple(Row(**row) for row in content["rows"]),
             tuple(Curve(**{**curve, "points": tuple(map(tuple, curve["points"]))}) for curve in content["curves"]),
-            content["stages"],
+            content["stages"], content["part"],
         )  # fmt: skip
         found.append(({key: str(content[key]) for key in ("date", "machine", "versions", "load")}, result))
     return found
+
+
+def told(parts: Sequence[Result]) -> str:
+    """The parts of one benchmark as Markdown: one table of all their rows, and one of all their curves."""
+    lines = [f"### {parts[0].bench}", ""]
+    for result in parts:
+        lines += [f"`{result.part}`: {result.note}" if result.part else result.note, ""]
+    rows, curves = [row for result in parts for row in result.rows], [c for result in parts for c in result.curves]
+    if rows:
+        lines += ["| case | what | imgpipe | peer | its figure | ratio | goal |",
+                  "| --- | --- | ---: | --- | ---: | ---: | --- |"]  # fmt: skip
+    for row in rows:
+        lines.append(f"| {row.case} | {row.what} | {_short(row.ours)} {row.unit} | {row.peer} | "
+                     f"{_short(row.theirs)} {row.unit} | {row.ratio:.2f} | {row.verdict} |")  # fmt: skip
+    if curves:
+        lines += ["", "| cost | grows with | from - to | cost there | exponent |", "| --- | --- | --- | --- | ---: |"]
+    for curve in curves:
+        (low, least), (high, most) = curve.points[0], curve.points[-1]
+        lines.append(f"| {curve.name} | {curve.of} | {low:g} - {high:g} | {_short(least)} - {_short(most)} "
+                     f"{curve.unit} | {curve.exponent:.2f} |")  # fmt: skip
+    return "\n".join(lines)
 
 
 def _short(value: float) -> str:

@@ -37,6 +37,7 @@ _WHOLE = 1e-4
 Box = tuple[slice, slice, slice]
 # A box of the own grid, and for each axis which network voxels lie around it.
 Part = tuple[Box, tuple["_Line", "_Line", "_Line"]]
+Scratch = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,37 +98,35 @@ class OwnGrid:
         A class that is less likely than one and the same other at every network voxel around a box is so between them,
         too, and is not brought over.
         """
+        near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self._axis_for))
 
         def decide(part: Part) -> None:
             own, into = part
             x, y, z = (line.span for line in into)
-            near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self._axis_for))[:, x, y, z]
-            able = self._able(near_KXYZ)
-            if len(able) == 1:
-                self._put(labels_XYZ, own, np.uint8(able[0]))
-            else:
-                self._put(labels_XYZ, own, self._likeliest(able, (_between(near_KXYZ[k], into) for k in able), own))
+            self._put(labels_XYZ, own, self._likeliest(near_KXYZ[:, x, y, z], part))
 
         _each(decide, self._parts(block))
 
-    def _able(self, near_KXYZ: NDArray[np.float32]) -> list[int]:
-        """The classes that can be the likeliest somewhere between some network voxels, in their order."""
-        first = int(near_KXYZ.reshape(len(near_KXYZ), -1).sum(axis=1).argmax())
-        least = self._tie + _ROUNDING
-        return [k for k, here in enumerate(near_KXYZ) if k == first or bool((here > near_KXYZ[first] - least).any())]
-
     def add_regions(self, block: Block, regions_KXYZ: NDArray[np.bool_]) -> None:
         """Say of the own voxels within a block which structures they belong to, where each is judged on its own."""
-        for own, into in self._parts(block):
-            for values, region_XYZ in zip(block.probability_KXYZ, regions_KXYZ, strict=True):
-                pair = (self._brought(part, into) for part in (1 - values, values))
-                self._put(region_XYZ, own, self._likeliest((0, 1), pair, own) > 0)
+        near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self._axis_for))
+
+        def decide(part: Part) -> None:
+            own, into = part
+            x, y, z = (line.span for line in into)
+            for near_XYZ, region_XYZ in zip(near_KXYZ[:, x, y, z], regions_KXYZ, strict=True):
+                pair = np.stack((1 - near_XYZ, near_XYZ))
+                self._put(region_XYZ, own, self._likeliest(pair, part) > 0)
+
+        _each(decide, self._parts(block))
 
     def values(self, values_XYZ: NDArray[np.float32]) -> NDArray[np.float32]:
         """Numbers of the whole network's grid, linear between neighbours; NaN beyond half a voxel outside of it."""
         restored = np.full(self.shape, np.nan, dtype=np.float32)
+        near_XYZ = values_XYZ.transpose(self._axis_for)
         for own, into in self._parts(Block((0, 0, 0), values_XYZ[np.newaxis])):
-            self._put(restored, own, self._brought(values_XYZ, into))
+            x, y, z = (line.span for line in into)
+            self._put(restored, own, _Between(into).of(near_XYZ[x, y, z].T).T)
         return restored
 
     def _parts(self, block: Block) -> Iterator[Part]:
@@ -148,41 +147,45 @@ class OwnGrid:
             first, second, third = (line.part(at, low) for line, at, low in zip(self._lines, own, lows, strict=True))
             yield own, (first, second, third)
 
-    def _brought(self, values_XYZ: NDArray[np.float32], lines: Sequence[_Line]) -> NDArray[np.float32]:
-        """One class of a block, on a part of the own grid."""
-        x, y, z = (line.span for line in lines)
-        return _between(values_XYZ.transpose(self._axis_for)[x, y, z], lines)
+    def _able(self, near_KXYZ: NDArray[np.float32]) -> list[int]:
+        """The classes that can be the likeliest somewhere between some network voxels, in their order."""
+        first = int(near_KXYZ.reshape(len(near_KXYZ), -1).sum(axis=1).argmax())
+        least = self._tie + _ROUNDING
+        return [k for k, here in enumerate(near_KXYZ) if k == first or bool((here > near_KXYZ[first] - least).any())]
 
-    def _likeliest(self, names: Sequence[int], classes: Iterable[NDArray[np.float32]], own: Box) -> NDArray[np.uint8]:
-        turn = sum(np.ogrid[own]) % 2 == 1
-        labels = np.full([at.stop - at.start for at in own], names[0], dtype=np.uint8)
-        greatest: NDArray[np.float32] | None = None
-        for label, here in zip(names, classes, strict=True):
-            if greatest is None:
-                greatest = np.array(here)
-                continue
-            if self._tie:
-                wins = (here > greatest + self._tie) | (turn & (here > greatest - self._tie))
-            else:
-                wins = here > greatest
-            labels[wins] = label
+    def _likeliest(self, near_KXYZ: NDArray[np.float32], part: Part) -> NDArray[np.uint8] | np.uint8:
+        """The likeliest class at each own voxel of a part; one number where no other can be it."""
+        able, (own, lines) = self._able(near_KXYZ), part
+        if len(able) == 1:
+            return np.uint8(able[0])
+        # Slice by slice in memory, as the labels are: what an axis repeats then lies together.
+        between = _Between(lines)
+        labels, number = np.full(between.shape, able[0], dtype=np.uint8), np.empty(between.shape, dtype=np.uint8)
+        wins, least = np.empty(between.shape, dtype=np.bool_), np.empty(between.shape, dtype=np.float32)
+        margin = self._margin(own)
+        greatest = between.of(near_KXYZ[able[0]].T).copy()
+        for label in able[1:]:
+            here = between.of(near_KXYZ[label].T)
+            np.greater(here, np.add(greatest, margin, out=least), out=wins)
+            # Later classes have greater numbers. All of this is without a branch, so that noise costs no more.
+            np.maximum(labels, np.multiply(wins.view(np.uint8), np.uint8(label), out=number), out=labels)
             np.maximum(greatest, here, out=greatest)
-        return labels
+        return labels.T
 
-    def _put(self, target_XYZ: NDArray[Any], own: Box, found: NDArray[Any] | np.uint8) -> None:
+    def _margin(self, own: Box) -> NDArray[np.float32]:
+        """(Z, Y, X): by how much a later class has to be greater, or, where it is its turn, may be less."""
+        if not self._tie:
+            return np.zeros((1, 1, 1), dtype=np.float32)
+        x, y, z = (np.arange(at.start, at.stop) % 2 == 1 for at in own)
+        return np.where(z[:, None, None] ^ y[:, None] ^ x, -self._tie, self._tie)
+
+    def _put(self, target_XYZ: NDArray[Any], own: Box, found: NDArray[Any] | np.generic) -> None:
         """Write a part, but for what lies outside of the network's grid."""
         x, y, z = (line.inside[at] for line, at in zip(self._lines, own, strict=True))
         if x.all() and y.all() and z.all():
             target_XYZ[own] = found
         else:
             np.copyto(target_XYZ[own], found, where=x[:, None, None] & y[:, None] & z)
-
-
-def _between(near_XYZ: NDArray[np.float32], lines: Sequence[_Line]) -> NDArray[np.float32]:
-    """Values between the network voxels that some lines need."""
-    for axis, line in enumerate(lines):
-        near_XYZ = line.interpolated(near_XYZ, axis)
-    return near_XYZ
 
 
 def _each(decide: Callable[[Part], None], parts: Iterable[Part]) -> None:
@@ -221,18 +224,41 @@ class _Line:
         span = slice(first - low, last + 1 - low)
         return _Line(lower - first, upper - first, self.weight[at], self.inside[at], span)
 
-    def interpolated(self, values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-        """Values along one axis, linear between neighbours."""
-        below: NDArray[np.float32] = np.take(values, self.lower, axis=axis)
+    def among(self, values: NDArray[np.float32], axis: int, out: Scratch | None = None) -> NDArray[np.float32]:
+        """Values along one axis, linear between neighbours; they may lie in `out`, which is used again."""
+        mixed, below = out if out is not None else (None, None)
         if not self.weight.any():
-            return below
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        mixed = np.take(values, self.upper, axis=axis)
-        mixed -= below
-        mixed *= self.weight.reshape(shape)
-        mixed += below
-        return mixed
+            return np.take(values, self.lower, axis=axis, out=below, mode="clip")
+        # From each voxel to the next one: between two of them there are several of the own ones.
+        steps = np.zeros(values.shape, dtype=np.float32)
+        after = (slice(None),) * axis
+        np.subtract(values[(*after, slice(1, None))], values[(*after, slice(-1))], out=steps[(*after, slice(-1))])
+        weight = self.weight.reshape([-1 if other == axis else 1 for other in range(3)])
+        found: NDArray[np.float32] = np.take(steps, self.lower, axis=axis, out=mixed, mode="clip")
+        found *= weight
+        found += np.take(values, self.lower, axis=axis, out=below, mode="clip")
+        return found
+
+
+class _Between:
+    """What lies between the network voxels that some lines need: one class after another, in the same memory.
+
+    Parameters
+    ----------
+    lines
+        Of X, Y and Z.
+    """
+
+    def __init__(self, lines: Sequence[_Line]) -> None:
+        self._lines = lines
+        x, y, z = (len(line.lower) for line in lines)
+        self.shape = z, y, x
+        self._out = np.empty(self.shape, np.float32), np.empty(self.shape, np.float32)
+
+    def of(self, near_ZYX: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of `shape`, valid until the next call."""
+        x, y, z = self._lines
+        return z.among(y.among(x.among(near_ZYX, 2), 1), 0, self._out)
 
 
 def restore_labels(

@@ -26,13 +26,15 @@ from imaging.dicom.frames import quietly
 from imaging.dicom.source import MANUFACTURER, read_source, tracking_uid, uid_of
 from imaging.errors import FormatNotApplicable, MissingAttribute, OutputMismatch, OutputNotBuilt
 from imaging.files import write_whole
-from imaging.structures import Mask, slice_of, structure_of, voxels_by_slice
+from imaging.structures import Mask, slice_of, structure_of, values_by_slice, voxels_by_slice
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
 PLACE_TOLERANCE_MM = 0.01
 SegType = Literal["binary", "labelmap"]
 _ONE_A_VOXEL = "a label map, whose voxels belong to one segment each, cannot hold them"
+# Of a voxel: what is further from a voxel may be nearer to the next.
+_NEAREST = 0.5
 # So much of a mask is copied at a time where it must lie in another order.
 _LAYERS = 64
 # What highdicom raises for sources it cannot take.
@@ -103,7 +105,8 @@ def write_seg(
     """
     voxels = voxels_by_slice(mask, labels).sum(axis=1)
     present = [label for label, count in zip(labels, voxels, strict=True) if count]
-    unknown = _values_of(mask) - {0, *(label.id for label in labels)}
+    values = np.flatnonzero(values_by_slice(mask).any(axis=1)).tolist() if mask.ndim == 3 else []
+    unknown = set(values) - {0, *(label.id for label in labels)}
     if seg_type == "labelmap" and mask.ndim != 3:
         raise FormatNotApplicable(volume.facts.subject, seen="its structures may overlap", expected=_ONE_A_VOXEL,
                                   remedy="Ask for a binary SEG")  # fmt: skip
@@ -120,14 +123,6 @@ def write_seg(
     del segmentation  # it holds the pixels, which the stream holds now
     check_seg(stream.getvalue(), mask, volume, present)
     write_whole(path, stream.getvalue())
-
-
-def _values_of(mask: Mask) -> set[int]:
-    """What a mask holds, found slice by slice."""
-    seen = np.zeros(256, dtype=np.int64)
-    for z in range(mask.shape[-1]):
-        seen += np.bincount(mask[..., z].ravel(order="K"), minlength=256)
-    return set(np.flatnonzero(seen).tolist())
 
 
 def _digest(mask: Mask) -> str:
@@ -280,6 +275,9 @@ def _check_frame(
     found: NDArray[np.bool_], to_ras: Affine, mask: Mask, volume: Volume, label: configs.Label, tolerance: float
 ) -> int:
     """Compare one frame (rows, columns) of a segment with the slice of the mask that it lies on; gives that slice."""
+    whole = _covered(found.shape, to_ras, volume, tolerance)
+    if whole is not None and found.any() and np.array_equal(found.T, slice_of(mask, label, whole)):
+        return whole
     rows, columns = np.nonzero(found)
     points = (to_ras[:3, :2] @ np.stack([columns, rows]) + to_ras[:3, 3:]).T
     affine = volume.affine
@@ -296,6 +294,25 @@ def _check_frame(
     if apart > tolerance or not alike or not np.array_equal(placed, slice_of(mask, label, slices[0])):
         raise OutputMismatch("seg", seen=f"voxels of {label.name} lie elsewhere (up to {apart:.3f} mm)")
     return int(slices[0])
+
+
+def _covered(size: tuple[int, ...], to_ras: Affine, volume: Volume, tolerance: float) -> int | None:
+    """The slice that a frame of `size` (rows, columns) covers pixel by pixel; None where it covers none so.
+
+    How far a pixel is from its voxel is a convex function of its place, so that none is further than a corner.
+    """
+    rows, columns = size
+    corners = np.array([[0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1], [0] * 4, [1] * 4])
+    there = to_ras @ corners
+    into = np.linalg.solve(volume.affine, there)
+    nearest = np.rint(into[:3])
+    z = int(nearest[2, 0])
+    if (columns, rows) != volume.shape[:2] or not 0 <= z < volume.shape[2]:
+        return None
+    if not np.array_equal(nearest, np.vstack([corners[:2], [z] * 4])) or np.abs(into[:3] - nearest).max() >= _NEAREST:
+        return None
+    apart = np.linalg.norm(volume.affine[:3, :3] @ nearest + volume.affine[:3, 3:] - there[:3], axis=0)
+    return z if apart.max() <= tolerance else None
 
 
 def _segments_in(

@@ -25,7 +25,7 @@ from imaging.report.report import (
     StructureVolume,
     VolumeInterval,
 )
-from imaging.structures import slice_of, voxels_by_slice
+from imaging.structures import voxels_by_column, voxels_by_slice
 from imaging.volume import Volume
 
 
@@ -157,13 +157,11 @@ def _interval(prediction: Prediction, label: Label, amount: float) -> tuple[Volu
 
 
 def _centre(prediction: Prediction, label: Label, voxels_Z: NDArray[np.int64]) -> tuple[float, float, float]:
-    """The mean place of the voxels, added up slice by slice: a list of their indices may be larger than the volume."""
-    affine, along = prediction.volume.affine, np.zeros(3)
-    for index in np.flatnonzero(voxels_Z).tolist():
-        found_XY = slice_of(prediction.found, label, index)
-        for axis in range(2):
-            along[axis] += found_XY.sum(axis=1 - axis) @ np.arange(found_XY.shape[axis])
-    along[2] = voxels_Z @ np.arange(len(voxels_Z))
+    """The mean place of the voxels, added up by places of a slice: a list of them may be larger than the volume."""
+    affine = prediction.volume.affine
+    counts_XY = voxels_by_column(prediction.found, label, np.flatnonzero(voxels_Z).tolist())
+    by_axis = (counts_XY.sum(axis=1), counts_XY.sum(axis=0), voxels_Z)
+    along = np.array([float(count @ np.arange(len(count))) for count in by_axis])
     x, y, z = affine[:3, :3] @ (along / voxels_Z.sum()) + affine[:3, 3]
     return round(float(x), 3), round(float(y), 3), round(float(z), 3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from imaging import predict
 from imaging.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from imaging.config import Config, load_config
-from imaging.errors import AnswerNotNumbers, CheckpointCorrupt, ConstantImage, NotApplicable
+from imaging.errors import AnswerNotNumbers, CheckpointCorrupt, ConstantImage, LooksLikeMask, NotApplicable
 from imaging.files import shipped
 from imaging.networks import build_network, weights_of
 from imaging.nifti import read_nifti
-from imaging.predict import Prediction, Predictor
+from imaging.predict import Prediction, Predictor, check_not_mask
 from imaging.volume import SeriesFacts, Volume, orientation_of
 
 Array = np.ndarray[Any, Any]
@@ -229,3 +231,14 @@ def test_network_that_answers_with_no_number_is_refused(tmp_path: Path, volume: 
     predictor = Predictor(save_checkpoint(tmp_path / "nan", config, weights, {}), device="cpu")
     with pytest.raises(AnswerNotNumbers, match="answered with NaN"):
         predictor(volume)
+
+
+def test_a_picture_whose_first_column_has_few_values_is_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sample would meet the same column of every row, as 512 columns times a power of two would have it."""
+    values_ZYX = np.random.default_rng(0).normal(0, 100, (64, 64, 64)).astype(np.float32)
+    values_ZYX[..., 0] = np.arange(64) % 3
+    monkeypatch.setattr(predict, "_SAMPLED", 64 * 64)
+    volume = Volume(values_ZYX.transpose(2, 1, 0)[None], np.eye(4))
+    check_not_mask(volume)
+    with pytest.raises(LooksLikeMask):
+        check_not_mask(replace(volume, array=np.rint(volume.array / 100).clip(-1, 1)))

@@ -139,6 +139,40 @@ def test_another_place_is_a_mismatch(tmp_path: Path, volume: Volume) -> None:
         check_seg(path.read_bytes(), mask_for(volume), replace(volume, affine=affine), LABELS)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("orientation", list(ORIENTATIONS))
+def test_a_frame_is_compared_as_a_whole_or_pixel_by_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: str, fast: bool
+) -> None:
+    """Both ways find the same: frames that cover their slices, as all here do, take the shorter one."""
+    volume = series(tmp_path / "source", ORIENTATIONS[orientation])
+    mask, covered, found = mask_for(volume), seg._covered, list[int | None]()
+
+    def watched(*frame: Any) -> int | None:
+        found.append(covered(*frame) if fast else None)
+        return found[-1]
+
+    monkeypatch.setattr(seg, "_covered", watched)
+    write_seg(tmp_path / "seg.dcm", mask, volume, LABELS, ALGORITHM)
+    assert found and all((slice_ is not None) == fast for slice_ in found)
+    mask[-1, -1, 0] = 1
+    with pytest.raises(OutputMismatch, match="lie elsewhere"):
+        check_seg((tmp_path / "seg.dcm").read_bytes(), mask, volume, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("moved_mm", "covers"), [((0, 0, 0), True), ((0.009, 0, 0), True), ((0.011, 0, 0), False), ((0.5, 0, 0), False)]
+)
+def test_a_frame_covers_the_slice_that_it_lies_on(volume: Volume, moved_mm: tuple[float, ...], covers: bool) -> None:
+    to_ras = volume.affine.copy()
+    to_ras[:3, 3] = (volume.affine @ [0, 0, 2, 1])[:3] + moved_mm
+    x, y, _ = volume.shape
+    assert seg._covered((y, x), to_ras, volume, 0.01) == (2 if covers else None)
+    assert seg._covered((y, x - 1), to_ras, volume, 0.01) is None
+    turned = to_ras[:, [1, 0, 2, 3]]
+    assert seg._covered((y, x), turned, volume, 0.01) is None
+
+
 def test_frames_of_other_instances_are_a_mismatch(tmp_path: Path, volume: Volume) -> None:
     path = tmp_path / "seg.dcm"
     write_seg(path, mask_for(volume), volume, LABELS, ALGORITHM)
