@@ -77,9 +77,11 @@ class Claims:
             for item in self._store.workitems.open(self._web.url):
                 self._attempt(worklist, item)
             free = self._most - len(self._store.workitems.open(self._web.url))
-            for offered in list(self._new(worklist))[: max(free, 0)]:
+            # Those of one urgency stay in the server's order.
+            for offered in sorted(self._new(worklist), key=lambda item: -item.priority)[: max(free, 0)]:
                 [study] = offered.studies
-                self._attempt(worklist, self._store.workitems.begin(offered.uid, self._web.url, study))
+                begun = self._store.workitems.begin(offered.uid, self._web.url, study, offered.priority)
+                self._attempt(worklist, begun)
 
     def _new(self, worklist: Worklist) -> Iterator[Offered]:
         """What is offered and was not begun, or lost."""

@@ -83,6 +83,17 @@ class Hidden:
         path.unlink(missing_ok=True)
         return received
 
+    def refuse(self, path: Path, errors: Sequence[InputRefused], *, source: str) -> InputRefused:
+        """Tell why a file is not taken; see `Store.refuse`. Where there are rules it stays where it is."""
+        if not self._rules():
+            return self._store.refuse(path, errors, source=source)
+        subject = f"file {sha256_of(path)[:16]}"
+        told = [type(error)(subject, seen=error.seen, expected=error.expected, remedy=error.remedy)
+                for error in errors]  # fmt: skip
+        for error in told:
+            self._store.routes.told("file_refused", {"source": source, **error.as_dict()})
+        return told[0]
+
     def holds(self, sop_instance_uid: str) -> str | None:
         """`Store.holds` of an instance by the UID that it came with."""
         return self._first(self._store.holds, sop_instance_uid)

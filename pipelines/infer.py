@@ -227,7 +227,7 @@ class Inference:
         # Which checkpoints there are is told by their digests; one that was named takes what it else would not. What
         # was refused within a budget is none within another.
         options = (chosen.images_named, formats and sorted(formats), seg_type, fhir_version, policy, explain, engine,
-                   *([budget.total] if budget else ()))  # fmt: skip
+                   *([budget.total] if budget else ()), *([fhir_page] if fhir_page != "hash" else ()))  # fmt: skip
         decides = [importlib.metadata.version("imgpipe"), chosen.digests(), options]
         self.setup = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 

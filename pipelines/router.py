@@ -98,6 +98,8 @@ class Router:
             told = replace(told, seg_type=rule.seg_type)
         if rule.fhir_version is not None:
             told = replace(told, fhir_version=rule.fhir_version)
+        if rule.fhir_page is not None:
+            told = replace(told, fhir_page=rule.fhir_page)
         if rule.deidentify is not None:
             told = replace(told, hiding=Hiding(**{**rule.deidentify.model_dump(), "key": str(rule.deidentify.key)}))
         return told
@@ -130,8 +132,9 @@ class Router:
         """Write down for each job that waits what is done with it."""
         for job in store.routes.undecided():
             rule = self.routing.rule_of(told_of(store, job.study_uid))
-            priority = PRIORITIES[rule.priority] if rule is not None else 0
-            store.routes.decide(job, self.route_of(rule, job.study_uid), priority)
+            by_rule = PRIORITIES[rule.priority] if rule is not None else 0
+            asked = store.workitems.priority_of(job.study_uid)
+            store.routes.decide(job, self.route_of(rule, job.study_uid), _urgency(by_rule, asked))
 
     def route_of(self, rule: Rule | None, study_uid: str) -> Route:
         """What a rule does with a study; nothing where there is none."""
@@ -161,6 +164,13 @@ class Router:
             study_quiet_s=min(one.study_quiet_s for one in told),
             timeout_s=min(one.timeout_s for one in told),
         )
+
+
+def _urgency(by_rule: int, asked: int | None) -> int:
+    """The more urgent of what a rule says and what a workitem asks for; a rule that says routine says nothing."""
+    if asked is None:
+        return by_rule
+    return max(by_rule, asked) if by_rule else asked
 
 
 def _order(reporting: Reporting) -> Mapping[str, object]:

@@ -148,8 +148,8 @@ class Rule(Section):
     """What is done with some studies.
 
     `checkpoints`: names of shipped ones, or folders; none is what the command line says. `formats`, and `seg_type`,
-    `fhir_version`: likewise. `to`: likewise. `required`: series without which a study is not complete before
-    `complete.timeout_s`.
+    `fhir_version`, `fhir_page`: likewise. `to`: likewise. `required`: series without which a study is not complete
+    before `complete.timeout_s`.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -159,6 +159,7 @@ class Rule(Section):
     formats: tuple[Format, ...] | None = None
     seg_type: Literal["binary", "labelmap"] | None = None
     fhir_version: Literal["r4", "r5"] | None = None
+    fhir_page: Literal["hash", "whole"] | None = None
     to: tuple[To, ...] = ()
     required: tuple[SeriesRule, ...] = ()
     complete: Completeness | None = None

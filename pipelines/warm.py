@@ -66,6 +66,7 @@ class WarmReader:
                     formats=plain.formats,
                     seg_type=plain.seg_type,
                     fhir_version=plain.fhir_version,
+                    fhir_page=plain.fhir_page,
                     policy=plain.policy,
                     explain=plain.explain,
                     engine=plain.engine,

@@ -26,6 +26,7 @@ from pipelines.refusals import Refusals
 from pipelines.router import Router
 from pipelines.routing import Routing, To
 from pipelines.store import Store
+from pipelines.unpacking import Unpacking
 from pipelines.watcher import Chore, Rules, Watcher
 from pipelines.worker import ByRule, Reading, Reporting
 
@@ -225,15 +226,28 @@ def watch(
         watcher = Watcher(
             opened,
             _ruled(reading, router) if router is not None else reading,
-            _swept(list(router.places.values()) if router is not None else places.of(go_to)),
-            inbox=come_from.inbox, receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals),
-            taker=taker, chores=list(_chores(come_from, opened, taker, refusals, expecting)), devices=devices,
-            rules=rules, router=router, expected=expecting.expected if expecting is not None else lambda _: None,
-            gate=gate, page=_page(shown.web, opened, audit), audit=audit,
+            _swept(list(router.places.values()) if router is not None else places.of(go_to)), inbox=come_from.inbox,
+            receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals), gate=gate,
+            taker=_unpacking(come_from.inbox, taker, gate, stop), devices=devices, rules=rules, router=router,
+            chores=list(_chores(come_from, opened, taker, refusals, expecting)), audit=audit,
+            expected=expecting.expected if expecting else lambda _: None, page=_page(shown.web, opened, audit),
         )  # fmt: skip
         with _audited(audit, opened, refusals):
             watcher.run(stop)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
+
+
+def _unpacking(inbox: Path | None, taker: Hidden, gate: Gate, stop: threading.Event) -> Unpacking | None:
+    """What takes the files of the inbox, and the files in its archives."""
+    if inbox is None:
+        return None
+
+    def check() -> None:
+        gate.check()
+        if stop.is_set():
+            raise StoreBusy(gate.folder, seen="the watcher ends")
+
+    return Unpacking(taker, inbox, check)
 
 
 def _ruled(reading: Reading, router: Router) -> ByRule:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from imaging.engines import Wanted
     from imaging.judgement import Explained
     from imaging.report.fhir import Version
+    from pipelines.outputs import FhirPage
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ class Reporting:
     formats: tuple[str, ...] | None = None
     seg_type: SegType = "binary"
     fhir_version: Version = "r4"
+    fhir_page: FhirPage = "hash"
     policy: Policy = "repair"
     explain: Explained = "abnormal"
     engine: Wanted = "auto"

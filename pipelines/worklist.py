@@ -22,7 +22,9 @@ _PAGE = 100
 # Statuses of PS3.18 sections 11.5 to 11.7 that say that a workitem is not there, or not in our hands.
 _NOT_OURS = (404, 409, 410)
 _FIELDS = ("SOPInstanceUID", "ProcedureStepState", "InputReadinessState", "InputInformationSequence",
-           "ScheduledWorkitemCodeSequence")  # fmt: skip
+           "ScheduledWorkitemCodeSequence", "ScheduledProcedureStepPriority")  # fmt: skip
+# Scheduled Procedure Step Priority (PS3.3 section C.30.2): HIGH is what others call STAT, and MEDIUM is meant by none.
+PRIORITIES = {"HIGH": 100, "MEDIUM": 0, "LOW": -50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,11 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A workitem that nobody has claimed, and the studies that it is about."""
+    """A workitem that nobody has claimed, its studies, and how urgent it is: the greater, the sooner."""
 
     uid: str
     studies: tuple[str, ...]
+    priority: int = 0
 
 
 class Worklist:
@@ -97,7 +100,7 @@ class Worklist:
                 # Servers that do not know a key of the question must ignore it (PS3.18 section 8.3.4.4).
                 ready = item.get("InputReadinessState", "READY") == "READY"
                 if item.get("ProcedureStepState") == SCHEDULED and ready and kind.takes(item):
-                    yield Offered(str(item.get("SOPInstanceUID", "")), _studies_of(item))
+                    yield Offered(str(item.get("SOPInstanceUID", "")), _studies_of(item), _priority_of(item))
 
     def state(self, uid: str) -> str:
         """The Procedure Step State of a workitem.
@@ -154,6 +157,11 @@ class Worklist:
         if status in _NOT_OURS:
             raise WorkitemLost(self._web, seen=f"HTTP status {status}")
         return found
+
+
+def _priority_of(item: Dataset) -> int:
+    """How urgent a workitem is; one that says nothing, or what the standard does not know, is like most."""
+    return PRIORITIES.get(str(item.get("ScheduledProcedureStepPriority") or "").strip().upper(), 0)
 
 
 def _studies_of(item: Dataset) -> tuple[str, ...]:

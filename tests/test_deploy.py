@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ def test_script_is_bash(script: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "verb"),
-    [("slurm/infer.sbatch", "infer"), ("slurm/train.sbatch", "train"), ("kuberay/infer.yaml", "infer")],
-)
+    [("slurm/infer.sbatch", "infer"), ("slurm/train.sbatch", "train"), ("kuberay/infer.yaml", "infer"),
+     ("imgpipe-watch.service", "watch")],
+)  # fmt: skip
 def test_command_has_the_options_that_are_given(file: str, verb: str) -> None:
     text = re.sub(r"(?m)^\s*#.*$", "", (DEPLOY / file).read_text()).replace("\\\n", " ")
     (command,) = re.findall(rf"imgpipe {verb} .*", text)
@@ -63,3 +67,36 @@ def test_version_of_ray_is_the_one_that_was_tested(job: dict[str, Any]) -> None:
     version = str(tested.specifier).removeprefix("==")
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == version
     assert f"ray[default]=={version}" in (DEPLOY / "kuberay" / "Containerfile").read_text()
+
+
+def test_container_is_run_with_options_that_there_are() -> None:
+    text = (DEPLOY / "Containerfile").read_text().replace("# ", "").replace("\\\n", " ")
+    (run,) = re.findall(r"podman run .* imgpipe +(--.*)", text)
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)", text, flags=re.MULTILINE)
+    begun = json.loads(entry)
+    assert begun[:2] == ["imgpipe", "watch"]
+    context = main.commands["watch"].make_context("watch", [*begun[2:], *run.split()])
+    assert context.params["store"].is_relative_to(re.findall(r"^VOLUME (.*)", text, flags=re.MULTILINE)[0])
+    assert context.params["listen"].endswith(":" + re.findall(r"^EXPOSE (.*)", text, flags=re.MULTILINE)[0])
+
+
+def test_what_the_package_is_made_of_is_sent_to_the_container_and_nothing_else() -> None:
+    root, project = DEPLOY.parent, tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    lines = [line for line in (root / ".containerignore").read_text().splitlines() if not line.startswith("#")]
+    sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["force-include"], *project["project"]["license-files"]}
+    assert sent == {*needed, project["project"]["readme"], "pyproject.toml", "constraints.txt"}
+    assert lines[0] == "*"
+    assert all((root / name).exists() for name in sent)
+    assert (root / ".dockerignore").readlink() == Path(".containerignore")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="apt-get install systemd")
+def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    text = (DEPLOY / "imgpipe-watch.service").read_text()
+    unit = tmp_path / "imgpipe-watch.service"
+    unit.write_text(text.replace("/opt/imgpipe/bin/imgpipe", "/bin/true"))
+    said = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert str(unit.name) not in said.stderr, said.stderr
+    assert said.returncode == 0, said.stderr

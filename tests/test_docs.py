@@ -9,6 +9,7 @@ import pytest
 
 from imaging import errors
 from imaging.config.reference import explanations, models_in, page, sections
+from pipelines.store.moves import MOVES, State
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
@@ -67,6 +68,15 @@ def test_readme_names_every_dependency() -> None:
     names = set(re.findall(r'"([a-z0-9]+)>=', block))
     table = (ROOT / "README.md").read_text().split("## What each dependency is for")[1]
     assert names == set(re.findall(r"^\| ([a-z0-9]+) \|", table, flags=re.MULTILINE)) - {"package"}
+
+
+def test_picture_of_the_states_has_the_moves_of_the_code_and_no_other() -> None:
+    picture = (ROOT / "docs/watcher.md").read_text().split("```mermaid")[1].split("```")[0]
+    arrows = re.findall(r"^ +(\S+) --> ([a-z]+|\[\*\])", picture, flags=re.MULTILINE)
+    assert arrows.count(("[*]", "receiving")) == arrows.count(("done", "[*]")) == 1
+    drawn = [(State(before), State(after)) for before, after in arrows if "[*]" not in (before, after)]
+    assert len(drawn) == len(set(drawn))
+    assert set(drawn) == MOVES
 
 
 def test_page_of_the_config_keys_is_that_of_the_models() -> None:

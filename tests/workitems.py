@@ -31,8 +31,12 @@ _STATE, _TRANSACTION = "00741000", "00081195"
 _ENDS = ("COMPLETED", "CANCELED")
 
 
-def workitem(uid: str, *studies: str, code: str = CODE, ready: str = "READY") -> dict[str, Any]:
+def workitem(
+    uid: str, *studies: str, code: str = CODE, ready: str = "READY", priority: str | None = None
+) -> dict[str, Any]:
     item, coded = Dataset(), Dataset()
+    if priority is not None:
+        item.ScheduledProcedureStepPriority = priority
     item.SOPInstanceUID, item.ProcedureStepState, item.InputReadinessState = uid, "SCHEDULED", ready
     coded.CodeValue, coded.CodingSchemeDesignator, coded.CodeMeaning = code, "99TESTS", "a test"
     item.ScheduledWorkitemCodeSequence = [coded]

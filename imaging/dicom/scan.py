@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from imaging.dicom.archives import Member, is_archive, tell_members, unpack
 from imaging.dicom.attributes import FileFacts, Instance, read_facts
-from imaging.errors import ArchiveRefused, ImagingError, MixedPatients, NotDicom, NothingFound, UnreadableDicom
+from imaging.errors import ArchiveNotUnpacked, ImagingError, MixedPatients, NotDicom, NothingFound, UnreadableDicom
 from imaging.volume import Defect, SeriesFacts
 
 # PS3.10 annex: the DICOMDIR of a medium is an index of its files.
@@ -178,14 +178,33 @@ def _facts_of(files: Sequence[Path]) -> Iterator[FileFacts | ImagingError]:
             yield from answers
 
 
-def _read_archive(archive: Path, found: _Found) -> None:
-    """Unpack an archive and read what was in it; what is refused in there is told of the archive."""
-    try:
-        folder = TemporaryDirectory(prefix="imgpipe_")
-    except OSError as error:
-        found.refused.append(ArchiveRefused(archive, seen=f"there is no room to unpack it ({error.strerror})"))
-        return
-    unpacked = unpack(archive, Path(folder.name))
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What lay in an archive.
+
+    Attributes
+    ----------
+    read
+        The headers of its DICOM files, a DICOMDIR left out.
+    refused
+        What else was in there, or did not come out; each is about the archive, and names no member.
+    """
+
+    read: tuple[FileFacts, ...]
+    refused: tuple[ImagingError, ...]
+
+
+def open_archive(archive: Path, into: Path) -> Opened:
+    """Unpack a ZIP or TAR, within the bounds of `imaging.dicom.archives`, and read the headers of what was in it.
+
+    Parameters
+    ----------
+    archive
+        See `is_archive`.
+    into
+        An empty folder, which the caller removes.
+    """
+    unpacked = unpack(archive, into)
     members = [member for member in unpacked.files if not _is_stray(member.name)]
     read: list[FileFacts] = []
     refused = list(unpacked.refused)
@@ -200,13 +219,24 @@ def _read_archive(archive: Path, found: _Found) -> None:
             read.append(facts)
     if strangers:
         refused.append(_not_dicom(archive, strangers))
-    found.read.extend(read)
-    found.refused.extend(refused)
-    if read:
+    return Opened(tuple(read), tuple(refused))
+
+
+def _read_archive(archive: Path, found: _Found) -> None:
+    """Unpack an archive for as long as anybody refers to its files."""
+    try:
+        folder = TemporaryDirectory(prefix="imgpipe_")
+    except OSError as error:
+        found.refused.append(ArchiveNotUnpacked(archive, seen=f"there is no room to unpack it ({error.strerror})"))
+        return
+    opened = open_archive(archive, Path(folder.name))
+    found.read.extend(opened.read)
+    found.refused.extend(opened.refused)
+    if opened.read:
         found.unpacked.append(Unpacked(archive, folder))
     else:
         folder.cleanup()
-        if not refused:
+        if not opened.refused:
             found.strays.append(archive)
 
 

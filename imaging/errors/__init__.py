@@ -84,6 +84,7 @@ from imaging.errors.network import (
     WorkitemLost,
 )
 from imaging.errors.reading import (
+    ArchiveNotUnpacked,
     ArchiveRefused,
     ColourImage,
     ConstantImage,
@@ -158,6 +159,7 @@ from imaging.errors.watching import (
 
 __all__ = [
     "AnswerNotNumbers",
+    "ArchiveNotUnpacked",
     "ArchiveRefused",
     "AssociationDeferred",
     "AssociationLost",

@@ -71,6 +71,14 @@ class ArchiveRefused(InputRefused):
     remedy = "Unpack the archive yourself and give its folder"
 
 
+class ArchiveNotUnpacked(ArchiveRefused):
+    """An archive for which there is no room now, or whose disk cannot be read or written; nothing of it is kept."""
+
+    code = "archive_not_unpacked"
+    expected = "room for what is in it, on a disk that works, was expected"
+    remedy = "Free space or mend the disk; `imgpipe watch` tries again by itself"
+
+
 class MissingAttribute(InputRefused):
     """An attribute without which the image has no meaning is missing or unreadable."""
 

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
               help="CPUs for each study, where a node has no GPU.")  # fmt: skip
 @with_outputs
 @with_engine
-@click.option("--fhir-page", type=click.Choice(["hash", "whole"]), default="hash", show_default=True,
-              help="Whether FHIR names report.html by its hash, or holds it.")  # fmt: skip
 @with_memory
 @with_policy
 @as_json

@@ -34,6 +34,8 @@ _OUTPUTS = (
                  help="Label maps are smaller, and not every archive takes them."),
     click.option("--fhir-version", type=click.Choice(["r4", "r5"]), default="r4", show_default=True,
                  help="Of fhir.json."),
+    click.option("--fhir-page", type=click.Choice(["hash", "whole"]), default="hash", show_default=True,
+                 help="Whether FHIR names report.html by its hash, or holds it."),
     click.option("--explain", type=click.Choice(["abnormal", "all", "none"]), default="abnormal", show_default=True,
                  help="Which findings of a classifier get a map of what raised their probability."),
 )  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imaging.report.fhir import Version
     from pipelines.association import Peer
     from pipelines.dicomweb import Web
+    from pipelines.outputs import FhirPage
     from pipelines.receive import Listening
     from pipelines.router import Router
     from pipelines.store import Store
@@ -198,6 +199,7 @@ def _reading(
     formats: str | None,
     seg_type: SegType,
     fhir_version: Version,
+    fhir_page: FhirPage,
     explain: Explained,
     engine: Wanted,
     policy: Policy,
@@ -211,8 +213,8 @@ def _reading(
         Budget.parse(memory)  # refuses nonsense before anything starts
 
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
-    return Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, policy=policy, explain=explain,
-                     engine=engine, memory=memory)  # fmt: skip
+    return Reporting(models, chosen, seg_type=seg_type, fhir_version=fhir_version, fhir_page=fhir_page, policy=policy,
+                     explain=explain, engine=engine, memory=memory)  # fmt: skip
 
 
 def _rules(

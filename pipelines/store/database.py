@@ -43,6 +43,7 @@ class Database:
     def __init__(self, path: Path, *, checked: bool = True, patience_s: float = PATIENCE_S) -> None:
         self._path, self._checked, self._patience_s = path, checked, patience_s
         self._writing, self._reading = threading.RLock(), threading.Lock()
+        self._closed = False
         with self._telling():
             self._writer = self._connect()
             try:
@@ -109,6 +110,7 @@ class Database:
     def close(self) -> None:
         """Close both; the last one to close a database folds its log into it."""
         with self._writing, self._reading:
+            self._closed = True
             self._reader.close()
             self._writer.close()
 
@@ -117,17 +119,27 @@ class Database:
         """SQLite's errors as ours."""
         try:
             yield
+        except sqlite3.ProgrammingError as error:
+            # A thread that goes on when the watcher has ended: who hands something in keeps it.
+            if self._closed:
+                raise StoreBusy(self._path, seen="it is closed, for its watcher has ended") from error
+            raise
         except sqlite3.OperationalError as error:
-            code = (error.sqlite_errorcode or 0) & 0xFF
+            code = _code_of(error)
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise StoreBusy(self._path, seen=f"held for more than {self._patience_s:g} s") from error
             if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
                 raise StoreFull(self._path, seen=str(error)) from error
             raise
         except sqlite3.DatabaseError as error:
-            if (error.sqlite_errorcode or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if _code_of(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreDamaged(self._path, seen=str(error)) from error
             raise
+
+
+def _code_of(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where the error is one of Python's own, which has none."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
 
 
 def _statements(script: str) -> Iterator[str]:

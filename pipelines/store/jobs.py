@@ -7,8 +7,6 @@ and an older version never takes the place of a newer one.
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
@@ -17,8 +15,9 @@ from pipelines.store.arrivals import tell
 from pipelines.store.clock import Clock
 from pipelines.store.content import job_name
 from pipelines.store.database import Database
-from pipelines.store.moves import MOVES, RESTING, State
+from pipelines.store.moves import RESTING, State
 from pipelines.store.rules import Completeness, Judged, Retries
+from pipelines.store.steps import as_json, get, is_held, make_ready, members_of, move
 from pipelines.store.view import JOBS, Delivery, Event, Job, Triage, delivery_of, event_of, job_of
 
 _NEXT = (
@@ -102,7 +101,7 @@ class Jobs:
 
     def members(self, job: Job) -> list[Member]:
         """What the job is made of; while instances are awaited, what is there."""
-        rows = _members(self._database.read, job)
+        rows = members_of(self._database.read, job)
         return [Member(row["sop_instance_uid"], row["digest"], row["size"], bool(row["kept"])) for row in rows]
 
     def standing(self, study_uid: str) -> Standing | None:
@@ -166,12 +165,12 @@ class Jobs:
             detail = {"why": why, "instances": row["instances"], "expected": wanted,
                       "sources": sorted(item["source"] for item in sent)}  # fmt: skip
             with self._database.writing() as db:
-                job = _get(db, row["id"])
+                job = get(db, row["id"])
                 # Something may have come since, or a person may have let it go.
                 seen = db.execute("SELECT last_arrival FROM jobs WHERE id = ?", [job.id]).fetchone()["last_arrival"]
                 if job.state is State.RECEIVING and seen == row["last_arrival"]:
                     tell(db, "study_complete", study_uid=job.study_uid, job=job.id, detail=detail)
-                    moved.append(_make_ready(db, job))
+                    moved.append(make_ready(db, job))
         return moved
 
     def claim(self, holder: str, setup: str, *, routed: bool = False, later: Collection[int] = ()) -> Job | None:
@@ -200,14 +199,14 @@ class Jobs:
             row = db.execute(_NEXT, [now, routed]).fetchone()
             if row is None or row["id"] in later:
                 return None
-            job = _get(db, row["id"])
-            members = _members(lambda query, values: db.execute(query, values).fetchall(), job)
+            job = get(db, row["id"])
+            members = members_of(lambda query, values: db.execute(query, values).fetchall(), job)
             made_of = [[row["sop_instance_uid"], row["digest"]] for row in members]
             order = dict(job.route.order) if job.route is not None else None
             name = job_name(setup, made_of, *(() if order is None else (order,)))
             db.execute("UPDATE jobs SET name = ?, starts = starts + 1 WHERE id = ?", (name, job.id))
-            _move(db, job, State.RUNNING, holder=holder)
-            return _get(db, job.id)
+            move(db, job, State.RUNNING, holder=holder)
+            return get(db, job.id)
 
     def beat(self, holders: Sequence[str]) -> None:
         """Say that these holders are alive."""
@@ -229,10 +228,10 @@ class Jobs:
                 db.execute("UPDATE jobs SET interruptions = ? WHERE id = ?", (times, job.id))
                 if times >= retries.most_interruptions:
                     error = InterruptedTooOften(f"study {job.study_uid}", seen=f"interrupted {times} times")
-                    _move(db, job, State.QUARANTINED, reason=error)
+                    move(db, job, State.QUARANTINED, reason=error)
                 else:
-                    _move(db, job, State.READY)
-                back.append(_get(db, job.id))
+                    move(db, job, State.READY)
+                back.append(get(db, job.id))
         return back
 
     # ------------------------------------------------------------------------------------------------ from the worker
@@ -250,21 +249,21 @@ class Jobs:
             How long each stage of its way through the worker took, in s.
         """
         with self._database.writing() as db:
-            if not _is_held(db, job):
+            if not is_held(db, job):
                 return False
             for code, counted in (("models_asked", took), ("stages_passed", stages)):
                 if counted:
                     detail = {name: round(seconds, 3) for name, seconds in counted.items()}
                     tell(db, code, study_uid=job.study_uid, job=job.id, detail=detail)
-            _move(db, job, State.VERIFYING)
+            move(db, job, State.VERIFYING)
             return True
 
     def refuse(self, job: Job, error: ImagingError) -> bool:
         """The study itself was refused, and would be again; gives False where the lease was lost."""
         with self._database.writing() as db:
-            if not _is_held(db, job):
+            if not is_held(db, job):
                 return False
-            _move(db, job, State.FAILED, reason=error)
+            move(db, job, State.FAILED, reason=error)
             return True
 
     def give_up(self, job: Job, error: ImagingError, retries: Retries) -> bool:
@@ -273,21 +272,21 @@ class Jobs:
         A job in `verifying` has no holder; it is the watcher's own.
         """
         with self._database.writing() as db:
-            if not _is_held(db, job):
+            if not is_held(db, job):
                 return False
             faults = job.faults + 1
             db.execute("UPDATE jobs SET faults = ? WHERE id = ?", (faults, job.id))
             if faults >= retries.most:
-                _move(db, job, State.QUARANTINED, reason=error)
+                move(db, job, State.QUARANTINED, reason=error)
             else:
-                _move(db, job, State.READY, reason=error, due=self._clock.now() + retries.delay_s(faults))
+                move(db, job, State.READY, reason=error, due=self._clock.now() + retries.delay_s(faults))
             return True
 
     def let_go(self, job: Job) -> None:
         """Give a running job back as it was, as when the watcher is told to end."""
         with self._database.writing() as db:
-            if _is_held(db, job):
-                _move(db, job, State.READY)
+            if is_held(db, job):
+                move(db, job, State.READY)
 
     # --------------------------------------------------------------------------------------------------- to its places
 
@@ -326,12 +325,12 @@ class Jobs:
             db.executemany("INSERT OR IGNORE INTO outputs VALUES (?, ?)", [(output, job.id) for output in outputs])
             if triage is not None:
                 db.execute("INSERT INTO triage VALUES (?, ?, ?, ?, ?, ?, ?)", (job.id, *astuple(triage)))
-            _move(db, job, State.DELIVERING)
+            move(db, job, State.DELIVERING)
 
     def delivered(self, job: int, destination: str) -> None:
         """It is confirmed there; after the last one the job is done, and its result the study's current one."""
         with self._database.writing() as db:
-            found = _get(db, job)
+            found = get(db, job)
             if found.state is not State.DELIVERING:
                 return
             db.execute("UPDATE deliveries SET confirmed = 1, reason = NULL WHERE job = ? AND destination = ?",
@@ -341,12 +340,12 @@ class Jobs:
                 db.execute("UPDATE results SET current = 0 WHERE study_uid = ? AND current", [found.study_uid])
                 db.execute("UPDATE results SET current = 1 WHERE job = ?", [job])
                 db.execute("UPDATE jobs SET ended = ? WHERE id = ?", (self._clock.now(), job))
-                _move(db, found, State.DONE)
+                move(db, found, State.DONE)
 
     def undelivered(self, job: int, destination: str, error: ImagingError, retries: Retries) -> None:
         """It could not be brought there: once more, after a while, or into quarantine; the model does not run again."""
         with self._database.writing() as db:
-            found = _get(db, job)
+            found = get(db, job)
             if found.state is not State.DELIVERING:
                 return
             row = db.execute("SELECT faults FROM deliveries WHERE job = ? AND destination = ?",
@@ -354,12 +353,12 @@ class Jobs:
             faults = row["faults"] + 1
             db.execute(
                 "UPDATE deliveries SET faults = ?, reason = ?, due = ? WHERE job = ? AND destination = ?",
-                (faults, _json(error), self._clock.now() + retries.delay_s(faults), job, destination),
+                (faults, as_json(error), self._clock.now() + retries.delay_s(faults), job, destination),
             )
             detail = {"destination": destination, **error.as_dict()}
             tell(db, "delivery_failed", study_uid=found.study_uid, job=job, detail=detail)
             if faults >= retries.most:
-                _move(db, found, State.QUARANTINED, reason=error)
+                move(db, found, State.QUARANTINED, reason=error)
 
     # ------------------------------------------------------------------------------------------------------- by people
 
@@ -372,7 +371,7 @@ class Jobs:
             If it is in another state, or there is a newer version of its study.
         """
         with self._database.writing() as db:
-            found = _get(db, job.id)
+            found = get(db, job.id)
             if found.state not in (State.FAILED, State.QUARANTINED):
                 raise IllegalMove(f"job {job.id}", seen=f"it is {found.state}",
                                   expected="a failed or a quarantined job was expected")  # fmt: skip
@@ -384,7 +383,7 @@ class Jobs:
             db.execute("DELETE FROM deliveries WHERE job = ?", [found.id])
             db.execute("DELETE FROM results WHERE job = ?", [found.id])
             db.execute("UPDATE jobs SET faults = 0, interruptions = 0, route = NULL WHERE id = ?", [found.id])
-            return _make_ready(db, found)
+            return make_ready(db, found)
 
     def release(self, job: Job) -> Job:
         """Let a held job go on from where it is.
@@ -398,17 +397,17 @@ class Jobs:
             If it is not held.
         """
         with self._database.writing() as db:
-            found = _get(db, job.id)
+            found = get(db, job.id)
             tell(db, "released", study_uid=found.study_uid, job=found.id)
             if found.state is State.RECEIVING:
-                return _make_ready(db, found)
+                return make_ready(db, found)
             stands = db.execute("SELECT 1 FROM results WHERE job = ?", [found.id]).fetchone() is not None
             if found.state is not State.QUARANTINED or not stands:
                 held = "a study that is waited for, or a quarantined job with a result, was expected"
                 raise IllegalMove(f"job {job.id}", seen=f"it is {found.state}", expected=held)
             db.execute("UPDATE deliveries SET faults = 0, due = 0 WHERE job = ? AND NOT confirmed", [found.id])
-            _move(db, found, State.DELIVERING)
-            return _get(db, found.id)
+            move(db, found, State.DELIVERING)
+            return get(db, found.id)
 
     def ask_purge(self, job: Job) -> None:
         """Ask the watcher to remove the bytes of a job's study, which `Store.purge` does.
@@ -425,76 +424,3 @@ class Jobs:
                 raise IllegalMove(f"study {job.study_uid}", seen=f"a job of it is {min(busy)}",
                                   expected="a study of which no job is under way was expected")  # fmt: skip
             db.execute("UPDATE studies SET purge = 1 WHERE study_uid = ?", [job.study_uid])
-
-
-def forget(db: sqlite3.Connection, study_uid: str) -> list[str] | None:
-    """Write down that a study's bytes are gone, within a transaction; gives the names of the results that may go, too.
-
-    None where the study has had news since that was asked.
-    """
-    db.execute("UPDATE studies SET purge = 0 WHERE study_uid = ?", [study_uid])
-    rows = db.execute("SELECT id, starts, state FROM jobs WHERE study_uid = ?", [study_uid]).fetchall()
-    if not {State(row["state"]) for row in rows} <= RESTING:
-        return None
-    db.execute("UPDATE instances SET kept = 0 WHERE study_uid = ?", [study_uid])
-    # What was never delivered whole cannot be released any more.
-    db.execute("DELETE FROM deliveries WHERE job IN (SELECT job FROM results WHERE study_uid = ? AND job IN"
-               " (SELECT id FROM jobs WHERE state = 'quarantined'))", [study_uid])  # fmt: skip
-    db.execute("DELETE FROM results WHERE study_uid = ? AND job IN (SELECT id FROM jobs WHERE state = 'quarantined')",
-               [study_uid])  # fmt: skip
-    tell(db, "purged", study_uid=study_uid)
-    return [f"{row['id']}.{row['starts']}" for row in rows]
-
-
-def _get(db: sqlite3.Connection, job: int) -> Job:
-    row = db.execute(f"{JOBS} WHERE jobs.id = ?", [job]).fetchone()
-    if row is None:
-        raise UnknownJob(f"job {job}", seen="no such job")
-    return job_of(row)
-
-
-def _is_held(db: sqlite3.Connection, job: Job) -> bool:
-    """Whether a job is still where it was, and in the same hands."""
-    found = _get(db, job.id)
-    return (found.state, found.holder, found.starts) == (job.state, job.holder, job.starts)
-
-
-def _move(
-    db: sqlite3.Connection,
-    job: Job,
-    to: State,
-    *,
-    reason: ImagingError | None = None,
-    due: float = 0,
-    holder: str | None = None,
-) -> None:
-    """Make one move, and write why."""
-    if (job.state, to) not in MOVES:
-        raise IllegalMove(f"job {job.id}", seen=f"from {job.state} to {to}")
-    moved = db.execute(
-        "UPDATE jobs SET state = ?, reason = ?, due = ?, holder = ?, beat = 0 WHERE id = ? AND state = ?",
-        (to, _json(reason) if reason else None, due, holder, job.id, job.state),
-    ).rowcount
-    if moved != 1:
-        raise IllegalMove(f"job {job.id}", seen=f"it is no longer {job.state}")
-
-
-def _make_ready(db: sqlite3.Connection, job: Job) -> Job:
-    """Fix what a job is made of, and let it wait for a worker."""
-    rows = _members(lambda query, values: db.execute(query, values).fetchall(), job)
-    db.execute("UPDATE versions SET through_seq = ? WHERE id = (SELECT version FROM jobs WHERE id = ?)",
-               (max(row["seq"] for row in rows), job.id))  # fmt: skip
-    _move(db, job, State.READY)
-    return _get(db, job.id)
-
-
-def _members(read: Callable[[str, list[object]], list[sqlite3.Row]], job: Job) -> list[sqlite3.Row]:
-    return read(
-        "SELECT seq, sop_instance_uid, digest, size, kept FROM instances WHERE study_uid = ? AND stands AND seq <= ?"
-        " ORDER BY sop_instance_uid",
-        [job.study_uid, job.through_seq if job.through_seq is not None else 2**62],
-    )
-
-
-def _json(error: ImagingError) -> str:
-    return json.dumps(error.as_dict())

@@ -1,20 +1,7 @@
 """The states of a job, and the moves between them.
 
-Invariant: these are all there are. The database is given the same table, and a trigger refuses every other move.
-
-```
-            late image
-           +---------+
-           v         |
-    receiving --> ready --> running --> verifying --> delivering --> done
-                    ^          |            |             |
-                    |<---------+------------+             |
-                    |  tried again          |             |
-                    |          v            v             v
-                    +------ failed     quarantined <------+
-                    |                       |
-                    +-----------------------+
-```
+Invariant: these are all there are. The database is given the same table, and a trigger refuses every other move; the
+picture in docs/watcher.md has the same arrows.
 
 `failed` is what the study was refused for, which trying again would not mend; `quarantined` is what went wrong on our
 side more often than it is tried. From both a person may `retry`; a quarantined job whose result stands may be released

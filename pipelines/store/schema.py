@@ -185,5 +185,9 @@ CREATE TABLE workitems (
 ) STRICT;
 """
 
+_URGENT_WORKITEMS = """
+ALTER TABLE workitems ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;  -- as jobs have it
+"""
+
 # The n-th takes a database of version n to version n + 1 (PRAGMA user_version).
-STEPS = (_FIRST, _TRIAGE, _ROUTES, _SURE, _WORKITEMS)
+STEPS = (_FIRST, _TRIAGE, _ROUTES, _SURE, _WORKITEMS, _URGENT_WORKITEMS)

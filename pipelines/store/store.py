@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,9 +26,10 @@ from pipelines.store.clock import Clock
 from pipelines.store.content import Contents, discard
 from pipelines.store.database import PATIENCE_S, Database
 from pipelines.store.intake import Received
-from pipelines.store.jobs import Jobs, forget
+from pipelines.store.jobs import Jobs
 from pipelines.store.keeping import Keeping
 from pipelines.store.routes import Routes
+from pipelines.store.steps import forget
 from pipelines.store.taking import Taking
 from pipelines.store.view import Job
 from pipelines.store.waiting import Waiting
@@ -135,10 +137,7 @@ class Store:
                 if not getattr(facts.instance, keyword):
                     raise MissingAttribute(temporary, seen=f"{keyword} is missing or empty")
         except InputRefused as error:
-            name = self.contents.set_aside(temporary)
-            told = type(error)(f"file {name[:16]}", seen=error.seen, expected=error.expected, remedy=error.remedy)
-            with self.database.writing() as db:
-                tell(db, "file_refused", detail={"file": name, "source": source, **told.as_dict()})
+            told = self._set_aside(temporary, [error], source)
             path.unlink(missing_ok=True)
             raise told from error
         found, syntax = facts.instance, facts.instance.pixels.transfer_syntax
@@ -150,6 +149,41 @@ class Store:
         )  # fmt: skip
         path.unlink(missing_ok=True)
         return received
+
+    def refuse(self, path: Path, errors: Sequence[InputRefused], *, source: str) -> InputRefused:
+        """Move a file that no study can have to `refused`, and tell why in the events.
+
+        Parameters
+        ----------
+        path
+            The file.
+        errors
+            Each is told; at least one.
+        source
+            As `put` takes it.
+
+        Returns
+        -------
+        InputRefused
+            The first of them, about the file by the name that it has now.
+
+        Raises
+        ------
+        StoreFull, StoreBusy, UnreadableDicom
+            If it cannot be moved; it stays where it is.
+        """
+        told = self._set_aside(self.contents.copy(path), errors, source)
+        path.unlink(missing_ok=True)
+        return told
+
+    def _set_aside(self, temporary: Path, errors: Sequence[InputRefused], source: str) -> InputRefused:
+        name = self.contents.set_aside(temporary)
+        told = [type(error)(f"file {name[:16]}", seen=error.seen, expected=error.expected, remedy=error.remedy)
+                for error in errors]  # fmt: skip
+        with self.database.writing() as db:
+            for error in told:
+                tell(db, "file_refused", detail={"file": name, "source": source, **error.as_dict()})
+        return told[0]
 
     def holds(self, sop_instance_uid: str) -> str | None:
         """The SOP class of an instance that is durable here; none where there is no such instance."""

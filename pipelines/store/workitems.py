@@ -54,6 +54,8 @@ _MOVES: Mapping[Step, frozenset[Step]] = {
 # What others should know; the rest is how we come there.
 _TOLD = frozenset({Step.CLAIMED, Step.COMPLETED, Step.CANCELED, Step.LOST})
 _OPEN = "('claiming', 'claimed', 'completing', 'canceling')"
+# How urgent the most urgent workitem is that a study is worked on for; NULL where there is none.
+URGENCY = f"SELECT max(priority) FROM workitems WHERE study_uid = ? AND step IN {_OPEN}"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Workitem:
         When it was asked for, by the wall clock, UTC.
     told
         What the other side is told at the end, as DICOM JSON; None before.
+    priority
+        How urgent it was when it was asked for, as jobs have it: the greater, the sooner.
     """
 
     uid: str
@@ -85,6 +89,7 @@ class Workitem:
     step: Step
     begun: str
     told: dict[str, Any] | None = None
+    priority: int = 0
 
 
 class Workitems:
@@ -106,15 +111,20 @@ class Workitems:
         rows = self._database.read("SELECT * FROM workitems WHERE uid = ?", [uid])
         return _workitem_of(rows[0]) if rows else None
 
-    def begin(self, uid: str, server: str, study_uid: str) -> Workitem:
+    def priority_of(self, study_uid: str) -> int | None:
+        """The priority of the most urgent workitem that a study is worked on for; None where there is none."""
+        [row] = self._database.read(f"SELECT ({URGENCY}) AS priority", [study_uid])
+        return None if row["priority"] is None else int(row["priority"])
+
+    def begin(self, uid: str, server: str, study_uid: str, priority: int = 0) -> Workitem:
         """Write down that a workitem is going to be asked for; one that was lost, under a new transaction UID."""
-        item = Workitem(uid, server, study_uid, str(generate_uid()), Step.CLAIMING, wall())
+        item = Workitem(uid, server, study_uid, str(generate_uid()), Step.CLAIMING, wall(), priority=priority)
         with self._database.writing() as db:
             db.execute("DELETE FROM workitems WHERE uid = ? AND step = 'lost'", [uid])
             db.execute(
-                "INSERT INTO workitems (uid, server, study_uid, transaction_uid, step, begun)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (item.uid, item.server, item.study_uid, item.transaction_uid, item.step, item.begun),
+                "INSERT INTO workitems (uid, server, study_uid, transaction_uid, step, begun, priority)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (item.uid, item.server, item.study_uid, item.transaction_uid, item.step, item.begun, item.priority),
             )
         return item
 
@@ -136,6 +146,9 @@ class Workitems:
         text = json.dumps(told) if told is not None else None
         with self._database.writing() as db:
             db.execute("UPDATE workitems SET step = ?, told = coalesce(?, told) WHERE uid = ?", (to, text, item.uid))
+            if to is Step.CLAIMED:  # its study may have come another way, and wait already
+                db.execute("UPDATE jobs SET priority = max(priority, ?) WHERE study_uid = ? AND state = 'ready'",
+                           (item.priority, item.study_uid))  # fmt: skip
             if to in _TOLD:
                 detail = {"workitem": item.uid, "source": f"dicomweb {item.server}", **({"why": why} if why else {})}
                 tell(db, f"workitem_{to}", study_uid=item.study_uid, detail=detail)

@@ -126,6 +126,35 @@ def test_no_more_are_claimed_than_are_worked_on(archive: Archive, store: Store) 
     assert [archive.state(uid) for uid in uids] == ["COMPLETED", "IN PROGRESS", "IN PROGRESS"]
 
 
+def test_the_most_urgent_is_claimed_first_and_run_first(archive: Archive, store: Store) -> None:
+    said = {1: "LOW", 2: "MEDIUM", 3: "HIGH", 4: "HIGH"}
+    uids = {study: offered(archive, study, 1, priority=priority) for study, priority in said.items()}
+    uids[5] = offered(archive, 5, 1)
+    claims = Claims(archive.web, KIND, store, most=2)
+    claims.round()
+    assert [study for study, uid in uids.items() if archive.state(uid) == "IN PROGRESS"] == [3, 4]
+    Claims(archive.web, KIND, store).round()
+    store.put(instance(6, 1), source="inbox", **told(6, 1))
+    store.jobs.settle(NOW)
+    ran = [store.jobs.claim(f"w{number}", "s") for number in range(6)]
+    asked = [(job.study_uid, job.priority) for job in ran if job is not None]
+    assert asked[:2] == [(study_uid(3), 100), (study_uid(4), 100)]
+    assert {study for study, priority in asked[2:5] if priority == 0} == {study_uid(2), study_uid(5), study_uid(6)}
+    assert asked[5:] == [(study_uid(1), -50)]
+
+
+def test_a_study_that_waits_already_is_hurried_by_its_workitem(archive: Archive, store: Store) -> None:
+    for study in (1, 2):
+        store.put(instance(study, 1), source="inbox", **told(study, 1))
+    store.jobs.settle(NOW)
+    archive.put(instance(2, 1))
+    archive.add(workitem("2.25.702", study_uid(2), priority="HIGH"))
+    Claims(archive.web, KIND, store).round()
+    first = store.jobs.claim("w", "s")
+    assert first is not None
+    assert (first.study_uid, first.priority) == (study_uid(2), 100)
+
+
 def test_who_is_first_has_it(archive: Archive, tmp_path: Path) -> None:
     uid = offered(archive, 1)
     with Store(tmp_path / "a", watching=True) as first, Store(tmp_path / "b", watching=True) as second:

@@ -53,7 +53,7 @@ def router_of(path: Path) -> Router:
 
 TEXTS = ["disease_spans", "report_text", "request_text"]  # ship, and read what words come with a study
 ER = {"name": "er", "when": {"aet": ["ER"]}, "priority": "stat", "checkpoints": ["chest_xray"], "formats": ["html"],
-      "to": [{"outbox": "er"}]}  # fmt: skip
+      "fhir_page": "whole", "to": [{"outbox": "er"}]}  # fmt: skip
 MR = {"name": "mr", "when": {"modality": ["MR"]}, "checkpoints": ["hippocampus_mr"], "to": [{"outbox": "mr"}]}
 
 
@@ -75,10 +75,27 @@ def test_each_study_gets_the_route_of_the_first_rule_that_takes_it_and_the_urgen
     assert (first.route.rule, first.route.destinations) == ("er", (f"outbox {tmp_path / 'er'}",))
     assert (second.route.rule, second.route.destinations) == ("mr", (f"outbox {tmp_path / 'mr'}",))
     asked = Reporting.of(first.route.order["reporting"])
-    assert asked == replace(Reporting(), models=("chest_xray",), formats=("html",))
+    assert asked == replace(Reporting(), models=("chest_xray",), formats=("html",), fhir_page="whole")
     assert [name for name, *_ in first.route.order["checkpoints"]] == ["chest_xray", *TEXTS]
     assert first.name != second.name
     assert [event.detail for event in store.jobs.events() if event.code == "routed"] == [{"rule": "mr"}, {"rule": "er"}]
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "priority"),
+    [("routine", 100, 100), ("routine", -50, -50), ("stat", -50, 100), ("high", 100, 100), ("low", 0, 0),
+     ("stat", None, 100)],
+)  # fmt: skip
+def test_a_workitem_says_how_urgent_a_study_is_and_a_rule_may_say_more(
+    store: Store, tmp_path: Path, rule: str, asked: int | None, priority: int
+) -> None:
+    put(store, 1, 1)
+    if asked is not None:
+        store.workitems.begin("2.25.1", "http://server", study_uid(1), asked)
+    store.jobs.settle(NOW)
+    router_of(rules(tmp_path, {**MR, "priority": rule})).decide(store)
+    [job] = store.jobs.all()
+    assert job.priority == priority
 
 
 def test_a_late_image_a_retry_and_new_rules_let_a_waiting_job_be_decided_anew(store: Store, tmp_path: Path) -> None:

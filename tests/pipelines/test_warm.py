@@ -100,8 +100,9 @@ def test_the_setup_names_all_that_decides_the_output(reader: WarmReader, model: 
         Reporting(models=(model, "chest_xray")),
         Reporting(models=(model, "request_text")),
         Reporting(models=(model,), memory="4GB"),
+        Reporting(models=(model,), fhir_page="whole"),
     ]
-    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 6
+    assert len({reader.setup, *(WarmReader((other,)).setup for other in others)}) == 7
 
 
 def test_a_later_version_names_the_one_it_replaces_in_its_sr_and_its_fhir_too(

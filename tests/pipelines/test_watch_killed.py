@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -37,6 +38,8 @@ def images(study: int) -> int:
 class Feeder(threading.Thread):
     """Puts the files of all studies into the inbox or sends them, interleaved, some twice, some slowly, some late.
 
+    Some come in archives, beside a file that has come before.
+
     What is sent is sent until it is acknowledged, and not once more.
     """
 
@@ -61,6 +64,9 @@ class Feeder(threading.Thread):
             if place % 2:
                 self._send(content)
                 continue
+            if place % 5 == 0:
+                before, its_series, its_number = self._files[place // 2]
+                content = _archive([content, instance(before, its_number, its_series)])
             path = self._inbox / f"CD{study % 7}" / f"{study}_{series}_{number}_{place}"
             while True:
                 # The watcher removes folders that have been empty for a while.
@@ -97,6 +103,14 @@ class Feeder(threading.Thread):
             if cut:
                 time.sleep(0.15)
             stream.write(content[cut:])
+
+
+def _archive(files: list[bytes]) -> bytes:
+    stream = BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number, content in enumerate(files):
+            archive.writestr(f"IM{number}", content)
+    return stream.getvalue()
 
 
 def progress(store: Path, of: str) -> int:

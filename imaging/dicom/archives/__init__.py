@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from imaging.dicom.archives.compressed import BZIP2, DECODERS, FAULTS, Decoded
-from imaging.dicom.archives.sink import CHUNK, Damaged, Member, Sink, Unusable
+from imaging.dicom.archives.sink import CHUNK, Damaged, Member, NoRoom, Sink, Unusable
 from imaging.dicom.archives.tarred import BLOCK, USTAR, is_tar, untar
 from imaging.dicom.archives.zipped import END, LOCAL, unzip
-from imaging.errors import ArchiveRefused, ImagingError
+from imaging.errors import ArchiveNotUnpacked, ArchiveRefused, ImagingError
 
 __all__ = ["MOST_BYTES", "MOST_MEMBERS", "RESERVE", "Member", "Unpacked", "is_archive", "tell_members", "unpack"]
 
@@ -88,24 +88,26 @@ def unpack(
     Returns
     -------
     Unpacked
-        Its `refused` are `ArchiveRefused` whose subject is `path`.
+        Its `refused` are `ArchiveRefused` whose subject is `path`; `ArchiveNotUnpacked` where trying again may help.
     """
     sink = Sink(into, most_bytes, most_members, reserve)
-    damage: list[str] = []
+    damage: list[ImagingError] = []
     try:
         into.mkdir(parents=True, exist_ok=True)
         with path.open("rb", buffering=CHUNK) as stream:
             _unpack(stream, sink)
     except Damaged as error:
-        damage.append(f"damaged: {error}; files kept from before the damage: {len(sink.files)}")
+        kept = f"files kept from before the damage: {len(sink.files)}"
+        damage.append(ArchiveRefused(path, seen=f"damaged: {error}; {kept}"))
     except Unusable as error:
         sink.discard()
-        damage.append(f"{error}; nothing of it is kept")
+        kind = ArchiveNotUnpacked if isinstance(error, NoRoom) else ArchiveRefused
+        damage.append(kind(path, seen=f"{error}; nothing of it is kept"))
     except OSError as error:
         sink.discard()
-        damage.append(f"cannot be unpacked ({error.strerror}); nothing of it is kept")
-    told = [tell_members(numbers, reason) for reason, numbers in sink.refused.items()]
-    return Unpacked(tuple(sink.files), tuple(ArchiveRefused(path, seen=seen) for seen in told + damage))
+        damage.append(ArchiveNotUnpacked(path, seen=f"cannot be unpacked ({error.strerror}); nothing of it is kept"))
+    told = [ArchiveRefused(path, seen=tell_members(numbers, reason)) for reason, numbers in sink.refused.items()]
+    return Unpacked(tuple(sink.files), (*told, *damage))
 
 
 def tell_members(numbers: Sequence[int], what: str) -> str:

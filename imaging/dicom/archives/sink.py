@@ -44,6 +44,10 @@ class Unusable(Exception):
     """Nothing of the archive may be kept; the text says why."""
 
 
+class NoRoom(Unusable):
+    """Nothing of the archive may be kept now; there may be room later."""
+
+
 class BadMember(Exception):
     """One member is not kept, the next can be read. The text is the reason."""
 
@@ -75,7 +79,7 @@ class Sink:
         if count > self._left:
             raise Unusable(f"it unpacks to more than {self._most_bytes} bytes")
         if count > shutil.disk_usage(self._into).free - self._reserve:
-            raise Unusable(f"what it unpacks to would leave less than {self._reserve} bytes free on the disk")
+            raise NoRoom(f"what it unpacks to would leave less than {self._reserve} bytes free on the disk")
 
     def spend(self, count: int) -> None:
         """Count bytes that really came out; what is declared is never believed."""

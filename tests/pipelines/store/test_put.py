@@ -245,6 +245,17 @@ def test_a_damaged_database_and_a_newer_one_are_refused(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+def test_whoever_comes_to_a_store_that_is_closed_keeps_what_he_has(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        put(store, 1, 1)
+    with pytest.raises(StoreBusy, match="it is closed"):
+        put(store, 1, 2)
+    with pytest.raises(StoreBusy, match="it is closed"):
+        store.jobs.all()
+    with Store(tmp_path, watching=True) as store:
+        assert len(rows(store, "SELECT * FROM instances")) == len(files(tmp_path)) == 1
+
+
 def test_time_runs_forward_when_the_machine_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boot = tmp_path / "boot_id"
     boot.write_text("first")
