@@ -52,7 +52,7 @@ def whole_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     Yields
     ------
     BinaryIO
-        To write into. If the block raises, the old file, if any, is untouched.
+        To write into, and to read again what was written. If the block raises, the old file, if any, is untouched.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def whole_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
+        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode), "w+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

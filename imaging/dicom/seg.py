@@ -8,11 +8,10 @@ series by the same checkpoint has the same UIDs.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import highdicom as hd
 import numpy as np
@@ -23,10 +22,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from imaging import config as configs
 from imaging.dicom.frames import quietly
+from imaging.dicom.seg_file import LONGEST, Place, pixel_bytes, read_frames, write_frames
 from imaging.dicom.source import MANUFACTURER, read_source, tracking_uid, uid_of
 from imaging.errors import FormatNotApplicable, MissingAttribute, OutputMismatch, OutputNotBuilt
-from imaging.files import write_whole
-from imaging.structures import Mask, slice_of, structure_of, values_by_slice, voxels_by_slice
+from imaging.files import whole_file
+from imaging.structures import Mask, slice_of, values_by_slice, voxels_by_slice
 from imaging.volume import Affine, SeriesFacts, Volume, lps_to_ras
 
 # Two places this close are the same: the decimal strings of DICOM hold about 1e-4 mm.
@@ -99,9 +99,11 @@ def write_seg(
     MissingAttribute
         If the series has no frame of reference.
     OutputNotBuilt
-        If highdicom cannot derive a SEG from the source instances.
+        If highdicom cannot derive a SEG from the source instances, or its pixels are more than an element may hold.
     OutputMismatch
         If the bytes, read back, do not hold the mask; nothing is written.
+    OutputNotWritable
+        If the folder cannot be written or the disk is full.
     """
     voxels = voxels_by_slice(mask, labels).sum(axis=1)
     present = [label for label, count in zip(labels, voxels, strict=True) if count]
@@ -115,14 +117,12 @@ def write_seg(
     if not volume.facts.frame_of_reference_uid:
         raise MissingAttribute(volume.facts.subject, seen="FrameOfReferenceUID is missing, so no SEG can refer to it")
     try:
-        segmentation = _build(mask, volume, present, algorithm, seg_type)
+        header = _build(mask, volume, present, algorithm, seg_type)
     except _REFUSALS as error:
         raise OutputNotBuilt(path.name, seen=f"highdicom refuses the source series ({type(error).__name__})") from error
-    stream = io.BytesIO()
-    segmentation.save_as(stream)
-    del segmentation  # it holds the pixels, which the stream holds now
-    check_seg(stream.getvalue(), mask, volume, present)
-    write_whole(path, stream.getvalue())
+    with whole_file(path) as stream:
+        _write(stream, header, mask, volume, present, path.name)
+        check_seg(stream, mask, volume, present)
 
 
 def _digest(mask: Mask) -> str:
@@ -136,6 +136,10 @@ def _digest(mask: Mask) -> str:
 def _build(
     mask: Mask, volume: Volume, labels: Sequence[configs.Label], algorithm: Algorithm, seg_type: SegType
 ) -> hd.seg.Segmentation:
+    """What highdicom says of a SEG, with a frame of no meaning for each slice where something was found.
+
+    It is shown an array that takes no memory, whose slices hold one segment each that is there.
+    """
     facts = volume.facts
     sources = [read_source(f.path, study_uid=facts.study_uid, series_uid=facts.series_uid) for f in volume.sources]
     identity = [algorithm.name, algorithm.version, algorithm.weights_sha256, algorithm.config_sha256]
@@ -148,7 +152,7 @@ def _build(
     with quietly():
         segmentation = hd.seg.Segmentation(
             source_images=sources,
-            pixel_array=_pixels(mask, labels),
+            pixel_array=_found(mask, labels),
             segmentation_type=hd.seg.SegmentationTypeValues[seg_type.upper()],
             segment_descriptions=[
                 _describe(number, label, algorithm, facts) for number, label in enumerate(labels, start=1)
@@ -167,23 +171,59 @@ def _build(
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = _same_everywhere(segmentation, identity)
+    segmentation.SegmentsOverlap = "YES" if _overlap(mask) else "NO"
     return segmentation
 
 
-def _pixels(mask: Mask, labels: Sequence[configs.Label]) -> NDArray[np.uint8]:
-    """Segment numbers (Z, Y, X), or with overlaps (Z, Y, X, segments) of 0 and 1.
+def _found(mask: Mask, labels: Sequence[configs.Label]) -> NDArray[np.uint8]:
+    """(Z, Y, X) of one number a slice: the first segment that is there, 0 where none is."""
+    there = voxels_by_slice(mask, labels) > 0
+    first_Z = np.where(there.any(axis=0), there.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return np.broadcast_to(first_Z[:, None, None], mask.shape[:-4:-1])
+
+
+def _overlap(mask: Mask) -> bool:
+    return mask.ndim != 3 and any(bool((mask[..., z].sum(axis=0) > 1).any()) for z in range(mask.shape[-1]))
+
+
+def _write(
+    stream: BinaryIO, header: pydicom.Dataset, mask: Mask, volume: Volume, labels: Sequence[configs.Label], name: str
+) -> None:
+    """Write a SEG of what `_build` says, with the frames of a mask: by segment, in each in the order of the planes.
 
     Segments are numbered 1, 2, 3, ... without a hole (PS3.3 C.8.20.2), whichever labels were found.
     """
-    if mask.ndim == 3:
-        numbers = np.zeros(256, dtype=np.uint8)
-        for number, label in enumerate(labels, start=1):
-            numbers[label.id] = number
-        mask_ZYX = mask.transpose(2, 1, 0)
-        if all(numbers[label.id] == label.id for label in labels):
-            return mask_ZYX.view(np.uint8)
-        return np.stack([numbers[mask_YX] for mask_YX in mask_ZYX])
-    return np.stack([structure_of(mask, label).transpose(2, 1, 0) for label in labels], axis=-1).astype(np.uint8)
+    slices = {frame.sop_instance_uid: z for z, frame in enumerate(volume.sources)}
+    in_order = sorted(header.PerFrameFunctionalGroupsSequence, key=_plane)
+    groups = {slices[_source(item)]: item for item in in_order}
+    counts = voxels_by_slice(mask, labels)
+    numbers = np.zeros(256, dtype=np.uint8)
+    numbers[[label.id for label in labels]] = range(1, len(labels) + 1)
+    label_map = header.SegmentationType == "LABELMAP"
+    segments = [0] if label_map else range(1, len(labels) + 1)
+    places = [(number, z) for number in segments for z in groups if label_map or counts[number - 1, z]]
+    pixels = pixel_bytes(header, len(places))
+    if pixels > LONGEST:
+        raise OutputNotBuilt(name, seen=f"{len(places)} frames with {pixels} bytes of pixels",
+                             expected=f"at most {LONGEST} bytes were expected, which is what DICOM can hold",
+                             remedy="Ask for a label map, or for NIfTI")  # fmt: skip
+
+    def frame(place: Place) -> NDArray[np.uint8]:
+        number, z = place
+        found_XY = numbers[mask[..., z]] if label_map else slice_of(mask, labels[number - 1], z).view(np.uint8)
+        return np.ascontiguousarray(found_XY.T)
+
+    write_frames(stream, header, groups, places, frame)
+
+
+def _plane(group: pydicom.Dataset) -> int:
+    """Which plane a frame lies on, counted along the normal (PS3.3 C.7.6.17)."""
+    return int(np.atleast_1d(group.FrameContentSequence[0].DimensionIndexValues)[-1])
+
+
+def _source(group: pydicom.Dataset) -> str:
+    """SOPInstanceUID of what a frame was derived from."""
+    return str(group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
 
 
 def _same_everywhere(segmentation: pydicom.Dataset, identity: Iterable[str]) -> str:
@@ -225,16 +265,16 @@ def _cielab(colour: str) -> hd.color.CIELabColor:
     return hd.color.CIELabColor.from_rgb(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)))
 
 
-def check_seg(content: bytes, mask: Mask, volume: Volume, labels: Sequence[configs.Label]) -> None:
-    """Read a SEG back from its own bytes and compare each segment with the mask it should hold.
+def check_seg(stream: BinaryIO, mask: Mask, volume: Volume, labels: Sequence[configs.Label]) -> None:
+    """Read a SEG back from its own bytes, frame by frame, and compare each segment with the mask it should hold.
 
     The way back shares nothing with the way out but pydicom: frames are placed by their own Plane Position, Plane
     Orientation and Pixel Measures.
 
     Parameters
     ----------
-    content
-        The SEG as it will be written.
+    stream
+        The SEG as it will be delivered.
     mask, volume
         What was meant, on the grid of a volume with its `frames`.
     labels
@@ -247,14 +287,11 @@ def check_seg(content: bytes, mask: Mask, volume: Volume, labels: Sequence[confi
         volume's defects tell, or if a frame refers to another instance than the slice it lies on.
     """
     tolerance = PLACE_TOLERANCE_MM + max((defect.error_mm or 0.0 for defect in volume.defects), default=0.0)
-    stream = io.BytesIO(content)
-    dataset = pydicom.dcmread(stream, stop_before_pixels=True)
-    shared, groups = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
+    dataset, frames = read_frames(stream)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
     numbers = dict(enumerate(labels, start=1))
     missing = {(int(at) + 1, int(z)) for at, z in np.argwhere(voxels_by_slice(mask, labels))}
-    stream.seek(0)
-    # Frame by frame: unpacked, all of them are larger than the volume by the number of segments.
-    for pixels, group in zip(pydicom.pixels.iter_pixels(stream), groups, strict=True):
+    for pixels, group in frames:
         for number, found in _segments_in(pixels, dataset.SegmentationType, shared, group):
             if number not in numbers:
                 raise OutputMismatch("seg", seen=f"segment {number}", expected=f"1 to {len(labels)} were expected")

@@ -27,6 +27,8 @@ from imaging.report.heat import Heat, colour_png
 from imaging.structures import Mask, slice_of, voxels_by_slice
 from imaging.volume import Volume, orientation_of
 
+# At most twice so many voxels tell the window of a picture: 128 MiB of float32.
+_SAMPLED = 2**24
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
@@ -102,14 +104,12 @@ def key_pictures(
         Show these instead, along Z from 0.
     """
     volume = prediction.volume
-    values = volume.array[0]
-    low, high = np.percentile(values, [0.5, 99.5])
+    window = window_of(volume)
     if isinstance(prediction, Classification):
-        plain = _picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), ())
-        return (plain, *(_heated(prediction, heat_map, (float(low), float(high))) for heat_map in prediction.heat_maps))
+        plain = _picture(volume, None, volume.shape[2] // 2, window, ())
+        return (plain, *(_heated(prediction, heat_map, window) for heat_map in prediction.heat_maps))
     labels = prediction.checkpoint.segmenter().labels
     indices = _key_slices(prediction.found, labels, most) if slices is None else slices
-    window = float(low), float(high)
     return tuple(_picture(volume, prediction.found, index, window, labels) for index in indices)
 
 
@@ -118,8 +118,20 @@ def overview(volume: Volume, *, longest: int = 288) -> Picture:
 
     For a page that shows many: the other pictures here are never resampled.
     """
-    low, high = np.percentile(volume.array[0], [0.5, 99.5])
-    return _picture(volume, None, volume.shape[2] // 2, (float(low), float(high)), (), longest=longest)
+    return _picture(volume, None, volume.shape[2] // 2, window_of(volume), (), longest=longest)
+
+
+def window_of(volume: Volume) -> tuple[float, float]:
+    """The values that a picture of a volume shows as black and as white: all but half a percent at either end.
+
+    Of a volume of more than twice `_SAMPLED` voxels, some of them tell, spread evenly over it: the percentiles of all
+    would be taken of a copy.
+    """
+    values = volume.array[0].ravel(order="K")
+    # An odd step comes by every column, whatever power of two a row's length is.
+    step = values.size // _SAMPLED | 1
+    low, high = np.percentile(values[::step], [0.5, 99.5])
+    return float(low), float(high)
 
 
 def comparison(prediction: Prediction, truth: NDArray[Any]) -> tuple[Picture, Picture]:

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from imaging import predict
 from imaging.checkpoint import Checkpoint, save_checkpoint
 from imaging.config import Predict, SegmentConfig, load_config
 from imaging.errors import MemoryInvalid, MemoryTooSmall
@@ -21,6 +24,7 @@ from imaging.files import shipped
 from imaging.memory import Budget, in_use, rising, told
 from imaging.networks import build_segmenter, weights_of
 from imaging.predict import Predictor
+from imaging.report import pictures
 from imaging.tiles import fitting, layout_of
 from imaging.volume import Volume
 
@@ -60,6 +64,38 @@ def test_rise_of_memory_is_seen_while_it_lasts() -> None:
 @pytest.mark.parametrize(("amount", "text"), [(999, "1KB"), (1_000_001, "1.01MB"), (3_420_000_000, "3.42GB")])
 def test_amounts_are_told_rounded_up(amount: int, text: str) -> None:
     assert told(amount) == text
+
+
+def slice_by_slice(size: int) -> Volume:
+    """As a DICOM series lies in memory, which is another order than that of the axes."""
+    array_CXYZ = np.arange(size**3, dtype=np.float32).reshape(size, 1, size, size).transpose(1, 3, 2, 0)
+    return Volume(array_CXYZ, np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "look", [predict.check_not_mask, pictures.window_of], ids=["is_it_a_mask", "window_of_pictures"]
+)
+def test_a_volume_is_looked_at_without_a_copy(
+    monkeypatch: pytest.MonkeyPatch, look: Callable[[Volume], object]
+) -> None:
+    volume = slice_by_slice(160)
+    monkeypatch.setattr(pictures, "_SAMPLED", 2**16)
+    monkeypatch.setattr(predict, "_SAMPLED", 2**16)
+    tracemalloc.start()
+    try:
+        look(volume)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < volume.array.nbytes / 8
+
+
+def test_a_sample_tells_the_window_as_all_voxels_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = slice_by_slice(64)
+    whole = pictures.window_of(volume)
+    assert whole == tuple(np.percentile(volume.array, [0.5, 99.5]))
+    monkeypatch.setattr(pictures, "_SAMPLED", 2**12)
+    assert pictures.window_of(volume) == pytest.approx(whole, abs=64**3 / 1000)
 
 
 # -------------------------------------------------------------------------------------------------------------- sharing
