@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.blending import blocks_of
 from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig, Size3
 from imaging.engines import EngineChoice, Engines, Wanted, engines_of
@@ -26,8 +28,11 @@ from imaging.restore import Block, OwnGrid
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.stages import stage
 from imaging.structures import Mask, labels_of
-from imaging.tiles import Layout, blocks_of, fitting, layout_of
+from imaging.tiles import Layout, fitting, layout_of
 from imaging.volume import Affine, Volume
+
+if TYPE_CHECKING:
+    from imaging.on_gpu import OnGpu
 
 # A picture has more values than this; a label map of as many structures would pass for one.
 _FEW_VALUES = 8
@@ -113,6 +118,20 @@ class Predictor:
         self._budget, self._tile_bytes = budget, 0
         engines = engine if isinstance(engine, Engines) else engines_of(checkpoint, wanted=engine, device=device)
         self._engines, self.choice = engines
+        self._on_gpu = self._with_gpu()
+
+    def _with_gpu(self) -> OnGpu | None:
+        """Where the networks lie on a GPU, what keeps all that they say there."""
+        if self.choice.name != "torch":
+            return None
+        from imaging.engines.torch_engine import TorchEngine
+
+        members = [engine for engine in self._engines if isinstance(engine, TorchEngine)]
+        if len(members) < len(self._engines) or members[0].device.type == "cpu":
+            return None
+        from imaging.on_gpu import OnGpu
+
+        return OnGpu(members, self.checkpoint.segmenter())
 
     def __call__(self, volume: Volume) -> Prediction:
         """Segment a volume.
@@ -123,8 +142,8 @@ class Predictor:
             If the volume is of another modality, or beyond the checkpoint's limits.
         ConstantImage, LooksLikeMask
             If the voxels hold one value, or so few that it is no picture.
-        MemoryTooSmall
-            If it does not fit into the budget.
+        MemoryTooSmall, GpuMemoryTooSmall
+            If it does not fit into the budget, or into the GPU.
         AnswerNotNumbers
             If the network answers with NaN.
         """
@@ -167,7 +186,8 @@ class Predictor:
         before = 4 * voxels * unread
         preparing = preparing_bytes(shape, size, channels=len(config.scales))
         image = 4 * len(config.scales) * x * y * z
-        asking = image + self._mask_bytes(shape) + self._fitting(size, left=0)[2] + _AT_WORK
+        sums = 0 if self._on_gpu is not None else self._fitting(size, left=0)[2]
+        asking = image + self._mask_bytes(shape) + sums + _AT_WORK
         self._budget.check(before + max(preparing, asking), subject, "labelling it")
 
     def _mask_bytes(self, shape: Size3) -> int:
@@ -200,27 +220,42 @@ class Predictor:
     def _predicted(self, volume: Volume, image_CXYZ: NDArray[np.float32], grid: OwnGrid) -> Prediction:
         """Labels and mean probabilities of finished blocks, one after another."""
         config = self.checkpoint.segmenter()
-        means = MeanProbability(config)
         x, y, z = volume.shape
         # Slice by slice in memory, as the volume's own and as they are written.
         labels_XYZ = np.zeros((z, y, x), dtype=np.uint8).transpose(2, 1, 0)
         regions_KXYZ = np.zeros((len(config.labels) * config.overlapping, z, y, x), dtype=np.bool_)
         regions_KXYZ = regions_KXYZ.transpose(0, 3, 2, 1)
         with stage("network"):
-            for block in self._blocks(image_CXYZ, shape=volume.shape, subject=volume.facts.subject):
-                # No comparison with what is no number holds, so that it would pass for background.
-                if not np.isfinite(block.probability_KXYZ.sum()):
-                    raise AnswerNotNumbers(volume.facts.subject, seen=f"{self.checkpoint.name} answered with NaN")
-                with stage("restore"):
-                    means.add(block, grid.size)
-                    if config.overlapping:
-                        grid.add_regions(block, regions_KXYZ)
-                    else:
-                        grid.add_labels(block, labels_XYZ)
+            label = self._labelled if self._on_gpu is None else self._on_gpu.label
+            means = label(image_CXYZ, grid, labels_XYZ, regions_KXYZ, subject=volume.facts.subject)
         if not config.overlapping:
-            return Prediction(self.checkpoint, volume, labels_XYZ, means.found(), engine=self.choice)
+            return Prediction(self.checkpoint, volume, labels_XYZ, means, engine=self.choice)
         mask_XYZ = labels_of(regions_KXYZ, config.labels)
-        return Prediction(self.checkpoint, volume, mask_XYZ, means.found(), regions_KXYZ, self.choice)
+        return Prediction(self.checkpoint, volume, mask_XYZ, means, regions_KXYZ, self.choice)
+
+    def _labelled(
+        self,
+        image_CXYZ: NDArray[np.float32],
+        grid: OwnGrid,
+        labels_XYZ: NDArray[np.uint8],
+        regions_KXYZ: NDArray[np.bool_],
+        *,
+        subject: str,
+    ) -> dict[int, float]:
+        """On the host; as `imaging.on_gpu.OnGpu.label`."""
+        config = self.checkpoint.segmenter()
+        means = MeanProbability(config)
+        for block in self._blocks(image_CXYZ, shape=grid.shape, subject=subject):
+            # No comparison with what is no number holds, so that it would pass for background.
+            if not np.isfinite(block.probability_KXYZ.sum()):
+                raise AnswerNotNumbers(subject, seen=f"{self.checkpoint.name} answered with NaN")
+            with stage("restore"):
+                means.add(block, grid.size)
+                if config.overlapping:
+                    grid.add_regions(block, regions_KXYZ)
+                else:
+                    grid.add_labels(block, labels_XYZ)
+        return means.found()
 
     def _blocks(self, image_CXYZ: NDArray[np.float32], *, shape: Size3, subject: str) -> Iterator[Block]:
         """The members of an ensemble take their turns over each block."""

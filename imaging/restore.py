@@ -36,7 +36,7 @@ _WHOLE = 1e-4
 
 Box = tuple[slice, slice, slice]
 # A box of the own grid, and for each axis which network voxels lie around it.
-Part = tuple[Box, tuple["_Line", "_Line", "_Line"]]
+Part = tuple[Box, tuple["Line", "Line", "Line"]]
 Scratch = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -57,9 +57,22 @@ class Block:
 
     def owned(self, size: Size3) -> Box:
         """The part of its voxels that no other block has, of a grid of `size`."""
-        lengths = self.probability_KXYZ.shape[1:]
-        ends = [n - (low + n < whole) for low, n, whole in zip(self.low, lengths, size, strict=True)]
-        return slice(ends[0]), slice(ends[1]), slice(ends[2])
+        x, y, z = self.probability_KXYZ.shape[1:]
+        return owned(self.low, (x, y, z), size)
+
+
+def owned(low: Size3, shape: Size3, size: Size3) -> Box:
+    """The part of a block's voxels that no other block has.
+
+    Parameters
+    ----------
+    low, shape
+        Of the block: its first voxel, and how many there are along each axis.
+    size
+        Of the network's grid.
+    """
+    x, y, z = (n - (first + n < whole) for first, n, whole in zip(low, shape, size, strict=True))
+    return slice(x), slice(y), slice(z)
 
 
 class OwnGrid:
@@ -72,6 +85,13 @@ class OwnGrid:
     shape, to_affine
         Of the series' own grid. Its axes must run along those of the network's grid, in any order and direction.
 
+    Attributes
+    ----------
+    axis_for
+        For each axis of the own grid the network's that it runs along.
+    tie
+        Two classes that are nearer than this are equally likely.
+
     Raises
     ------
     GridMismatch
@@ -80,13 +100,13 @@ class OwnGrid:
 
     def __init__(self, affine: Affine, size: Size3, *, shape: Size3, to_affine: Affine) -> None:
         self.shape, self.size = shape, size
-        self._axis_for, positions = _positions_along_axes(affine, shape, to_affine)
-        across = [size[axis] for axis in self._axis_for]
-        self._lines = [_Line.of(at, n) for at, n in zip(positions, across, strict=True)]
+        self.axis_for, positions = _positions_along_axes(affine, shape, to_affine)
+        across = [size[axis] for axis in self.axis_for]
+        self._lines = [Line.of(at, n) for at, n in zip(positions, across, strict=True)]
         # A network that is certain leaves the voxel midway between two classes undecided. Every second such voxel (as
         # on a chessboard) goes to the later class: always the same way would shrink structures by half a voxel.
         shared = all(np.allclose(at, np.rint(at), atol=_WHOLE) for at in positions)
-        self._tie = np.float32(0 if shared else 1e-5)
+        self.tie = np.float32(0 if shared else 1e-5)
 
     def add_labels(self, block: Block, labels_XYZ: NDArray[np.uint8]) -> None:
         """Give the own voxels within a block the number of the likeliest class.
@@ -98,59 +118,70 @@ class OwnGrid:
         A class that is less likely than one and the same other at every network voxel around a box is so between them,
         too, and is not brought over.
         """
-        near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self._axis_for))
+        near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self.axis_for))
 
         def decide(part: Part) -> None:
             own, into = part
             x, y, z = (line.span for line in into)
-            self._put(labels_XYZ, own, self._likeliest(near_KXYZ[:, x, y, z], part))
+            self.put(labels_XYZ, own, self._likeliest(near_KXYZ[:, x, y, z], part))
 
         _each(decide, self._parts(block))
 
     def add_regions(self, block: Block, regions_KXYZ: NDArray[np.bool_]) -> None:
         """Say of the own voxels within a block which structures they belong to, where each is judged on its own."""
-        near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self._axis_for))
+        near_KXYZ = block.probability_KXYZ.transpose(0, *(axis + 1 for axis in self.axis_for))
 
         def decide(part: Part) -> None:
             own, into = part
             x, y, z = (line.span for line in into)
             for near_XYZ, region_XYZ in zip(near_KXYZ[:, x, y, z], regions_KXYZ, strict=True):
                 pair = np.stack((1 - near_XYZ, near_XYZ))
-                self._put(region_XYZ, own, self._likeliest(pair, part) > 0)
+                self.put(region_XYZ, own, self._likeliest(pair, part) > 0)
 
         _each(decide, self._parts(block))
 
     def values(self, values_XYZ: NDArray[np.float32]) -> NDArray[np.float32]:
         """Numbers of the whole network's grid, linear between neighbours; NaN beyond half a voxel outside of it."""
         restored = np.full(self.shape, np.nan, dtype=np.float32)
-        near_XYZ = values_XYZ.transpose(self._axis_for)
+        near_XYZ = values_XYZ.transpose(self.axis_for)
         for own, into in self._parts(Block((0, 0, 0), values_XYZ[np.newaxis])):
             x, y, z = (line.span for line in into)
-            self._put(restored, own, _Between(into).of(near_XYZ[x, y, z].T).T)
+            self.put(restored, own, _Between(into).of(near_XYZ[x, y, z].T).T)
         return restored
 
     def _parts(self, block: Block) -> Iterator[Part]:
-        """Boxes of the own grid that a block decides, small ones, each with its lines as indices into the block."""
-        owned = block.owned(self.size)
+        x, y, z = block.probability_KXYZ.shape[1:]
+        return self.parts(block.low, (x, y, z), _PART)
+
+    def parts(self, low: Size3, shape: Size3, edge: int) -> Iterator[Part]:
+        """Boxes of the own grid that a block decides, each with its lines as indices into the block.
+
+        Parameters
+        ----------
+        low, shape
+            Of the block: its first voxel, and how many there are along each axis.
+        edge
+            How long the boxes are along each axis, at most.
+        """
+        ends = owned(low, shape, self.size)
         spans = []
-        for line, axis in zip(self._lines, self._axis_for, strict=True):
-            low = block.low[axis]
-            spans.append(np.flatnonzero((line.lower >= low) & (line.lower < low + owned[axis].stop)))
+        for line, axis in zip(self._lines, self.axis_for, strict=True):
+            spans.append(np.flatnonzero((line.lower >= low[axis]) & (line.lower < low[axis] + ends[axis].stop)))
         if not all(len(span) for span in spans):
             return
         # A line is monotonous, so what a block decides of it is one run.
         runs = [range(int(span[0]), int(span[-1]) + 1) for span in spans]
-        cuts = ([slice(at, min(at + _PART, run.stop)) for at in run[::_PART]] for run in runs)
+        cuts = ([slice(at, min(at + edge, run.stop)) for at in run[::edge]] for run in runs)
         for x, y, z in product(*cuts):
             own = x, y, z
-            lows = (block.low[axis] for axis in self._axis_for)
-            first, second, third = (line.part(at, low) for line, at, low in zip(self._lines, own, lows, strict=True))
-            yield own, (first, second, third)
+            begins = (low[axis] for axis in self.axis_for)
+            lines = [line.part(at, begin) for line, at, begin in zip(self._lines, own, begins, strict=True)]
+            yield own, (lines[0], lines[1], lines[2])
 
     def _able(self, near_KXYZ: NDArray[np.float32]) -> list[int]:
         """The classes that can be the likeliest somewhere between some network voxels, in their order."""
         first = int(near_KXYZ.reshape(len(near_KXYZ), -1).sum(axis=1).argmax())
-        least = self._tie + _ROUNDING
+        least = self.tie + _ROUNDING
         return [k for k, here in enumerate(near_KXYZ) if k == first or bool((here > near_KXYZ[first] - least).any())]
 
     def _likeliest(self, near_KXYZ: NDArray[np.float32], part: Part) -> NDArray[np.uint8] | np.uint8:
@@ -174,12 +205,12 @@ class OwnGrid:
 
     def _margin(self, own: Box) -> NDArray[np.float32]:
         """(Z, Y, X): by how much a later class has to be greater, or, where it is its turn, may be less."""
-        if not self._tie:
+        if not self.tie:
             return np.zeros((1, 1, 1), dtype=np.float32)
         x, y, z = (np.arange(at.start, at.stop) % 2 == 1 for at in own)
-        return np.where(z[:, None, None] ^ y[:, None] ^ x, -self._tie, self._tie)
+        return np.where(z[:, None, None] ^ y[:, None] ^ x, -self.tie, self.tie)
 
-    def _put(self, target_XYZ: NDArray[Any], own: Box, found: NDArray[Any] | np.generic) -> None:
+    def put(self, target_XYZ: NDArray[Any], own: Box, found: NDArray[Any] | np.generic) -> None:
         """Write a part, but for what lies outside of the network's grid."""
         x, y, z = (line.inside[at] for line, at in zip(self._lines, own, strict=True))
         if x.all() and y.all() and z.all():
@@ -195,7 +226,7 @@ def _each(decide: Callable[[Part], None], parts: Iterable[Part]) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Line:
+class Line:
     """The own grid's voxels along one axis: between which two network voxels each lies, and how far from the lower.
 
     `span` are the network voxels that it needs; `lower` and `upper` are indices into these.
@@ -208,7 +239,7 @@ class _Line:
     span: slice
 
     @classmethod
-    def of(cls, positions: NDArray[np.float64], size: int) -> _Line:
+    def of(cls, positions: NDArray[np.float64], size: int) -> Line:
         """Of fractional indices into `size` voxels; the last one is held beyond the ends."""
         whole = np.rint(positions)
         held = np.clip(np.where(np.abs(positions - whole) < _WHOLE, whole, positions), 0, size - 1)
@@ -217,12 +248,12 @@ class _Line:
         upper = np.minimum(lower + 1, size - 1)
         return cls(lower, upper, (held - lower).astype(np.float32), ~outside, slice(0, size))
 
-    def part(self, at: slice, low: int) -> _Line:
+    def part(self, at: slice, low: int) -> Line:
         """A run of the line, for a block that begins at `low`."""
         lower, upper = self.lower[at], self.upper[at]
         first, last = int(lower.min()), int(upper.max())
         span = slice(first - low, last + 1 - low)
-        return _Line(lower - first, upper - first, self.weight[at], self.inside[at], span)
+        return Line(lower - first, upper - first, self.weight[at], self.inside[at], span)
 
     def among(self, values: NDArray[np.float32], axis: int, out: Scratch | None = None) -> NDArray[np.float32]:
         """Values along one axis, linear between neighbours; they may lie in `out`, which is used again."""
@@ -249,7 +280,7 @@ class _Between:
         Of X, Y and Z.
     """
 
-    def __init__(self, lines: Sequence[_Line]) -> None:
+    def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = lines
         x, y, z = (len(line.lower) for line in lines)
         self.shape = z, y, x

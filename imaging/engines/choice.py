@@ -114,8 +114,8 @@ def _torch(checkpoint: Checkpoint, device: str | None, precision: Precision | No
         precision = "bf16" if checkpoint.config.predict.precision == "bf16" else "fp32"
         if precision == "bf16" and not has_bf16(where):
             precision, why = "fp32", f"{why}; this processor has no bf16"
-    networks = answering(checkpoint)
-    members = tuple(TorchEngine(network, device=where, precision=precision) for network in networks)
+    networks, (_, _, *tile) = answering(checkpoint), tile_shape(checkpoint)
+    members = tuple(TorchEngine(network, device=where, precision=precision, tile=tile) for network in networks)
     return _told(checkpoint, Engines(members, EngineChoice("torch", precision, why)))
 
 

@@ -127,6 +127,14 @@ class MemoryTooSmall(InputRefused):
     remedy = "Give at least so much with --memory, or leave it out where the machine has enough"
 
 
+class GpuMemoryTooSmall(InputRefused):
+    """What a series needs, or a single tile of it, does not fit into the memory of the GPU that is free."""
+
+    code = "gpu_memory_too_small"
+    expected = "room for it was expected"
+    remedy = "See with nvidia-smi who else holds memory; with CUDA_VISIBLE_DEVICES= the processor computes"
+
+
 class MemoryInvalid(WrongUsage):
     """A budget of memory that is no amount."""
 
