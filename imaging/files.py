@@ -96,8 +96,10 @@ def write_whole(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
 
 
 @contextmanager
-def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "") -> Iterator[Path]:
-    """A temporary folder beside `target` whose files appear in `target` when the block ends well.
+def staged_folder(
+    target: Path, *, replaces: Sequence[str] = (), last: str = "", stage_in: Path | None = None
+) -> Iterator[Path]:
+    """A temporary folder, by default beside `target`, whose files appear in `target` when the block ends well.
 
     A new target appears whole, by one rename. In an existing one `last`, if it is there, goes first; then the files are
     moved in one by one, each whole, and the new `last` comes last: whoever finds it finds all that it names.
@@ -112,6 +114,8 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "")
         removed.
     last
         Name of the file that vouches for the others.
+    stage_in
+        Where the temporary folder lies instead, on the same file system: one that somebody sweeps.
 
     Yields
     ------
@@ -124,7 +128,7 @@ def staged_folder(target: Path, *, replaces: Sequence[str] = (), last: str = "")
         If the folder cannot be made or written.
     """
     # Named before it is made, so that an interrupt at any moment finds it.
-    stage = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
+    stage = (stage_in or target.parent) / f".{target.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

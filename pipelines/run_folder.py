@@ -42,8 +42,7 @@ def open_run(folder: Path, config: AnyConfig, split: Split, contents: Mapping[st
     """Write what explains the run, or check that a run to be resumed is the same one; see `check_same`."""
     if resume:
         assert not isinstance(config, FuseConfig)  # it is trained in one go
-        if not (folder / "state" / "last.ckpt").is_file():
-            raise NothingToResume(folder, seen="no state/last.ckpt")
+        check_state(folder)
         check_same(folder, config, split, contents)
         write_whole(folder / "config.yaml", config.to_yaml())
         return
@@ -61,6 +60,18 @@ def open_run(folder: Path, config: AnyConfig, split: Split, contents: Mapping[st
     write_whole(folder / _DATA, json.dumps(data, indent=1) + "\n")
     write_whole(folder / _VERSIONS, json.dumps(versions(), indent=1) + "\n")
     write_whole(folder / "environment.json", json.dumps(environment(config), indent=1) + "\n")
+
+
+def check_state(folder: Path) -> None:
+    """Refuse to go on with a run of which this machine sees no state.
+
+    Raises
+    ------
+    NothingToResume
+        If there is none.
+    """
+    if not (folder / "state" / "last.ckpt").is_file():
+        raise NothingToResume(folder, seen="no state/last.ckpt")
 
 
 def check_same(

@@ -38,7 +38,7 @@ from pipelines.devices import check_precision, launch, open_world
 from pipelines.fitting import Task, fit
 from pipelines.loggers import check_loggers
 from pipelines.publishing import publish_measured
-from pipelines.run_folder import data_digest, identity, open_run, versions
+from pipelines.run_folder import check_state, data_digest, identity, open_run, versions
 from pipelines.sides import Cases, deal, list_for
 from pipelines.states import STATES, read_state
 
@@ -166,6 +166,8 @@ def run(
     begun = _begun(task, resume=resume)
     if world.rank == 0:
         open_run(folder, cases.config, cases.split, cases.contents(), resume=resume)
+    elif resume:
+        check_state(folder)  # every rank reads it, and its machine may see another folder
     if world.rank == 0 and begun is not None:
         write_whole(folder / START, json.dumps(begun.as_dict(), indent=1) + "\n")
     fit(task, data, folder, world, resume=resume, progress=progress, state_minutes=state_minutes)

@@ -20,22 +20,24 @@ _SECONDS = "900"
 
 
 class RayNode:
-    """A node of a cluster; the first one, at `port`, is its head.
+    """A node of a cluster; the first one, at `port`, is its head. It has the imgpipe that lies in `root`.
 
-    Every node ends after some minutes, whatever becomes of the test.
+    GPUs are what it says of itself: Ray gives them out, whether they are there or not. Every node ends after some
+    minutes, whatever becomes of the test.
     """
 
-    def __init__(self, port: int, folder: Path, *, number: int = 0, cpus: int = 1) -> None:
+    def __init__(self, port: int, folder: Path, *, number: int = 0, cpus: int = 1, gpus: int = 0,
+                 root: Path = ROOT) -> None:  # fmt: skip
         first = port + 10 + 100 * number
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}",
                 f"--ray-client-server-port={port + 5}"]  # fmt: skip
         command = ["timeout", _SECONDS, RAY, "start", *([f"--address=127.0.0.1:{port}"] if number else head),
-                   "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0",
+                   "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
                    "--object-store-memory=80000000",
                    f"--min-worker-port={first + 10}", f"--max-worker-port={first + 60}",
                    f"--dashboard-agent-listen-port={first}", f"--metrics-export-port={first + 1}",
                    "--disable-usage-stats", "--block"]  # fmt: skip
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        path = os.pathsep.join([str(root), str(ROOT / "tests")])
         environment = {**os.environ, **AUTHENTICATION, "PYTHONPATH": path, "RAY_worker_register_timeout_seconds": "300"}
         self._log = (folder.parent / f"node{number}.log").open("w")
         self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)

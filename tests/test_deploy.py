@@ -31,6 +31,14 @@ def test_script_is_bash(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_steps_of_a_job_have_the_cpus_of_the_job(script: Path) -> None:
+    text = script.read_text()
+    assert re.search(r"(?m)^#SBATCH --cpus-per-task=\d+$", text)
+    told = text.index('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
+    assert told < re.search(r"(?m)^[^#\n]*srun ", text).start()
+
+
 @pytest.mark.parametrize(
     ("file", "verb"),
     [("slurm/infer.sbatch", "infer"), ("slurm/train.sbatch", "train"), ("kuberay/infer.yaml", "infer"),

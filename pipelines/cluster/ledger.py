@@ -120,7 +120,9 @@ class Ledger:
         OutputNotWritable
             If that fails.
         """
-        with staged_folder(self._out / name, replaces=self._replaces, last=self._last) as place:
+        # Of a call that is killed here nothing is left but in a folder that the next one sweeps.
+        whole = staged_folder(self._out / name, replaces=self._replaces, last=self._last, stage_in=self._run)
+        with whole as place:
             try:
                 for file in (attempt / name).iterdir():
                     file.rename(place / file.name)

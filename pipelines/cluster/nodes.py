@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +31,9 @@ LOCAL = "local"
 _OBJECT_STORE_BYTES = 200 * 1024**2
 # In which the head must take a connection.
 _ANSWER_S = 10.0
+# What the clusters of this process ask for that are started for one call. Ray reads it once in a process.
+_TOKEN = secrets.token_hex(32)
+_TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,24 +220,31 @@ def connected(cluster: Cluster) -> Iterator[RayNodes]:
     if ray.is_initialized():
         yield RayNodes(cluster.cpus)
         return
+    with _own_token(cluster.address):
+        _connect(cluster.address)
+        try:
+            yield RayNodes(cluster.cpus)
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
     try:
         with _own_signals():
-            _connect(cluster.address)
+            _start(address)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
-            raise ClusterUnreachable(cluster.address, seen="it asks for another token than ours, or ours is not sent",
+            raise ClusterUnreachable(address, seen="it asks for another token than ours, or ours is not sent",
                                      expected="the token of its nodes was expected",
                                      remedy="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as its "
                                             "nodes have it") from error  # fmt: skip
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ClusterUnreachable(cluster.address, seen=said) from error
-    try:
-        yield RayNodes(cluster.cpus)
-    finally:
-        ray.shutdown()
+        raise ClusterUnreachable(address, seen=said) from error
 
 
-def _connect(address: str) -> None:
+def _start(address: str) -> None:
     import ray
 
     # Where nobody answers Ray itself tries again for a quarter of an hour.
@@ -245,7 +256,39 @@ def _connect(address: str) -> None:
     own: dict[str, Any] = (
         {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False} if address == LOCAL else {}
     )
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    job = ray.job_config.JobConfig()
+    job._py_driver_sys_path = _NoFolders()
+    ray.init(address=address, job_config=job, log_to_driver=False, logging_level=logging.ERROR, **own)
+
+
+class _NoFolders(list[str]):
+    """Where the processes of a call look for modules before all else, by Ray's will: in the folder that we run in.
+
+    What lies there may have come from outside, such as studies with a `numpy.py` among them.
+    """
+
+    def extend(self, folders: Iterable[str], /) -> None:
+        """Take none."""
+
+
+@contextmanager
+def _own_token(address: str) -> Iterator[None]:
+    """A token for a cluster of one call, unless the user has named one.
+
+    Ray would make one, and leave it in the user's home for all who may read there; from then on each cluster of this
+    machine would ask for it.
+    """
+    if address != LOCAL or any(name in os.environ for name in _TOKEN_NAMES):
+        yield
+        return
+    mode = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_TOKEN"]
+        if mode is None:  # Ray has set it
+            os.environ.pop("RAY_AUTH_MODE", None)
 
 
 @contextmanager

@@ -91,6 +91,15 @@ def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
     assert names(target.parent) == ["study"]
 
 
+def test_a_staged_folder_may_lie_where_somebody_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with staged_folder(tmp_path / "study", stage_in=tmp_path / "work") as stage:
+        (stage / "a").write_text("1")
+        assert stage.parent == tmp_path / "work"
+    assert contents(tmp_path / "study") == {"a": "1"}
+    assert names(tmp_path / "work") == []
+
+
 def test_a_new_folder_is_as_open_as_the_umask_says(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:

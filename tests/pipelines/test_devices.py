@@ -9,20 +9,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import ranks
 import torch
 from classified import write_config, write_pictures
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.fabric.utilities.rank_zero import rank_zero_only as lightning_rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
 from imaging.checkpoint import open_checkpoint
 from imaging.config import load_config
-from imaging.errors import ConfigInvalid, DevicesInvalid, ProcessLost, TooFewCases, TrainingDiverged
+from imaging.errors import ConfigInvalid, DevicesInvalid, NothingToResume, ProcessLost, TooFewCases, TrainingDiverged
 from imaging.tasks.classify import ClassifyTask
 from pipelines.devices import LogSettings, World, check_precision, launch, open_world
 from pipelines.fitting import trainer_for
@@ -101,14 +102,21 @@ def shared(films: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder / "run", folder / "opened"
 
 
-def test_two_processes_give_the_classifier_of_one(shared: tuple[Path, Path], films: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(config=films, out=folder, progress=False)
+    return folder
+
+
+def test_two_processes_give_the_classifier_of_one(shared: tuple[Path, Path], alone: Path) -> None:
     folder, _ = shared
-    train(config=films, out=tmp_path / "one", progress=False)
-    difference = differences(folder, tmp_path / "one")
+    difference = differences(folder, alone)
     assert difference.max() < 5e-3, "a quarter of one step"
     assert difference.mean() < 1e-5
-    assert losses(folder) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    measured, expected = (open_checkpoint(f / "checkpoint").metrics for f in (folder, tmp_path / "one"))
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-4)
+    measured, expected = (open_checkpoint(f / "checkpoint").metrics for f in (folder, alone))
     assert measured["training"]["names"] == expected["training"]["names"]
 
 
@@ -134,6 +142,46 @@ def test_two_processes_give_the_segmenter_of_one(tiny: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
     for name, dice in one.checkpoint.metrics["validation"]["dice"].items():
         assert two.checkpoint.metrics["validation"]["dice"][name]["mean"] == pytest.approx(dice["mean"], abs=1e-2)
+
+
+def of_node(number: int, port: int, launcher: str, command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """How one of two machines starts its one process, by torchrun or as SLURM's srun would; with its environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER"))}
+    if launcher == "torchrun":
+        starter = [str(Path(sys.executable).parent / "torchrun"), "--nnodes", "2", "--nproc-per-node", "1",
+                   "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--no-python"]  # fmt: skip
+        return [*starter, *command], environment
+    slurm = {
+        "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": "0", "SLURM_NODEID": str(number), "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "job", "SLURM_NODELIST": "127.0.0.1,127.0.0.2", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    return list(command), environment | slurm
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_two_machines_give_the_classifier_of_one(launcher: str, alone: Path, films: Path, tmp_path: Path) -> None:
+    """Each is told that it is one of two; they meet at a port. The second one does not see the run folder."""
+    port, calls, logs = find_free_network_port(), [], []
+    for number in range(2):
+        command = [str(Path(sys.executable).parent / "imgpipe"), "train", str(films), "--devices", "1", "--nodes", "2",
+                   "--out", str(tmp_path / f"machine{number}" / "run")]  # fmt: skip
+        started, environment = of_node(number, port, launcher, command)
+        logs.append((tmp_path / f"log{number}").open("w"))
+        calls.append(subprocess.Popen(started, env=environment, stdout=logs[-1], stderr=logs[-1]))
+    try:
+        statuses = [call.wait(600) for call in calls]
+    finally:
+        for call, log in zip(calls, logs, strict=True):
+            call.kill()
+            log.close()
+    assert statuses == [0, 0], [Path(log.name).read_text() for log in logs]
+    # Which of the two is the first is torchrun's to say.
+    (folder,) = tmp_path.glob("machine*/run")
+    difference = differences(folder, alone)
+    assert difference.max() < 5e-3 and difference.mean() < 1e-5
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- what ends it
@@ -255,6 +303,15 @@ def test_a_device_without_a_case_is_refused(nobody: pytest.MonkeyPatch, films: P
     with pytest.raises(TooFewCases, match="18 cases for 32 devices"):
         run(cases, tmp_path / "run", devices=32, resume=False, progress=False, state_minutes=10)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_that_does_not_see_the_state_is_told(nobody: pytest.MonkeyPatch, films: Path, tmp_path: Path) -> None:
+    nobody.setenv("LOCAL_RANK", "0")
+    nobody.setenv("NODE_RANK", "1")
+    config = load_config(films)
+    with pytest.raises(NothingToResume, match="elsewhere"):
+        run(deal(config, list_for(config)), tmp_path / "elsewhere", nodes=2, resume=True, progress=False,
+            state_minutes=10)  # fmt: skip
 
 
 def test_another_process_logs_as_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:

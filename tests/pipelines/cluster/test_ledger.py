@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from clustered import Plain, source_of
 
+from imaging import files
 from imaging.errors import NoNode, OutputNotWritable, WorkerLost, told_again
 from imaging.files import sha256_of
 from pipelines.cluster.ledger import JOBS, Ledger, Mark, finished
@@ -72,6 +74,25 @@ def test_what_a_killed_call_has_left_is_swept(out: Path) -> None:
         assert ledger.mark.is_seen()
     assert list((out / JOBS).iterdir()) == [out / JOBS / "lock"]
     assert not ledger.mark.is_seen()
+
+
+def test_call_that_is_killed_while_it_keeps_leaves_nothing(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_move_into", lambda *_: os._exit(7))  # all files are there, and none in its place
+    child = os.fork()
+    if child == 0:
+        try:
+            with Ledger(out, replaces=OURS, last=REPORT) as ledger:
+                attempt = ledger.attempt()
+                Plain().report(source_of(tmp_path / "one.txt", "content"), attempt)
+                ledger.keep("one", attempt)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert [path.name for path in out.iterdir()] == [JOBS]
+    with Ledger(out, replaces=OURS, last=REPORT):
+        assert list(out.rglob("*.json")) == []
 
 
 def test_mark_of_another_folder_is_not_taken_for_this_one(tmp_path: Path) -> None:
