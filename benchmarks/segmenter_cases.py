@@ -164,7 +164,7 @@ def _accepted_by_hand() -> bytes:
     """Says of OpenVINO that it was compared: of random weights there is no truth to compare it with."""
     trials = tuple(
         Trial(engine="openvino", precision=precision, version="any", processor="any", data="none: random weights",
-              side="other", cases=1, compared={}, accepted=True)
+              side="other", cases=1, compared={})
         for precision in ("bf16", "fp32")
     )  # fmt: skip
     return Trials(trials=trials).model_dump_json().encode()

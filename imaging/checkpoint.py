@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -108,6 +108,21 @@ class _OfNetworks(Generic[C]):
             return load(content)
         except SafetensorError as error:
             raise CheckpointCorrupt(self.folder / WEIGHTS, seen=f"is not safetensors ({error})") from error
+
+    def further_files(self, *, but: Collection[str] = ()) -> dict[str, bytes]:
+        """The files beside config, weights, metrics and card, by name, but for some; a copy takes them with it.
+
+        Raises
+        ------
+        CheckpointCorrupt
+            If one has changed since the checkpoint was opened.
+        """
+        left_out = {*_SUMMED, *but}
+        return {
+            name: read_verified(self.folder / name, sha256)
+            for name, sha256 in self.sums.items()
+            if name not in left_out
+        }
 
 
 @dataclass(frozen=True, slots=True)

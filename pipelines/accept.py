@@ -6,6 +6,8 @@ Invariant: config, weights and metrics stay as they are; what is added is `engin
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,33 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.cases import ClassifiedCase, load_picture, read_cases
-from imaging.checkpoint import (
-    CARD,
-    CONFIG,
-    METRICS,
-    WEIGHTS,
-    Checkpoint,
-    find_checkpoint,
-    open_checkpoint,
-    read_verified,
-    with_extras,
-)
+from imaging.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, with_extras
 from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig
 from imaging.dataset_check import OnCase
-from imaging.engines import Engines, Precision, engines_of, runtime
+from imaging.engines import Engine, Engines, Precision, engines_of, runtime
 from imaging.engines.accepted import FILE, Compared, Trial, Trials, trials_of
+from imaging.engines.choice import tile_shape
+from imaging.engines.quantized import as_files, files_of_all, made_by
 from imaging.errors import MissingPackage, OutputNotWritable, TooFewCases
 from imaging.manifest import Case, read_manifest
+from imaging.metrics import dice
 from imaging.predict import Predictor
 from imaging.samples import load_case
 from imaging.scores import auc
 from imaging.structures import structure_of, truth_of
+from pipelines.quantize import Int8, int8_of
 
 Side = Literal["validation", "test", "other"]
+# How often each engine is timed.
+_ROUNDS = 5
 
 
-def accept(*, checkpoint: str, data: Path, out: Path, on_case: OnCase | None = None) -> tuple[Checkpoint, Trials]:
+def accept(
+    *, checkpoint: str, data: Path, out: Path, int8: bool = False, on_case: OnCase | None = None
+) -> tuple[Checkpoint, Trials]:
     """Write a copy of a checkpoint that says which engines may answer for it.
 
     Parameters
@@ -52,6 +52,9 @@ def accept(*, checkpoint: str, data: Path, out: Path, on_case: OnCase | None = N
         that its network had not seen in a cross-validation. Of another manifest all cases are.
     out
         The copy's folder, a new one.
+    int8
+        Whether to make it in int8, too, on its training cases, and to compare that; the copy has it where it is good
+        enough.
     on_case
         Called before each case with its name, its number from 0 and how many there are.
 
@@ -60,11 +63,13 @@ def accept(*, checkpoint: str, data: Path, out: Path, on_case: OnCase | None = N
     UnknownCheckpoint, CheckpointCorrupt, WrongTask
         If there is no such checkpoint, it is not what its checksums say, or it does not look at images.
     MissingPackage
-        If OpenVINO is not installed.
+        If OpenVINO is not installed, or NNCF for int8.
+    EngineRefused
+        If int8 is asked for on a processor that has none.
     ManifestInvalid, InputRefused
         If the cases cannot be listed, or one of them cannot be read.
     TooFewCases
-        If there is none that the checkpoint was not trained on.
+        If there is none that the checkpoint was not trained on, or for int8 none that it was.
     OutputNotWritable
         If the folder is there already, or cannot be written.
     """
@@ -74,23 +79,67 @@ def accept(*, checkpoint: str, data: Path, out: Path, on_case: OnCase | None = N
                              remedy="Install imgpipe[openvino]")  # fmt: skip
     if out.exists():
         raise OutputNotWritable(out, seen="it is there already", expected="a new folder was expected")
+    cases = cases_of(opened, data)
     tried: list[Precision] = ["bf16", "fp32"] if runtime.has_bf16() else ["fp32"]
-    reference = engines_of(opened, wanted="torch", device="cpu", precision="fp32")
     engines = {one: engines_of(opened, wanted="openvino", precision=one) for one in tried}
-    if isinstance(opened.config, ClassifyConfig):
-        side, cases = own_cases(opened, read_cases(data, opened.config))
-        compared = _classified(opened, reference, engines, cases, on_case)
-    else:
-        side, cases = own_cases(opened, read_manifest(data))
-        compared = _segmented(opened, reference, engines, cases, on_case)
-    # What this processor cannot compute in was maybe compared on another one.
-    earlier = [trial for trial in trials_of(opened) if trial.precision not in tried]
-    found = [_trial(one, by_name, data, side, len(cases)) for one, by_name in compared.items()]
-    trials = Trials(trials=(*earlier, *found))
-    extras = {name: read_verified(opened.folder / name, digest) for name, digest in opened.sums.items()
-              if name not in (CONFIG, WEIGHTS, METRICS, CARD)}  # fmt: skip
+    made = int8_of(opened, cases, on_case) if int8 else None
+    found = compared_with_torch(opened, {"int8": made.engines, **engines} if made else engines, data, cases, on_case)
+    extras = opened.further_files(but=(FILE, *(files_of_all(opened.config.members) if int8 else ())))
+    if made:
+        found[0] = with_calibration(found[0], made)
+        extras |= {} if found[0].why_not() else as_files(made.models)
+    # What was not compared now was maybe compared on another machine, or is there already.
+    now = {trial.precision for trial in found}
+    trials = Trials(trials=(*(trial for trial in trials_of(opened) if trial.precision not in now), *found))
     extras[FILE] = (trials.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
     return with_extras(out, opened, opened.metrics, extras), trials
+
+
+def cases_of(checkpoint: Checkpoint, data: Path) -> list[Case] | list[ClassifiedCase]:
+    """The cases of a manifest, as the checkpoint's task has them."""
+    config = checkpoint.config
+    return read_cases(data, config) if isinstance(config, ClassifyConfig) else read_manifest(data)
+
+
+def compared_with_torch(
+    checkpoint: Checkpoint,
+    engines: Mapping[Precision, Engines],
+    data: Path,
+    cases: Sequence[Any],
+    on_case: OnCase | None = None,
+) -> list[Trial]:
+    """Each of some engines, held against torch in fp32 on the cases of a manifest that compare engines.
+
+    Raises
+    ------
+    TooFewCases
+        If there is none that the checkpoint was not trained on.
+    """
+    reference = engines_of(checkpoint, wanted="torch", device="cpu", precision="fp32")
+    side, own = own_cases(checkpoint, cases)
+    compare = _classified if isinstance(checkpoint.config, ClassifyConfig) else _segmented
+    compared = compare(checkpoint, reference, engines, own, on_case)
+    speeds = _speeds(checkpoint, reference, engines)
+    return [
+        Trial(
+            engine="openvino",
+            precision=one,
+            version=runtime.version(),
+            processor=runtime.processor(),
+            instructions=runtime.instructions(one),
+            data=data.resolve().name,
+            side=side,
+            cases=len(own),
+            compared=compared[one],
+            speed=speeds[one],
+        )
+        for one in engines
+    ]
+
+
+def with_calibration(trial: Trial, made: Int8) -> Trial:
+    """The trial of int8 with the cases that its scales were chosen on."""
+    return trial.model_copy(update={"calibrated": made.calibrated, "made_by": made_by()})
 
 
 def own_cases(checkpoint: Checkpoint, cases: Sequence[Any]) -> tuple[Side, list[Any]]:
@@ -115,18 +164,21 @@ def own_cases(checkpoint: Checkpoint, cases: Sequence[Any]) -> tuple[Side, list[
     return "other", others
 
 
-def _trial(precision: Precision, compared: dict[str, Compared], data: Path, side: Side, cases: int) -> Trial:
-    return Trial(
-        engine="openvino",
-        precision=precision,
-        version=runtime.version(),
-        processor=runtime.processor(),
-        data=data.resolve().name,
-        side=side,
-        cases=cases,
-        compared=compared,
-        accepted=not any(one.why_not() for one in compared.values()),
-    )
+def _speeds(checkpoint: Checkpoint, reference: Engines, engines: Mapping[Precision, Engines]) -> dict[Precision, float]:
+    """How many times as fast as torch each is on the same tiles: medians of rounds, in turn, after one to warm up."""
+    asked: dict[Precision | None, Engine] = {None: reference.members[0]}
+    asked |= {one: found.members[0] for one, found in engines.items()}
+    shape = tile_shape(checkpoint)
+    batch = max(engine.batch for engine in asked.values())
+    tiles = np.random.default_rng(0).standard_normal((batch, *shape[1:]), dtype=np.float32)
+    seconds: dict[Precision | None, list[float]] = {one: [] for one in asked}
+    for _ in range(1 + _ROUNDS):
+        for one, engine in asked.items():
+            begun = time.perf_counter()
+            engine(tiles)
+            seconds[one].append(time.perf_counter() - begun)
+    medians = {one: statistics.median(found[1:]) for one, found in seconds.items()}
+    return {one: round(medians[None] / medians[one], 2) for one in engines}
 
 
 def _segmented(
@@ -153,23 +205,18 @@ def _segmented(
         for one, predictor in others.items():
             found = predictor(image).found
             for label in config.labels:
-                masks = [structure_of(each, label) for each in (found, expected, truth)]
-                figures[one][label.name].append(
-                    (overlap(masks[0], masks[1]), overlap(masks[0], masks[2]), overlap(masks[1], masks[2]))
-                )
-    return {one: {name: _of_masks(np.array(rows)) for name, rows in each.items()} for one, each in figures.items()}
+                own, of_torch, true = (structure_of(each, label) for each in (found, expected, truth))
+                figures[one][label.name].append((dice(own, of_torch, 1), dice(own, true, 1), dice(of_torch, true, 1)))
+    return {one: {name: of_masks(np.array(rows)) for name, rows in each.items()} for one, each in figures.items()}
 
 
-def overlap(mask_XYZ: NDArray[np.bool_], other_XYZ: NDArray[np.bool_]) -> float:
-    """Dice of two masks; 1 where both are empty, for then they agree."""
-    total = int(mask_XYZ.sum()) + int(other_XYZ.sum())
-    return 2 * int((mask_XYZ & other_XYZ).sum()) / total if total else 1.0
-
-
-def _of_masks(figures_N3: NDArray[np.float64]) -> Compared:
-    with_torch, dice, of_torch = figures_N3.mean(axis=0).round(5).tolist()
-    return Compared(dice_with_torch=with_torch, least_dice_with_torch=round(float(figures_N3[:, 0].min()), 5),
-                    dice=dice, dice_of_torch=of_torch)  # fmt: skip
+def of_masks(figures_N3: NDArray[np.float64]) -> Compared:
+    """Means over the cases in which anybody has the structure; who has it nowhere agrees where nobody has it."""
+    there_N3 = figures_N3[~np.isnan(figures_N3).all(axis=1)]
+    agreeing_N3 = np.nan_to_num(there_N3 if len(there_N3) else np.ones((1, 3)), nan=1.0)
+    with_torch, own, of_torch = agreeing_N3.mean(axis=0).round(5).tolist()
+    return Compared(dice_with_torch=with_torch, least_dice_with_torch=round(float(agreeing_N3[:, 0].min()), 5),
+                    dice=own, dice_of_torch=of_torch)  # fmt: skip
 
 
 def _classified(

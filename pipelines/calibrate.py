@@ -20,17 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.cases import ClassifiedCase, read_cases
-from imaging.checkpoint import (
-    CARD,
-    CONFIG,
-    METRICS,
-    WEIGHTS,
-    NetworkCheckpoint,
-    find_checkpoint,
-    open_network,
-    read_verified,
-    save_checkpoint,
-)
+from imaging.checkpoint import CONFIG, NetworkCheckpoint, find_checkpoint, open_network, save_checkpoint
 from imaging.config import ClassifyConfig, JudgedConfig, NetworkConfig, SegmentConfig, find_config, load_network
 from imaging.config.load import with_values
 from imaging.conformal import Conformal
@@ -150,16 +140,6 @@ def _own_cases(
     return {side: [cases[name] for name in own if name in cases] for side, own in names.items()}
 
 
-def _beside(checkpoint: NetworkCheckpoint) -> dict[str, bytes]:
-    """The files of a checkpoint that tell of its weights alone."""
-    made_anew = {CONFIG, WEIGHTS, METRICS, CARD, FILE}
-    return {
-        name: read_verified(checkpoint.folder / name, sha256)
-        for name, sha256 in checkpoint.sums.items()
-        if name not in made_anew
-    }
-
-
 def _told(config: JudgedConfig, data: Path) -> dict[str, str]:
     """What the metrics say of it: the config's digest, and the name of the data."""
     return {"config_sha256": config.digest(), "data": data.resolve().name}
@@ -173,8 +153,14 @@ def _of_one(
     told = {"training": checkpoint.metrics["training"], "calibrated": _told(config, Path(str(config.data.root)))}
     scratch = out.with_name(f".{out.name}.unmeasured")
     return publish_measured(
-        cases, checkpoint.load_weights(), told, folder=out, scratch=scratch, beside=_beside(checkpoint), on_case=on_case
-    )[0]  # fmt: skip
+        cases,
+        checkpoint.load_weights(),
+        told,
+        folder=out,
+        scratch=scratch,
+        beside=checkpoint.further_files(but=(FILE,)),
+        on_case=on_case,
+    )[0]
 
 
 def _of_folds(
@@ -183,7 +169,7 @@ def _of_folds(
     metrics = {**checkpoint.metrics, "calibrated": _told(config, Path(str(config.data.root)))}
     own = {case.name: case.patient for cases in sides.values() for case in cases}
     metrics |= _with_error_rate(config, metrics, own)
-    extras = _beside(checkpoint)
+    extras = checkpoint.further_files(but=(FILE,))
     metrics.pop("novelty", None)
     if config.calibrate.novelty is not None:
         kept, found = novelty_of(checkpoint, config, sides, on_case=on_case)

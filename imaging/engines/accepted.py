@@ -1,17 +1,19 @@
 """Which engines a checkpoint has been accepted with: `engines.json` in its folder, among its checksums.
 
 Invariant: an engine other than torch answers for a checkpoint only where its answers were compared with those of torch
-in fp32 on cases of the checkpoint, and were as good.
+in fp32 on cases of the checkpoint, and were as good. Whether they were is said by the figures, each time they are read.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from imaging.checkpoint import Checkpoint, read_verified
+from imaging.engines import runtime
 from imaging.engines.engine import EngineName, Precision
 from imaging.errors import CheckpointCorrupt
 
@@ -72,14 +74,17 @@ class Trial(_Part):
     ----------
     engine, precision, version
         Who computed, and in what.
-    processor
-        What the machine could do.
+    processor, instructions
+        On which machine, and by what of it, as `runtime.instructions` has it; empty where an earlier version of this
+        file did not say.
     data, side, cases
         The cases: their data set, what they were to the checkpoint, and how many.
     compared
         By structure, or by what is judged.
-    accepted
-        Whether all of them are good enough.
+    speed
+        How many times as fast as torch in fp32 it was on that machine; None where nobody looked.
+    calibrated, made_by
+        Of int8: the training cases that its scales were chosen on, and what chose them.
     """
 
     engine: EngineName
@@ -90,7 +95,18 @@ class Trial(_Part):
     side: Literal["validation", "test", "other"]
     cases: Annotated[int, Field(ge=1)]
     compared: dict[str, Compared]
-    accepted: bool
+    instructions: str = ""
+    speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    calibrated: tuple[str, ...] = ()
+    made_by: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_verdict(cls, values: Any) -> Any:
+        """Files used to repeat in `accepted` what their figures say."""
+        return (
+            {key: value for key, value in values.items() if key != "accepted"} if isinstance(values, dict) else values
+        )
 
     def why_not(self) -> str:
         """What is not good enough; empty where all is."""
@@ -122,9 +138,28 @@ def trials_of(checkpoint: Checkpoint) -> tuple[Trial, ...]:
         raise CheckpointCorrupt(checkpoint.folder / FILE, seen="is not as this version writes it") from error
 
 
-def why_not(checkpoint: Checkpoint, engine: EngineName, precision: Precision) -> str:
-    """Why a checkpoint was not accepted with an engine; empty where it was."""
-    found = [trial for trial in trials_of(checkpoint) if (trial.engine, trial.precision) == (engine, precision)]
+def trial_of(trials: Sequence[Trial], engine: EngineName, precision: Precision) -> Trial | None:
+    """The last one of an engine in a precision; None where it was never compared."""
+    found = [trial for trial in trials if (trial.engine, trial.precision) == (engine, precision)]
+    return found[-1] if found else None
+
+
+def elsewhere(trial: Trial) -> str:
+    """What was another there, where it was compared, than it is here; empty where nothing was that counts.
+
+    Another patch of OpenVINO is no other version. What a processor computes in a precision with decides the order of
+    its sums, so that the last bits may differ.
+    """
+    there, here = _minor(trial.version), _minor(runtime.version())
+    found = [] if there == here else [(f"OpenVINO {there}", f"OpenVINO {here}")]
+    instructions = runtime.instructions(trial.precision)
+    if trial.instructions and trial.instructions != instructions:
+        found.append((trial.instructions, instructions or "others"))
     if not found:
-        return f"it was never compared with torch in {precision}"
-    return found[-1].why_not()
+        return ""
+    was, now = (" and ".join(side) for side in zip(*found, strict=True))
+    return f"{trial.precision} was accepted with {was}, here it is {now}"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])

@@ -1,14 +1,14 @@
 """Which engine answers for a checkpoint on this machine, and why.
 
 Invariant: torch, in the precision of the config, answers for every checkpoint. Another engine does where it is faster,
-the processor has what it needs and the checkpoint has been accepted with it; what was left, and why, is always told.
-What was asked for by name is refused, not replaced.
+the processor has what it needs and the checkpoint has been accepted with it; what was left, and why, is always told,
+and so is another version or processor than it was accepted on. What was asked for by name is refused, not replaced.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from imaging.checkpoint import Checkpoint
 from imaging.config import SegmentConfig
 from imaging.engines import runtime
-from imaging.engines.accepted import why_not
+from imaging.engines.accepted import Trial, elsewhere, trial_of, trials_of
 from imaging.engines.engine import Engine, EngineChoice, Precision, Wanted
 from imaging.engines.kept import kept_model, key_of
 from imaging.engines.openvino_engine import OpenVinoEngine
+from imaging.engines.quantized import kept_int8
 from imaging.errors import EngineRefused, MissingPackage, UnknownName
 
 if TYPE_CHECKING:
@@ -123,34 +124,59 @@ def _openvino(checkpoint: Checkpoint, precision: Precision | None) -> tuple[Engi
     """OpenVINO in the fastest precision that the processor and the checkpoint take, or why not."""
     if not runtime.installed():
         return None, "openvino is not installed"
-    tried: list[Precision] = [precision] if precision else ["bf16", "fp32"]
+    trials = trials_of(checkpoint)
     reasons = []
-    if not precision and not runtime.has_bf16():
-        tried.remove("bf16")
-        limit = runtime.capped()
-        reasons.append(f"this processor has no bf16{f' ({limit})' if limit else ''}")
-    for one in tried:
-        reason = "" if precision else why_not(checkpoint, "openvino", one)
+    for one in [precision] if precision else _by_speed(trials):
+        trial = trial_of(trials, "openvino", one)
+        reason = "" if precision else _why_not(one, trial)
         if reason:
-            reasons.append(f"not openvino in {one}: {reason}")
+            reasons.append(reason)
             continue
         try:
             members = _compiled(checkpoint, one)
         except RuntimeError as error:
             reasons.append(f"openvino does not take it in {one}: {_first_line(error)}")
             continue
-        return _told(checkpoint, Engines(members, EngineChoice("openvino", one, "; ".join(reasons)))), ""
+        told = elsewhere(trial) if trial and not precision else ""
+        why = "; ".join([*reasons, *([told] if told else [])])
+        return _told(checkpoint, Engines(members, EngineChoice("openvino", one, why))), ""
     return None, "; ".join(reasons)
 
 
+def _by_speed(trials: Sequence[Trial]) -> list[Precision]:
+    """The precisions to try, the fastest first: as measured, or in the order in which they mostly are.
+
+    int8 is tried only where it was compared, for only there is a model of it.
+    """
+    mostly: tuple[Precision, ...] = ("int8", "bf16", "fp32")
+    found = {one: trial_of(trials, "openvino", one) for one in mostly}
+    speed = {one: trial.speed for one, trial in found.items() if trial and trial.speed}
+    tried = [one for one in mostly if one != "int8" or found[one]]
+    # Python's sorting keeps the order of what compares as equal; what nobody measured stays where it mostly is.
+    return sorted(tried, key=lambda one: -speed[one]) if set(tried) <= speed.keys() else tried
+
+
+def _why_not(precision: Precision, trial: Trial | None) -> str:
+    """Why OpenVINO does not answer in a precision; empty where it does."""
+    if (precision == "bf16" and not runtime.has_bf16()) or (precision == "int8" and not runtime.has_int8()):
+        limit = runtime.capped(precision)
+        return f"this processor has no {precision}{f' ({limit})' if limit else ''}"
+    reason = trial.why_not() if trial else f"it was never compared with torch in {precision}"
+    return f"not openvino in {precision}: {reason}" if reason else ""
+
+
 def _compiled(checkpoint: Checkpoint, precision: Precision) -> tuple[Engine, ...]:
+    members = range(checkpoint.config.members)
+    models = (kept_int8(checkpoint, n) for n in members) if precision == "int8" else converted_models(checkpoint)
+    return tuple(OpenVinoEngine(model, precision=precision) for model in models)
+
+
+def converted_models(checkpoint: Checkpoint) -> Iterator[Path | openvino.Model]:
+    """Each network of a checkpoint as OpenVINO's model in fp32, as kept on this machine, or converted now."""
     shape = tile_shape(checkpoint)
     networks = cache(partial(_networks, checkpoint))
-    members = []
     for number in range(checkpoint.config.members):
-        model = kept_model(key_of(checkpoint, number, shape), partial(_converted, networks, number, shape))
-        members.append(OpenVinoEngine(model, precision=precision))
-    return tuple(members)
+        yield kept_model(key_of(checkpoint, number, shape), partial(_converted, networks, number, shape))
 
 
 def _networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ...]:

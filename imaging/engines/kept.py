@@ -1,8 +1,9 @@
 """Converted models on disk: made once from torch, read by every later process.
 
 Invariant: a model is what its key says or it is not used. The key covers the weights, the config, the member, the shape
-of a tile, and the versions of OpenVINO and of this room. An entry appears whole, by one rename, and carries checksums;
-one that is damaged is told and made anew. What cannot be kept is told and done without.
+of a tile, and the versions of all that converts it: OpenVINO, torch, MONAI and this room. An entry appears whole, by
+one rename, and carries checksums; one that is damaged is told and made anew. What cannot be kept is told and done
+without.
 
 Only the model is kept, not what OpenVINO compiles of it for the processor at hand: reading that back took as long as
 compiling the model again (see docs/performance.md), and code that was compiled for another processor need not be told
@@ -17,6 +18,7 @@ In the folder (``$IMGPIPE_CACHE``, or ``imgpipe`` in the user's cache folder)::
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -57,7 +59,9 @@ def cache_folder() -> Path:
 
 def key_of(checkpoint: Checkpoint, member: int, shape: tuple[int, ...]) -> str:
     """Everything that decides what a converted model is, as 64 hex digits."""
-    decides = [_FORMAT, version(), checkpoint.weights_sha256, checkpoint.config.digest(), member, list(shape)]
+    # Of what builds and traces the network only the version is asked for: it is not imported.
+    by = [version(), *(importlib.metadata.version(name) for name in ("torch", "monai"))]
+    decides = [_FORMAT, by, checkpoint.weights_sha256, checkpoint.config.digest(), member, list(shape)]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
@@ -85,7 +89,9 @@ def kept_model(key: str, make: Callable[[], openvino.Model]) -> Path | openvino.
     with locked(root / "locks" / key[:2], wait=True, mode=0o600):
         if _is_whole(entry):  # another process made it meanwhile
             return entry / MODEL
-        shutil.rmtree(entry, ignore_errors=True)
+        if entry.exists():
+            log.warning("the converted model %s is damaged: it is made anew", entry.name[:16])
+            shutil.rmtree(entry, ignore_errors=True)
         model = make()
         try:
             _write(entry, model)
@@ -110,8 +116,6 @@ def _is_whole(entry: Path) -> bool:
     if whole:
         with suppress(OSError):  # another user's
             os.utime(entry)
-    elif entry.exists():
-        log.warning("the converted model %s is damaged: it is made anew", entry.name[:16])
     return whole
 
 

@@ -12,21 +12,29 @@ import os
 import sys
 import warnings
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from imaging.engines.engine import Precision
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import openvino
     import torch
 
 # By which oneDNN, which computes for OpenVINO, is kept from using all that a processor has.
 ISA_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-# Parts of its values that leave it bfloat16.
-_WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+# What a processor computes in a precision with, the best first, as Linux calls it; and parts of the switches' values
+# that leave it that (https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html).
+_ALL = ("ALL", "DEFAULT")
+_AMX = ("AMX", *_ALL)
+_BF16 = ("BF16", "FP16", "AVX10", *_AMX)
+_INSTRUCTIONS: dict[Precision, dict[str, tuple[str, ...]]] = {
+    "fp32": {"avx512f": ("AVX512", "AVX10", *_ALL), "avx2": ("AVX2", "AVX512", "AVX10", *_ALL)},
+    "bf16": {"amx_bf16": _AMX, "avx512_bf16": _BF16},
+    "int8": {"amx_int8": _AMX, "avx512_vnni": ("AVX512_CORE_VNNI", *_BF16), "avx_vnni": ("AVX2_VNNI", *_BF16)},
+}
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def installed() -> bool:
@@ -58,13 +66,39 @@ def processor() -> str:
     return f"{name}, {'bf16' if has_bf16() else 'no bf16'}"
 
 
-def capped() -> str:
-    """What oneDNN was told not to go beyond; empty where it was told nothing that costs bfloat16."""
-    for switch in ISA_SWITCHES:
-        value = os.environ.get(switch, "").upper()
-        if value:
-            return "" if any(part in value for part in _WITH_BF16) else f"{switch}={value}"
-    return ""
+@cache
+def _flags() -> frozenset[str]:
+    """What this processor has, as Linux tells it; empty where it does not."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def _switch() -> tuple[str, str]:
+    """The first switch that is set, and its value."""
+    return next(((name, os.environ[name].upper()) for name in ISA_SWITCHES if os.environ.get(name)), ("", ""))
+
+
+def instructions(precision: Precision) -> str:
+    """The best that this processor has for a precision, and may use; empty where it has none, or nobody knows."""
+    value = _switch()[1]
+    return next(
+        (
+            name
+            for name, leaves in _INSTRUCTIONS[precision].items()
+            if name in _flags() and (not value or any(part in value for part in leaves))
+        ),
+        "",
+    )
+
+
+def capped(precision: Precision) -> str:
+    """What oneDNN was told not to go beyond; empty where it was told nothing that costs it a precision."""
+    name, value = _switch()
+    costs = value and not any(part in value for leaves in _INSTRUCTIONS[precision].values() for part in leaves)
+    return f"{name}={value}" if costs else ""
 
 
 def has_bf16() -> bool:
@@ -73,7 +107,16 @@ def has_bf16() -> bool:
     OpenVINO names what the processor has and does not know what oneDNN was forbidden: it then imitates bfloat16, which
     is slower than fp32 (AVX512_CORE: 2.6 times, measured), or finds no code at all (AVX2).
     """
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") and not capped()
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") and not capped("bf16")
+
+
+def has_int8() -> bool:
+    """Whether this processor multiplies in int8 exactly, and may: with VNNI, or AMX.
+
+    Older ones add pairs of products in 16 bits, which saturate, so that their answers are others
+    (https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html).
+    """
+    return bool(instructions("int8"))
 
 
 def converted(network: torch.nn.Module, shape: tuple[int, ...]) -> openvino.Model:
@@ -95,6 +138,14 @@ def converted(network: torch.nn.Module, shape: tuple[int, ...]) -> openvino.Mode
     return model
 
 
+def settings_of(precision: Precision) -> dict[str, Any]:
+    """What OpenVINO is told when it compiles a model.
+
+    An int8 model has its own precision; what of it is in no integer is computed in fp32.
+    """
+    return {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+
+
 def compiled(model: Path | openvino.Model, precision: Precision) -> openvino.CompiledModel:
     """A model that this processor can run.
 
@@ -103,9 +154,4 @@ def compiled(model: Path | openvino.Model, precision: Precision) -> openvino.Com
     RuntimeError
         If OpenVINO does not take it.
     """
-    # An int8 model has its own; what of it is in no integer is computed in fp32.
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "THROUGHPUT",
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-    }
-    return core().compile_model(model, "CPU", settings)
+    return core().compile_model(model, "CPU", settings_of(precision))

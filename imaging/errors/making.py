@@ -295,7 +295,7 @@ class EngineRefused(WrongUsage):
 
 
 class ExportImpossible(WrongUsage):
-    """A MONAI bundle was asked for that cannot say what the checkpoint does."""
+    """A form was asked for that cannot say what the checkpoint does, or int8 of a checkpoint that has none."""
 
     code = "export_impossible"
     expected = "one segmenting network with one channel was expected"

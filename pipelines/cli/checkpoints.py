@@ -23,6 +23,7 @@ from pipelines.cli.verb import (
 
 if TYPE_CHECKING:
     from imaging.engines import Wanted
+    from imaging.engines.accepted import Trial
     from pipelines.export import Target
 
 
@@ -68,54 +69,66 @@ def calibrate(
 @click.argument("checkpoint")
 @click.option("--data", type=PATH, required=True, metavar="MANIFEST", help="What it was trained on, or other cases.")
 @click.option("--out", type=PATH, required=True, help="The folder of the copy; a new one.")
+@click.option("--int8", is_flag=True, help="Make it in int8, too, on its training cases, and compare that.")
 @as_json
 @verb_of
-def accept(checkpoint: str, data: Path, out: Path, as_json: bool) -> int:
+def accept(checkpoint: str, data: Path, out: Path, int8: bool, as_json: bool) -> int:
     """Write a copy of CHECKPOINT that says which engines may answer for it.
 
     OpenVINO is asked in bf16, where the processor has it, and in fp32, and compared with torch in fp32 on the cases of
     MANIFEST that validated CHECKPOINT; where none did, on all that did not train it. docs/engines.md says what is good
-    enough. Config and weights stay as they are.
+    enough. Config and weights stay as they are. With --int8 the cases of MANIFEST that trained CHECKPOINT choose the
+    scales of int8; the copy holds it where it is good enough.
     """
     with progress("Reading") as tell:
         from pipelines.accept import accept as compare
 
-        made, trials = compare(checkpoint=checkpoint, data=data, out=out, on_case=case_teller(tell))
+        made, trials = compare(checkpoint=checkpoint, data=data, out=out, int8=int8, on_case=case_teller(tell))
     if as_json:
         print_json({"checkpoint": str(made.folder), **trials.model_dump(mode="json"), "exit_status": 0})
         return 0
     for trial in trials.trials:
-        reason = trial.why_not()
-        click.echo(f"{trial.engine} in {trial.precision}: {f'not accepted: {reason}' if reason else 'accepted'}")
-        for name, found in trial.compared.items():
-            figures = found.model_dump(exclude_none=True)
-            click.echo(f"  {name}: {', '.join(f'{TRIED[key]} {value:.4f}' for key, value in figures.items())}")
+        _tell_trial(trial)
     click.echo(f"{trials.trials[-1].cases} case(s); checkpoint: {made.folder}")
     return 0
+
+
+def _tell_trial(trial: Trial) -> None:
+    reason, speed = trial.why_not(), f", {trial.speed:g} times as fast as torch in fp32" if trial.speed else ""
+    click.echo(f"{trial.engine} in {trial.precision}{speed}: {f'not accepted: {reason}' if reason else 'accepted'}")
+    for name, found in trial.compared.items():
+        figures = found.model_dump(exclude_none=True)
+        click.echo(f"  {name}: {', '.join(f'{TRIED[key]} {value:.4f}' for key, value in figures.items())}")
 
 
 @click.command(short_help="Write a checkpoint's networks for other programs.")
 @click.argument("checkpoint")
 @click.option("--to", type=click.Choice(["openvino", "onnx", "monai-bundle"]), required=True, help="For which program.")
 @click.option("--out", type=PATH, required=True, help="A new folder.")
+@click.option("--int8", is_flag=True, help="OpenVINO's models in int8: the checkpoint's own, or with --data new ones.")
+@click.option("--data", type=PATH, metavar="MANIFEST", help="What it was trained on, for int8.")
 @as_json
 @verb_of
-def export(checkpoint: str, to: Target, out: Path, as_json: bool) -> int:
+def export(checkpoint: str, to: Target, out: Path, int8: bool, data: Path | None, as_json: bool) -> int:
     """Write the networks of CHECKPOINT for OpenVINO, for what reads ONNX, or as a bundle that MONAI runs.
 
     A model is read back and held against torch before it is delivered. The checkpoint's config, which says what comes
-    before a network, goes with it; a bundle has that as MONAI's transforms.
+    before a network, goes with it; a bundle has that as MONAI's transforms. int8 is compared as `imgpipe accept` does,
+    and written whether or not it is good enough, with its figures.
     """
-    with progress("Exporting"):
+    with progress("Exporting") as tell:
         from pipelines import export as verb
 
-        made = verb.export(checkpoint=checkpoint, to=to, out=out)
+        made = verb.export(checkpoint=checkpoint, to=to, out=out, int8=int8, data=data, on_case=case_teller(tell))
     if as_json:
+        compared = made.int8.model_dump(mode="json", exclude_none=True) if made.int8 else None
         print_json({"folder": str(made.folder), "files": list(made.files), "difference": made.difference,
-                    "exit_status": 0})  # fmt: skip
+                    "int8": compared, "exit_status": 0})  # fmt: skip
         return 0
     for name in made.files:
         click.echo(made.folder / name)
+    if made.int8 is not None:
+        _tell_trial(made.int8)
     if made.difference is not None:
         click.echo(f"greatest difference from torch: {made.difference:.1e} of the greatest logit")
     return 0

@@ -44,7 +44,7 @@ def accepted(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     pytest.importorskip("openvino")
     compared = Compared(dice_with_torch=1.0, dice=0.9, dice_of_torch=0.9)
     trial = Trial(engine="openvino", precision="fp32", version="1", processor="one", data="some", side="validation",
-                  cases=1, compared={"part": compared}, accepted=True)  # fmt: skip
+                  cases=1, compared={"part": compared})  # fmt: skip
     shipped = open_checkpoint(find_checkpoint("hippocampus_mr"))
     folder = tmp_path_factory.mktemp("start") / "hippocampus_mr"
     checkpoint = with_extras(

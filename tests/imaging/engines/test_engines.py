@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -18,8 +19,10 @@ from classified import toy_config
 from imaging.checkpoint import Checkpoint, joined, open_checkpoint, save_checkpoint, with_extras
 from imaging.config import SegmentConfig, load_config
 from imaging.engines import Engines, engines_of, runtime
-from imaging.engines.accepted import FILE, Compared, Trial, Trials, trials_of, why_not
-from imaging.engines.kept import cache_folder
+from imaging.engines.accepted import FILE, Compared, Trial, Trials, elsewhere, trials_of
+from imaging.engines.choice import converted_models, tile_shape
+from imaging.engines.kept import cache_folder, key_of
+from imaging.engines.quantized import as_files, files_of_all
 from imaging.errors import CheckpointCorrupt, EngineRefused, MissingPackage, UnknownName
 from imaging.files import shipped
 from imaging.networks import build_classifier, build_segmenter, weights_of
@@ -34,10 +37,11 @@ TINY = (
 ROOT = Path(__file__).parents[3]
 
 
-def trial(*, accepted: bool = True, precision: Any = "fp32") -> Trial:
+def trial(*, accepted: bool = True, precision: Any = "fp32", **others: Any) -> Trial:
     compared = Compared(dice_with_torch=0.9999 if accepted else 0.9, dice=0.9, dice_of_torch=0.9)
-    return Trial(engine="openvino", precision=precision, version="1", processor="one", data="some", side="validation",
-                 cases=3, compared={"part": compared}, accepted=accepted)  # fmt: skip
+    here = {"version": runtime.version(), "instructions": runtime.instructions(precision), **others}
+    return Trial(engine="openvino", precision=precision, processor="one", data="some", side="validation", cases=3,
+                 compared={"part": compared}, **here)  # fmt: skip
 
 
 def with_trials(checkpoint: Checkpoint, folder: Path, *trials: Trial) -> Checkpoint:
@@ -157,8 +161,8 @@ def test_damaged_model_is_made_anew_and_told(
     accepted: Checkpoint, tiles: np.ndarray[Any, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = engines_of(accepted).members[0](tiles)
-    first, *_, last = sorted(cache_folder().glob("*/model.xml"))
-    for path in (first, last.with_name("model.bin")):
+    entries = [cache_folder() / key_of(accepted, member, tile_shape(accepted)) for member in range(2)]
+    for path in (entries[0] / "model.xml", entries[1] / "model.bin"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
@@ -169,6 +173,21 @@ def test_damaged_model_is_made_anew_and_told(
     caplog.clear()
     engines_of(accepted)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("package", ["torch", "monai"])
+def test_model_of_another_version_of_what_converts_it_is_stale_and_made_anew(
+    accepted: Checkpoint, tiles: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    expected = engines_of(accepted).members[0](tiles)
+    shape = tile_shape(accepted)
+    before, plain = key_of(accepted, 0, shape), importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0" if name == package else plain(name))
+    after = key_of(accepted, 0, shape)
+    assert not (cache_folder() / after).exists()
+    assert np.array_equal(engines_of(accepted).members[0](tiles), expected)
+    assert (cache_folder() / after / "model.xml").is_file()
+    assert (cache_folder() / before / "model.xml").is_file()
 
 
 def test_processes_that_start_together_convert_once(tmp_path: Path) -> None:
@@ -227,6 +246,65 @@ def test_torch_answers_where_the_answers_were_not_as_good(bare: Checkpoint, tmp_
         engines_of(checkpoint, wanted="openvino")
 
 
+def test_another_version_or_processor_than_was_measured_is_told(
+    bare: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    year, minor, *_ = runtime.version().split(".")
+    assert elsewhere(trial(version=f"{year}.{minor}.77")) == ""
+    assert elsewhere(trial(instructions="")) == ""
+    checkpoint = with_trials(bare, tmp_path / "older", trial(version="2020.3.1", instructions="sse"))
+    found = engines_of(checkpoint).choice
+    assert (found.name, found.precision) == ("openvino", "fp32")
+    here = f"OpenVINO {year}.{minor} and {runtime.instructions('fp32') or 'others'}"
+    assert found.why.endswith(f"fp32 was accepted with OpenVINO 2020.3 and sse, here it is {here}")
+
+
+@pytest.fixture(scope="module")
+def with_int8(bare: Checkpoint, tiles: np.ndarray[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """It keeps models as int8 that are what torch says and one more, so that they can be told."""
+    opset = runtime.runtime().opset13
+    models = []
+    for source in converted_models(bare):
+        model = runtime.core().read_model(source)
+        (result,) = model.get_results()
+        more = opset.add(result.input_value(0), opset.constant(np.float32(1)))
+        models.append(runtime.runtime().Model([more], model.get_parameters()))
+    extras = {FILE: Trials(trials=(trial(), trial(precision="int8"))).model_dump_json().encode(), **as_files(models)}
+    return with_extras(tmp_path_factory.mktemp("engines") / "int8", bare, bare.metrics, extras)
+
+
+def test_int8_of_a_checkpoint_answers_where_the_processor_has_it(
+    with_int8: Checkpoint, tiles: np.ndarray[Any, Any], by_torch: list[np.ndarray[Any, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(runtime, "has_int8", lambda: True)
+    found = engines_of(with_int8)
+    assert (found.choice.name, found.choice.precision, found.choice.why) == ("openvino", "int8", "")
+    for engine, expected in zip(found.members, by_torch, strict=True):
+        assert np.abs(engine(tiles) - expected - 1).max() < 1e-3 * np.abs(expected).max()
+    monkeypatch.setattr(runtime, "has_int8", lambda: False)
+    found = engines_of(with_int8)
+    assert (found.choice.name, found.choice.precision) == ("openvino", "fp32")
+    assert "this processor has no int8" in found.choice.why
+    assert np.abs(found.members[0](tiles) - by_torch[0]).max() < 1e-3 * np.abs(by_torch[0]).max()
+
+
+@pytest.mark.parametrize(
+    ("speeds", "first"),
+    [({"int8": 2.0, "fp32": 1.5}, "int8"), ({"int8": 1.5, "fp32": 2.0}, "fp32"), ({"int8": 1.5, "fp32": None}, "int8")],
+)  # fmt: skip
+def test_fastest_accepted_one_answers_as_far_as_it_was_measured(
+    with_int8: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speeds: dict[Any, float | None], first: str
+) -> None:
+    monkeypatch.setattr(runtime, "has_int8", lambda: True)
+    trials = Trials(trials=(*(trial(precision=one, speed=speed) for one, speed in speeds.items()),
+                            trial(precision="bf16", accepted=False, speed=1.0)))  # fmt: skip
+    extras = {**with_int8.further_files(), FILE: trials.model_dump_json().encode()}
+    assert set(files_of_all(2)) <= extras.keys()
+    checkpoint = with_extras(tmp_path / "measured", with_int8, with_int8.metrics, extras)
+    assert engines_of(checkpoint).choice.precision == first
+
+
 def test_torch_answers_where_openvino_is_missing(accepted: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     found = engines_of(accepted)
@@ -267,7 +345,29 @@ def test_unknown_engine_is_refused(bare: Checkpoint) -> None:
 )  # fmt: skip
 def test_what_onednn_was_forbidden_is_known(monkeypatch: pytest.MonkeyPatch, switch: str, expected: str) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", switch)
-    assert runtime.capped() == expected
+    assert runtime.capped("bf16") == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "switch", "found"),
+    [
+        ("avx2 avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16", "", ("avx512f", "amx_bf16", "amx_int8")),
+        ("avx2 avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16", "AVX512_CORE_BF16",
+         ("avx512f", "avx512_bf16", "avx512_vnni")),
+        ("avx2 avx512f avx512_vnni avx512_bf16", "AVX512_CORE_VNNI", ("avx512f", "", "avx512_vnni")),
+        ("avx2 avx512f avx512_vnni avx512_bf16", "AVX512_CORE", ("avx512f", "", "")),
+        ("avx2 avx512f avx512_vnni avx_vnni", "AVX2_VNNI", ("avx2", "", "avx_vnni")),
+        ("avx2 avx512f", "AVX2", ("avx2", "", "")),
+        ("sse4_2 avx", "", ("", "", "")),
+    ],
+)  # fmt: skip
+def test_what_a_processor_computes_with_is_known(
+    monkeypatch: pytest.MonkeyPatch, flags: str, switch: str, found: tuple[str, str, str]
+) -> None:
+    monkeypatch.setattr(runtime, "_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", switch)
+    assert tuple(runtime.instructions(precision) for precision in ("fp32", "bf16", "int8")) == found
+    assert runtime.has_int8() is bool(found[2])
 
 
 @pytest.mark.parametrize(
@@ -291,7 +391,8 @@ def test_what_is_good_enough(compared: Compared, good: bool) -> None:
 
 
 def test_file_that_was_changed_or_is_of_another_version_is_refused(accepted: Checkpoint, tmp_path: Path) -> None:
-    assert why_not(accepted, "openvino", "fp32") == ""
+    (own,) = trials_of(accepted)
+    assert own.why_not() == ""
     assert trials_of(accepted)[0].side == "validation"
     other = with_extras(tmp_path / "other", accepted, {}, {FILE: json.dumps({"trials": [{"speed": 3}]}).encode()})
     with pytest.raises(CheckpointCorrupt):

@@ -1,0 +1,103 @@
+"""int8 models: NNCF makes them of a converted network and tiles, and a checkpoint keeps them among its files.
+
+Invariant: a model in int8 depends on the cases that its scales were chosen on, which are not in the checkpoint. So it
+is never made on the way: it comes with the checkpoint, under its checksums, or there is none.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import logging
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.checkpoint import Checkpoint, read_verified
+from imaging.engines import runtime
+from imaging.errors import CheckpointCorrupt
+
+if TYPE_CHECKING:
+    import openvino
+
+
+def files_of(member: int) -> tuple[str, str]:
+    """The files of one network's model in a checkpoint, and in what is exported of it."""
+    return f"openvino_int8_{member}.xml", f"openvino_int8_{member}.bin"
+
+
+def files_of_all(members: int) -> tuple[str, ...]:
+    """The files of the models of so many networks."""
+    return tuple(name for member in range(members) for name in files_of(member))
+
+
+def installed() -> bool:
+    """Whether NNCF can be imported."""
+    return importlib.util.find_spec("nncf") is not None
+
+
+def made_by() -> str:
+    """What makes them."""
+    return f"nncf {importlib.metadata.version('nncf')}"
+
+
+def quantized(model: Path | openvino.Model, tiles: Sequence[NDArray[np.float32]]) -> openvino.Model:
+    """A converted network that computes in int8 wherever that is of use.
+
+    Weights have a scale for each output channel, activations one with an offset for each tensor, from the least and the
+    greatest value that the tiles give there; then biases are moved so that the means stay (NNCF's ``mixed`` preset:
+    symmetric weights, asymmetric activations, which leaky activations need).
+
+    Parameters
+    ----------
+    model
+        In fp32, from a file or in memory; it stays as it is.
+    tiles
+        (1, C, ...) each, as the network is given them when it serves.
+    """
+    runtime.runtime()  # so that nothing is sent
+    import nncf
+
+    read = runtime.core().read_model(model) if isinstance(model, Path) else model
+    # It tells of its steps on stdout, which is for the result alone.
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
+        found: openvino.Model = nncf.quantize(
+            read, nncf.Dataset(list(tiles)), preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU, subset_size=len(tiles),
+        )  # fmt: skip
+    return found
+
+
+def as_files(models: Sequence[openvino.Model]) -> dict[str, bytes]:
+    """The files of the models of a checkpoint's networks, by name."""
+    content: dict[str, bytes] = {}
+    with TemporaryDirectory() as folder:
+        for member, model in enumerate(models):
+            names = files_of(member)
+            runtime.runtime().save_model(model, Path(folder) / names[0], compress_to_fp16=False)
+            content |= {name: (Path(folder) / name).read_bytes() for name in names}
+    return content
+
+
+def kept_int8(checkpoint: Checkpoint, member: int) -> openvino.Model:
+    """The int8 model of one network of a checkpoint, read with its checksums.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        If the checkpoint has none, or it is not what the checksums say.
+    """
+    names = files_of(member)
+    absent = [name for name in names if name not in checkpoint.sums]
+    if absent:
+        raise CheckpointCorrupt(checkpoint.folder / absent[0], seen="is not there, though int8 was accepted")
+    xml, weights = (read_verified(checkpoint.folder / name, checkpoint.sums[name]) for name in names)
+    model: openvino.Model = runtime.core().read_model(xml, weights)
+    return model
