@@ -19,10 +19,10 @@ from imaging.dicom.header import read_header
 from imaging.errors import ImagingError
 from pipelines.chosen import choose
 from pipelines.delivery import Destination
-from pipelines.routing import PRIORITIES, Routing, Rule, SeriesTold, StudyTold, To, load_routing
+from pipelines.routing import Routing, Rule, SeriesTold, StudyTold, To, load_routing
 from pipelines.store import Store
 from pipelines.store.rules import Completeness, Judged
-from pipelines.store.view import Route
+from pipelines.store.view import PRIORITIES, Route
 from pipelines.worker import Hiding, Reporting
 
 log = logging.getLogger(__name__)

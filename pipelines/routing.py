@@ -22,8 +22,6 @@ from pipelines.disk import Marks
 from pipelines.retention import Retention
 from pipelines.store.rules import Completeness
 
-# The greater, the sooner.
-PRIORITIES = {"stat": 100, "high": 50, "routine": 0, "low": -50}
 # A description is looked at so far: a pattern is tried on what a stranger has sent.
 _LOOKED_AT = 256
 

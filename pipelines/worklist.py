@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from imaging.dicom.values import is_uid
 from imaging.errors import ConfigInvalid, WorkitemLost
 from pipelines.dicomweb import Client, Web
+from pipelines.store.view import PRIORITIES
 
 SCHEDULED, IN_PROGRESS, COMPLETED, CANCELED = "SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED"
 _PAGE = 100
@@ -24,7 +25,7 @@ _NOT_OURS = (404, 409, 410)
 _FIELDS = ("SOPInstanceUID", "ProcedureStepState", "InputReadinessState", "InputInformationSequence",
            "ScheduledWorkitemCodeSequence", "ScheduledProcedureStepPriority")  # fmt: skip
 # Scheduled Procedure Step Priority (PS3.3 section C.30.2): HIGH is what others call STAT, and MEDIUM is meant by none.
-PRIORITIES = {"HIGH": 100, "MEDIUM": 0, "LOW": -50}
+_URGENT = {"HIGH": PRIORITIES["stat"], "MEDIUM": PRIORITIES["routine"], "LOW": PRIORITIES["low"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class Worklist:
 
 def _priority_of(item: Dataset) -> int:
     """How urgent a workitem is; one that says nothing, or what the standard does not know, is like most."""
-    return PRIORITIES.get(str(item.get("ScheduledProcedureStepPriority") or "").strip().upper(), 0)
+    return _URGENT.get(str(item.get("ScheduledProcedureStepPriority") or "").strip().upper(), PRIORITIES["routine"])
 
 
 def _studies_of(item: Dataset) -> tuple[str, ...]:

@@ -380,10 +380,9 @@ def worklist(days: float, most: int, store: Path, as_json: bool) -> int:
         return 0
     for entry in entries:
         score = f"{entry.triage.score:.3f}" if entry.triage.score is not None else "-"
-        urgent = "STAT" if entry.job.priority > 0 else ""
         dispute = "  picture and words disagree" if entry.triage.disagreements else ""
-        click.echo(f"{urgent:<4}  {entry.triage.assessment or 'not judged':<13}  {score:>5}  {entry.job.study_uid} "
-                   f"v{entry.job.version}  {entry.triage.title}{dispute}")  # fmt: skip
+        click.echo(f"{entry.job.urgency:<4}  {entry.triage.assessment or 'not judged':<13}  {score:>5}  "
+                   f"{entry.job.study_uid} v{entry.job.version}  {entry.triage.title}{dispute}")  # fmt: skip
     return 0
 
 

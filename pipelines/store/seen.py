@@ -26,10 +26,11 @@ _NEWEST = (
     " LEFT JOIN triage ON triage.job = results.job WHERE jobs.opened >= ?"
     " AND results.job = (SELECT max(job) FROM results AS other WHERE other.study_uid = results.study_uid)"
 )
+# What was sent as urgent comes first; what was sent as less so may be the most abnormal of all, and is not put back.
 _WORKLIST = (
     "SELECT jobs.*, versions.number AS number, versions.through_seq AS through_seq, triage.*, (SELECT received_at FROM"
     " instances WHERE instances.study_uid = jobs.study_uid AND seq <= through_seq AND stands ORDER BY seq DESC LIMIT 1)"
-    " AS received_at" + _NEWEST + " ORDER BY jobs.priority DESC, coalesce(rank, 3), score IS NULL, score DESC,"
+    " AS received_at" + _NEWEST + " ORDER BY max(jobs.priority, 0) DESC, coalesce(rank, 3), score IS NULL, score DESC,"
     " results.job"
 )
 _UNJUDGED = 3

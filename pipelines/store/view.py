@@ -13,6 +13,8 @@ from typing import Any
 
 from pipelines.store.moves import State
 
+# Priorities of jobs, as rules call them; the greater, the sooner.
+PRIORITIES = {"stat": 100, "high": 50, "routine": 0, "low": -50}
 # Joined, so that whoever asks for a job knows which version of its study it is.
 JOBS = "SELECT jobs.*, versions.number AS number, versions.through_seq AS through_seq FROM jobs JOIN versions ON versions.id = jobs.version"  # noqa: E501
 
@@ -87,6 +89,13 @@ class Job:
     def result_uid(self) -> str:
         """Under which UID its result is written."""
         return self.route.result_uid if self.route is not None else self.study_uid
+
+    @property
+    def urgency(self) -> str:
+        """What a person is told of its priority: ``STAT``, ``high`` or nothing."""
+        if self.priority <= PRIORITIES["routine"]:
+            return ""
+        return "STAT" if self.priority >= PRIORITIES["stat"] else "high"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -19,6 +19,7 @@ from typing import Any, cast
 from urllib.parse import parse_qs, quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -54,6 +55,17 @@ def _day(da: str) -> str:
     return f"{da[:4]}-{da[4:6]}-{da[6:]}" if len(da) == 8 and da.isdigit() else da
 
 
+def _bytes(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):.1f} KiB"
+
+
+def _told(text: str) -> Markup:
+    """A text of ours with what is to be typed set as such; all else is escaped."""
+    parts = str(text).split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if number % 2 and number < len(parts) - 1 else part
+                           for number, part in enumerate(parts))  # fmt: skip
+
+
 TEMPLATES = Environment(
     loader=PackageLoader("pipelines.web"),
     autoescape=True,
@@ -61,7 +73,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {"time": _time, "day": _day}
+TEMPLATES.filters |= {"time": _time, "day": _day, "bytes": _bytes, "told": _told}
 _STYLE = files("pipelines.web").joinpath("style.css").read_text(encoding="utf-8")
 
 
@@ -158,7 +170,7 @@ class Pages:
         job = self._job(request)
         count, size = self._seen.instances(job)
         return self._html(request, "job.html.j2", job=job, events=self._seen.events(job.id), instances=count,
-                          mebibytes=size / (1 << 20), deliveries=self._seen.deliveries(job.id),
+                          size=size, deliveries=self._seen.deliveries(job.id),
                           has_result=self._seen.has_result(job))  # fmt: skip
 
     def quarantine(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ import pytest
 from pacs import Orthanc, ct, data_set, free_port, orthanc, written
 from pydicom import dcmread
 from pydicom.uid import RLELossless
-from results import seg_of
+from results import seg_of, sr_of
 
 from imaging.errors import ImagingError, PeerUnreachable, StoreFull, WebRefused, WebUnavailable
 from pipelines.dicomweb import Client, Web
@@ -36,10 +36,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_results_stored_by_stow_are_found_by_qido_and_come_back_byte_for_byte(pacs: Orthanc, tmp_path: Path) -> None:
-    files = [seg_of(tmp_path), *written(tmp_path / "out", [ct(1, study="2.25.820"), ct(2, study="2.25.820", rle=True)])]
+    slices = [ct(1, study="2.25.820"), ct(2, study="2.25.820", rle=True)]
+    files = [seg_of(tmp_path), sr_of(tmp_path / "sr"), *written(tmp_path / "out", slices)]
     delivery = stow(files, Web(pacs.web))
     assert delivery.done, [file.error for file in delivery.files]
-    assert [file.confirmed_by for file in delivery.files] == ["qido"] * 3
+    assert [file.confirmed_by for file in delivery.files] == ["qido"] * 4
     names = pacs.instances()
     with Client(Web(pacs.web)) as client:
         for file in delivery.files:

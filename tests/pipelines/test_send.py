@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from results import seg_of
+from results import seg_of, sr_of
 
 from imaging.errors import ConfigInvalid
 from pipelines.association import STORAGE_COMMITMENT, Peer
@@ -40,17 +40,18 @@ def peer_of(server: Orthanc) -> Peer:
 
 
 def test_results_are_in_orthanc_unchanged_once_they_are_delivered(pacs: Orthanc, tmp_path: Path) -> None:
-    files = [seg_of(tmp_path), *written(tmp_path / "out", [ct(1, study="2.25.810"), ct(2, study="2.25.810", rle=True)])]
+    slices = [ct(1, study="2.25.810"), ct(2, study="2.25.810", rle=True)]
+    files = [seg_of(tmp_path), sr_of(tmp_path / "sr"), *written(tmp_path / "out", slices)]
     delivery = send(files, peer_of(pacs))
     assert delivery.done, [file.error for file in delivery.files]
-    assert [file.confirmed_by for file in delivery.files] == ["find"] * 3
-    assert [file.status for file in delivery.files] == [0] * 3
+    assert [file.confirmed_by for file in delivery.files] == ["find"] * 4
+    assert [file.status for file in delivery.files] == [0] * 4
     names = pacs.instances()
     for file in delivery.files:
         kept = pacs.raw(f"/instances/{names[file.sop_instance_uid]}/file")
         assert data_set(kept) == data_set(file.path.read_bytes()), file.path.name
         assert dcmread(file.path).file_meta.TransferSyntaxUID == file.transfer_syntax
-    assert delivery.files[2].transfer_syntax == RLELossless
+    assert delivery.files[3].transfer_syntax == RLELossless
 
 
 def test_orthanc_commits_to_what_it_keeps_where_it_knows_us(tmp_path: Path) -> None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from arriving import instance, study_uid, told
-from pacs import Orthanc, free_port, orthanc, storescu
+from pacs import Orthanc, data_set, free_port, orthanc, storescu
+from pydicom import dcmread
+from pydicom.uid import RLELossless
 from watching import Stub, read_report
 
 from pipelines.association import Peer
-from pipelines.dicomweb import Web
+from pipelines.dicomweb import Client, Web
 from pipelines.receive import Listening
 from pipelines.store import Store
 from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
 from pipelines.watch import In, Out, watch
 from pipelines.watcher import Rules
+from pipelines.worker import Reading, Reporting
 
 RULES = Rules(
     complete=Completeness(series_quiet_s=0.2, study_quiet_s=1),
@@ -44,8 +48,9 @@ def pacs(tmp_path: Path, port: int) -> Iterator[Orthanc]:
 class Watching:
     """A watcher in a thread, and a look into its store from outside."""
 
-    def __init__(self, root: Path, come_from: In, go_to: Out) -> None:
+    def __init__(self, root: Path, come_from: In, go_to: Out, reading: Reading | None = None) -> None:
         self._root, self._stop = root, threading.Event()
+        self._reading = reading or Stub(dicom=True, log=root / "log")
         self._error: BaseException | None = None
         self._arguments = (come_from, go_to)
         self._thread = threading.Thread(target=self._run)
@@ -55,7 +60,7 @@ class Watching:
         come_from, go_to = self._arguments
         try:
             watch(come_from=come_from, go_to=go_to, store=self._root / "store", rules=RULES, stop=self._stop,
-                  reading=Stub(dicom=True, log=self._root / "log"))  # fmt: skip
+                  reading=self._reading)  # fmt: skip
         except BaseException as error:
             self._error = error
 
@@ -63,8 +68,8 @@ class Watching:
         with Store(self._root / "store") as store:
             return [job.state for job in store.jobs.all()]
 
-    def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 60
+    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
         while not condition():
             assert self._thread.is_alive(), self._error
             assert time.monotonic() < deadline, self.states()
@@ -102,6 +107,44 @@ def test_sent_by_orthanc_and_storescu_the_results_come_back_by_c_store(
         assert read_report(tmp_path / "out" / study_uid(study)).version == 1
         assert told(study, 1001, 99)["sop_instance_uid"] in kept
     assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+@pytest.mark.long
+def test_results_of_real_studies_are_in_the_pacs_as_they_were_written(
+    pacs: Orthanc, port: int, tmp_path: Path, study1: Path, study2: Path
+) -> None:
+    """One study by Orthanc and one, compressed, by dcmtk; SEG and SR to one PACS by C-STORE, to another by STOW-RS."""
+    peer = Peer("ORTHANC", "127.0.0.1", pacs.dicom_port)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for file in study2.glob("*.dcm"):
+        image = dcmread(file)
+        image.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+        image.save_as(packed / file.name)
+    with orthanc(tmp_path / "other") as other:
+        watching = Watching(tmp_path, In(listening=Listening("IMGPIPE", port, host="127.0.0.1")),
+                            Out(peers=(peer,), webs=(Web(other.web),)), Reporting(("hippocampus_mr",)))  # fmt: skip
+        try:
+            watching.until(lambda: listens(port))
+            names = [pacs.post("/instances", file.read_bytes())["ID"] for file in study1.glob("*.dcm")]
+            pacs.post("/modalities/imgpipe/store", names)
+            assert storescu("-R", "-xr", "+sd", packed, port=port).returncode == 0
+            watching.until(lambda: watching.states() == [State.DONE] * 2, 300)
+        finally:
+            watching.end()
+        results = sorted((tmp_path / "store" / "results").rglob("*.dcm"))
+        assert Counter(file.name for file in results) == {"seg_hippocampus_mr.dcm": 2, "sr.dcm": 2}
+        by_store, by_stow = pacs.instances(), other.instances()
+        with Client(Web(other.web)) as client, Client(Web(pacs.web)) as first:
+            for file in results:
+                written = dcmread(file, stop_before_pixels=True)
+                names_of = written.StudyInstanceUID, written.SeriesInstanceUID, written.SOPInstanceUID
+                # Preamble and meta header do not travel by C-STORE.
+                kept = pacs.raw(f"/instances/{by_store[names_of[2]]}/file")
+                assert data_set(kept) == data_set(file.read_bytes()), file
+                assert other.raw(f"/instances/{by_stow[names_of[2]]}/file") == file.read_bytes(), file
+                assert client.instance(*names_of) == file.read_bytes()
+                assert names_of[1:] in set(client.instances(names_of[0])) & set(first.instances(names_of[0]))
 
 
 def test_fetched_over_dicomweb_and_stored_back_our_own_outputs_begin_nothing(pacs: Orthanc, tmp_path: Path) -> None:

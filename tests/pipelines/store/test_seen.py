@@ -45,6 +45,16 @@ def test_the_worklist_begins_with_stat_and_then_goes_by_assessment_and_probabili
     assert seen.worklist(within_s=WEEK)[1].received_at.startswith("20")
 
 
+def test_what_was_sent_as_less_urgent_is_not_put_behind_what_is_normal(seen: Seen, tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        reported(store, 8, priority=-50, findings=(judged("nodule", 0.7, "abnormal"),))
+        reported(store, 9, priority=50, findings=(judged("nodule", 0.3, "normal"),))
+        reported(store, 10, priority=100)
+    assert studies(seen) == [10, 9, 5, 3, 8, 2, 1, 4]
+    urgent = [entry.job.urgency for entry in seen.worklist(within_s=WEEK)]
+    assert urgent == ["STAT", "high", "high", "", "", "", "", ""]
+
+
 def test_a_late_image_brings_the_new_version_into_the_place_of_the_old_one(seen: Seen, tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.put(instance(3, 2), source="tests", **told(3, 2))

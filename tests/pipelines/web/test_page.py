@@ -23,6 +23,7 @@ from imaging.report.report import Disagreement, StudyEntry
 from pipelines.store import Store
 from pipelines.store.moves import State
 from pipelines.store.rules import Retries
+from pipelines.web.app import _told
 from pipelines.web.page import Address, Page
 
 TOKEN = "0123456789abcdef0123"
@@ -77,7 +78,7 @@ def store(root: Path) -> Iterator[Store]:
         dispute = Disagreement(kind="image_normal_report_abnormal", name="nodule", score=0.9, note="They differ.")
         entry = StudyEntry(name=study_uid(1), uid=study_uid(1), description=HOSTILE, date="20260102", accession="A&1")
         reported(store, 1, study=entry, findings=(judged("nodule", 0.91, "abnormal"),), page=f"<p>{HOSTILE}")
-        reported(store, 2, priority=1, findings=(judged("nodule", 0.2, "normal"),), disagreements=(dispute,))
+        reported(store, 2, priority=100, findings=(judged("nodule", 0.2, "normal"),), disagreements=(dispute,))
         held(store, 3, WorkerLost(HOSTILE, seen=HOSTILE))
         job = claimed(store, 4)
         store.jobs.refuse(job, MissingSlices("study x", seen="3 slices are missing"))
@@ -189,6 +190,14 @@ def test_a_job_shows_its_history_and_its_reason(visit: Visitor) -> None:
     assert "outbox /out: there" in visit("/jobs/1").text
 
 
+def test_what_is_to_be_typed_is_set_as_such_and_the_rest_is_escaped(visit: Visitor) -> None:
+    text = visit("/quarantine").text
+    assert "<code>imgpipe jobs retry</code> runs it again" in text
+    assert "`" not in text
+    assert "KiB" in visit("/jobs/1").text
+    assert _told("a `<b>` c `<i>") == "a <code>&lt;b&gt;</code> c &lt;i&gt;"
+
+
 def test_jobs_are_chosen_by_their_state(visit: Visitor) -> None:
     text = visit("/jobs?state=failed").text
     assert study_uid(4) in text
@@ -215,7 +224,7 @@ def test_an_undelivered_result_is_delivered_again_by_its_button(visit: Visitor, 
     store.jobs.ran(job)
     store.jobs.verified(store.jobs.find(str(job.id)), "0" * 64, ["pacs"])
     store.jobs.undelivered(job.id, "pacs", DeliveryFailed("pacs", seen="away"), Retries(most=1))
-    assert "not yet, tried 1 times" in visit(f"/jobs/{job.id}").text
+    assert "not yet, tried 1 time" in visit(f"/jobs/{job.id}").text
     assert visit(f"/jobs/{job.id}/release", {"seal": visit.seal("/quarantine")}).status == 303
     assert store.jobs.find(str(job.id)).state is State.DELIVERING
 
