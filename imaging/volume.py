@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -198,4 +199,10 @@ def extent_in_ras(shape: tuple[int, int, int], affine: Affine) -> tuple[float, f
 
 def orientation_of(affine: Affine) -> str:
     """The patient direction that each voxel axis is closest to, for example ``RAS`` or ``LPS``."""
-    return "".join(nib.aff2axcodes(affine))
+    return _codes(np.asarray(affine, dtype=np.float64).tobytes())
+
+
+@lru_cache(maxsize=64)
+def _codes(affine: bytes) -> str:
+    """Of one affine it is asked again and again, and takes a singular value decomposition."""
+    return "".join(nib.aff2axcodes(np.frombuffer(affine).reshape(4, 4)))

@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +98,22 @@ def _evidence(groups: Sequence[Group], instances: Sequence[Path]) -> tuple[pydic
     """The header that says whose study it is, and of what the groups refer to, which instance of which series."""
     source = read_source(instances[0])
     _in_unicode_if_needed(source, groups)
-    wanted = {uid for group in groups for uid in group.images}
-    wanted |= {group.segment.sop_instance_uid for group in groups if group.segment is not None}
-    found: dict[str, pydicom.Dataset] = {}
-    for file in instances:
+    images = {uid for group in groups for uid in group.images}
+    segments = {group.segment.sop_instance_uid for group in groups if group.segment is not None}
+    wanted, found = images | segments, dict[str, tuple[int, pydicom.Dataset]]()
+    # Segmentations come last: where a report refers to nothing else, no image is looked at.
+    places, last = range(len(instances)), max(len(instances) - len(segments), 0)
+    for place in (*places[last:], *places[:last]):
         if len(found) == len(wanted):
             break
         with quietly():
-            header = pydicom.dcmread(file, specific_tags=_IDENTITY, stop_before_pixels=True, force=True)
+            header = pydicom.dcmread(instances[place], specific_tags=_IDENTITY, stop_before_pixels=True, force=True)
         if header.SOPInstanceUID in wanted:
-            found.setdefault(header.SOPInstanceUID, header)
+            found.setdefault(header.SOPInstanceUID, (place, header))
     lost = wanted - set(found)
     if lost:
         raise ValueError(f"{len(lost)} instances are not among the files")
-    return source, list(found.values())
+    return source, [header for _, header in sorted(found.values(), key=itemgetter(0))]
 
 
 def _in_unicode_if_needed(source: pydicom.Dataset, groups: Sequence[Group]) -> None:
@@ -142,6 +145,9 @@ def _build(
         imaging_measurements=[_group(group, classes) for group in statement.groups],
         language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
     )
+    # Highdicom copies what it is given, reads the copy and looks for references in it, which takes longer than all else.
+    # Whether each reference is among the evidence has been seen to, so it is given the head of the report alone.
+    measurements = content[0].ContentSequence.pop()
     report = hd.sr.Comprehensive3DSR(
         evidence=[source, *evidence],
         content=content[0],
@@ -159,6 +165,7 @@ def _build(
         content_date=statement.moment.date(),
         content_time=statement.moment.time(),
     )
+    report.ContentSequence.append(measurements)
     report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
     for equipment in report.ContributingEquipmentSequence:
         equipment.ContributionDateTime = DT(statement.moment)

@@ -112,6 +112,21 @@ def test_what_only_says_whose_study_it_is_is_no_evidence(tmp_path: Path, film: P
     dumped(tmp_path / "sr.dcm")
 
 
+def test_evidence_is_in_the_order_of_the_files_whichever_was_looked_at_first(tmp_path: Path, film: Path) -> None:
+    """Segmentations lie behind the images; where a report refers to nothing else, no image is looked at."""
+    files = [film, *(write_film(tmp_path / f"{number}.dcm", np.eye(8), number=number) for number in range(2, 6))]
+    uids = [str(pydicom.dcmread(file).SOPInstanceUID) for file in files]
+    segment = replace(WHERE, segment=SegmentRef(uids[-1], 1, "1.2"))
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"")
+    _, evidence = sr._evidence([segment], [film, broken, broken, files[-1]])
+    assert [header.SOPInstanceUID for header in evidence] == uids[-1:]
+    _, evidence = sr._evidence([segment, replace(GROUP, images=(uids[3], uids[1]))], files)
+    assert [header.SOPInstanceUID for header in evidence] == [uids[1], uids[3], uids[4]]
+    _, evidence = sr._evidence([segment], [*files[-1:], *files[:-1]])
+    assert [header.SOPInstanceUID for header in evidence] == uids[-1:]
+
+
 def test_the_validators_find_nothing_wrong(tmp_path: Path, film: Path) -> None:
     write(tmp_path, STATEMENT, film)
     assert_valid(tmp_path / "sr.dcm")
