@@ -145,7 +145,7 @@ def _build(
         imaging_measurements=[_group(group, classes) for group in statement.groups],
         language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
     )
-    # Highdicom copies what it is given, reads the copy and looks for references in it, which takes longer than all else.
+    # Highdicom copies what is given, reads the copy and looks for references in it, which takes longer than all else.
     # Whether each reference is among the evidence has been seen to, so it is given the head of the report alone.
     measurements = content[0].ContentSequence.pop()
     report = hd.sr.Comprehensive3DSR(
