@@ -225,7 +225,9 @@ def models(as_json: bool) -> int:
 def _taken(rule: dict[str, Any]) -> str:
     """What a checkpoint takes: texts of some roles, or series."""
     if "roles" in rule:
-        return f"a {' or a '.join(rule['roles'])} in {' or '.join(rule['languages'])}"
+        of_part = f" of {' or '.join(rule['body_part'])}" if rule["body_part"] else ""
+        beside = f", beside {' or '.join(rule['modality'])}{of_part}" if rule["modality"] else ""
+        return f"a {' or a '.join(rule['roles'])} in {' or '.join(rule['languages'])}{beside}"
     described = f", SeriesDescription matching {rule['description']!r}" if rule["description"] else ""
     return f"{' or '.join(rule['modality'])}{described}{_range(rule)}"
 

@@ -52,10 +52,11 @@ def test_list_for_a_person_names_what_is_taken(invoke: Invoke) -> None:
     for folder in shipped_checkpoints():
         config = open_network(folder).config
         rule = config.applies_to
-        taken = rule.roles if isinstance(config, TextConfig) else rule.modality
+        taken = (*(rule.roles if isinstance(config, TextConfig) else ()), *rule.modality)
         for told in (config.name, config.version, config.title, *taken, config.card.licence):
             assert told in result.stdout
     assert result.stdout.count("  cross-validated, abnormal: AUC ") == 2  # those that judge texts
+    assert "  takes a report in en, beside CR or DX or RG of CHEST or THORAX or LUNG" in result.stdout
     assert "  test, mentions of disease: F1 0.834 [0.810, 0.857]" in result.stdout
 
 

@@ -258,6 +258,7 @@ def test_picture_of_what_is_disputed_stands_beside_the_words_and_only_there() ->
     page = render_html(full_report(), (plain, replace(plain, heat=heat)))
     dispute, rest = page.split("\n<h2>Findings</h2>")
     assert (dispute.count("<figure>"), rest.count("<figure>")) == (1, 1)
+    assert "Slice 1 of 1" not in page  # a film has no slices
 
 
 def test_report_without_words_says_nothing_of_them() -> None:
