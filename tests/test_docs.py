@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,9 @@ def test_page_shows_bounds_choices_and_defaults() -> None:
     assert '| `schedule` | `cosine`, `poly` | `"cosine"` | segment, classify, text |' in rows
     assert "| `epochs` | whole number, at least 1 |  | segment, classify, text |" in rows
     assert "| `foreground` | number, at least 0, at most 1 | `0.0` | segment |" in rows
+
+
+def test_readme_says_what_every_extra_is_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"imgpipe\[([a-z0-9]+)\]", (ROOT / "README.md").read_text()))
+    assert named == set(project["optional-dependencies"]) - {"test"}
