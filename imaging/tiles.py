@@ -177,6 +177,9 @@ def fitting(
         What both take.
     """
     whole = layout_of(settings, size)
+    taken = whole.bytes_open(outputs, members) + batch_size * a_tile
+    if taken <= left:
+        return whole, batch_size, taken
     one, other = (size[axis] for axis in range(3) if axis != whole.axis)
     cuts = sorted({(-(-one // edge), -(-other // again)) for edge in _halves(one) for again in _halves(other)})
     layouts = sorted((layout_of(settings, size, cuts=cut) for cut in cuts), key=lambda layout: layout.tiles())
