@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from imaging.errors import ImagingError, PeerUnreachable
-from pipelines.association import Peer
+from pipelines.association import Peer, Tls
 from pipelines.dicomweb import Client, Web
 from pipelines.send import find
 from pipelines.store import Store
@@ -83,12 +83,13 @@ class ByFind:
 
     peer: Peer
     aet: str = "IMGPIPE"
+    tls: Tls | None = None
 
     def __str__(self) -> str:
         return f"pacs {self.peer}"
 
     def _find(self, level: str, wanted: str, **keys: str) -> list[str]:
-        return find(self.peer, level, wanted, keys, aet=self.aet, timeout_s=_ANSWER_S)
+        return find(self.peer, level, wanted, keys, aet=self.aet, tls=self.tls, timeout_s=_ANSWER_S)
 
     def count(self, study_uid: str) -> int | None:
         """Number of Study Related Instances."""

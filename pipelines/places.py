@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.association import Peer
+from pipelines.association import Peer, Tls
 from pipelines.commitment import Commitments
 from pipelines.delivery import Result
 from pipelines.dicomweb import Web
@@ -31,11 +31,14 @@ class Pacs:
         Our AE title.
     commitments
         Those of the receiver, if there is one; see `pipelines.send.send`.
+    tls
+        Certificates; none is plain TCP.
     """
 
     peer: Peer
     aet: str = "IMGPIPE"
     commitments: Commitments = field(default_factory=Commitments)
+    tls: Tls | None = None
 
     @property
     def name(self) -> str:
@@ -50,7 +53,8 @@ class Pacs:
         ImagingError
             The gravest of what was wrong with a file.
         """
-        _see(send(_dicom_of(result), self.peer, aet=self.aet, commitments=self.commitments), result, self.name)
+        sent = send(_dicom_of(result), self.peer, aet=self.aet, tls=self.tls, commitments=self.commitments)
+        _see(sent, result, self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,7 +358,14 @@ class _Call:
 
 
 def find(
-    to: Peer, level: str, wanted: str, keys: Mapping[str, str], *, aet: str = "IMGPIPE", timeout_s: float = 60.0
+    to: Peer,
+    level: str,
+    wanted: str,
+    keys: Mapping[str, str],
+    *,
+    aet: str = "IMGPIPE",
+    tls: Tls | None = None,
+    timeout_s: float = 60.0,
 ) -> list[str]:
     """Ask a peer by C-FIND (Study Root) what it has.
 
@@ -372,7 +379,7 @@ def find(
         Keyword of the attribute that is asked for.
     keys
         What must match, by keyword.
-    aet, timeout_s
+    aet, tls, timeout_s
         As `send` takes them.
 
     Returns
@@ -385,7 +392,7 @@ def find(
     PeerFault
         If there is no association, or no whole answer.
     """
-    call = _Call(to, aet, None, Confirm.FIND, Commitments(), timeout_s, 0.0)
+    call = _Call(to, aet, tls.context(server=False) if tls else None, Confirm.FIND, Commitments(), timeout_s, 0.0)
     association, fault = call._associate([(_FIND, _NATIVE)])
     if fault is not None:
         raise fault

@@ -31,7 +31,7 @@ from pipelines.watcher import Chore, Rules, Watcher
 from pipelines.worker import ByRule, Reading, Reporting
 
 if TYPE_CHECKING:
-    from pipelines.association import Peer
+    from pipelines.association import Peer, Tls
     from pipelines.commitment import Commitments
     from pipelines.counting import Expecting
     from pipelines.dicomweb import Web
@@ -83,11 +83,14 @@ class Out:
         A folder for each study appears in here.
     peers, webs
         A PACS gets the DICOM files by C-STORE, or by STOW-RS.
+    tls
+        Certificates for the associations that we open, to send and to ask; none is plain TCP.
     """
 
     outbox: Path | None = None
     peers: tuple[Peer, ...] = ()
     webs: tuple[Web, ...] = ()
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +121,14 @@ class Places:
         Our AE title.
     commitments
         Those of the receiver; None without one.
+    tls
+        As `Out` has it.
     """
 
     owner: str
     aet: str = "IMGPIPE"
     commitments: Commitments | None = None
+    tls: Tls | None = None
 
     def of(self, out: Out) -> list[Destination]:
         """All of them."""
@@ -132,7 +138,7 @@ class Places:
             from pipelines.places import Pacs, WebPacs
 
             self.commitments = self.commitments or Commitments()
-            found += [Pacs(peer, self.aet, self.commitments) for peer in out.peers]
+            found += [Pacs(peer, self.aet, self.commitments, self.tls) for peer in out.peers]
             found += [WebPacs(web) for web in out.webs]
         return found
 
@@ -218,11 +224,11 @@ def watch(
     with Store(store, watching=True) as opened:
         shown = shown or Shown()
         audit = AuditLog(shown.audit_log or opened.root / "audit.jsonl")
-        places, gate = _places(store, come_from.listening), Gate(opened.root)
+        places, gate = _places(store, come_from.listening, go_to.tls), Gate(opened.root)
         check = partial(_check_incoming, come_from=come_from, store=store)
         router = ruled.router(go_to, places, check) if ruled is not None else None
         taker = Hidden(opened, lambda: router.routing.incoming if router is not None else ())
-        refusals, expecting = Refusals(), _expecting(come_from, opened)
+        refusals, expecting = Refusals(), _expecting(come_from, opened, go_to.tls)
         watcher = Watcher(
             opened,
             _ruled(reading, router) if router is not None else reading,
@@ -268,12 +274,12 @@ def _audited(audit: AuditLog, store: Store, refusals: Refusals) -> Iterator[None
             audit.tell(STOPPED)
 
 
-def _places(store: Path, listening: Listening | None) -> Places:
+def _places(store: Path, listening: Listening | None, tls: Tls | None) -> Places:
     if listening is None:
-        return Places(str(store.resolve()))
+        return Places(str(store.resolve()), tls=tls)
     from pipelines.commitment import Commitments
 
-    return Places(str(store.resolve()), listening.aet, Commitments())
+    return Places(str(store.resolve()), listening.aet, Commitments(), tls)
 
 
 def _swept(destinations: list[Destination]) -> list[Destination]:
@@ -288,7 +294,7 @@ def _check(come_from: In, go_to: Out, ruled: Ruled | None) -> None:
     if come_from.inbox is None and come_from.listening is None and come_from.web is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --inbox, --listen and --dicomweb",
                             expected="somewhere for studies to come from was expected")  # fmt: skip
-    if go_to == Out() and ruled is None:
+    if go_to.outbox is None and not go_to.peers and not go_to.webs and ruled is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --outbox, --send and --stow",
                             expected="somewhere for results to go to was expected")  # fmt: skip
     if come_from.inbox is not None and not come_from.inbox.is_dir():
@@ -326,7 +332,7 @@ def _receiver(
                     on_refused=refusals.tell)  # fmt: skip
 
 
-def _expecting(come_from: In, store: Store) -> Expecting | None:
+def _expecting(come_from: In, store: Store, tls: Tls | None) -> Expecting | None:
     """Who says how many instances a study has."""
     asked = come_from.asked or come_from.web
     if asked is None:
@@ -337,7 +343,7 @@ def _expecting(come_from: In, store: Store) -> Expecting | None:
     if not isinstance(asked, Peer):
         return Expecting(store, ByQido(asked))
     aet = come_from.listening.aet if come_from.listening is not None else "IMGPIPE"
-    return Expecting(store, ByFind(asked, aet))
+    return Expecting(store, ByFind(asked, aet, tls))
 
 
 def _chores(

@@ -14,10 +14,11 @@ import sys
 import click
 
 from pipelines.cli.checkpoints import accept, calibrate, evaluate, export, models
+from pipelines.cli.jobs import jobs
 from pipelines.cli.privacy import deidentify
 from pipelines.cli.studies import convert, infer, inspect
 from pipelines.cli.training import plan, train, tune
-from pipelines.cli.watching import jobs, watch
+from pipelines.cli.watching import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

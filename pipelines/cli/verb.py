@@ -41,6 +41,14 @@ _OUTPUTS = (
 )  # fmt: skip
 
 
+with_store = click.option(
+    "--store",
+    type=PATH,
+    default=Path("imgpipe_store"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the watcher keeps what it has and knows.",
+)
 with_memory = click.option(
     "--memory",
     metavar="SIZE",

@@ -1,16 +1,27 @@
-"""The verbs of the watcher: watch, jobs."""
+"""The verb of the watcher: watch."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.verb import PATH, as_json, print_json, verb_of, with_engine, with_memory, with_outputs, with_policy
+from pipelines.cli.verb import (
+    PATH,
+    as_json,
+    print_json,
+    verb_of,
+    with_engine,
+    with_memory,
+    with_outputs,
+    with_policy,
+    with_store,
+)
 
 if TYPE_CHECKING:
     from imaging.dicom.seg import SegType
@@ -18,22 +29,16 @@ if TYPE_CHECKING:
     from imaging.engines import Wanted
     from imaging.judgement import Explained
     from imaging.report.fhir import Version
-    from pipelines.association import Peer
+    from pipelines.association import Peer, Tls
     from pipelines.dicomweb import Web
     from pipelines.outputs import FhirPage
     from pipelines.receive import Listening
     from pipelines.router import Router
-    from pipelines.store import Store
-    from pipelines.store.view import Job
     from pipelines.watch import In, Out, Ruled, Shown
     from pipelines.watcher import Rules
     from pipelines.worker import Reporting
     from pipelines.worklist import Kind
 
-_STATES = ("receiving", "ready", "running", "verifying", "delivering", "done", "failed", "quarantined")
-
-_store = click.option("--store", type=PATH, default=Path("imgpipe_store"), show_default=True, metavar="DIR",
-                      help="Where the watcher keeps what it has and knows.")  # fmt: skip
 _SECONDS = click.FloatRange(min=0)
 
 
@@ -43,6 +48,15 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--caller", "callers", multiple=True, metavar="AET", help="Only these may send. Repeatable.")
 @click.option("--private-class", "private", multiple=True, metavar="UID",
               help="Receive instances of this private SOP class, too. Repeatable.")  # fmt: skip
+@click.option("--associations", type=click.IntRange(min=1), default=32, show_default=True,
+              help="With --listen: so many at once; more are rejected for now.")  # fmt: skip
+@click.option("--pdu", "pdu_bytes", type=click.IntRange(4096, 1 << 19), default=1 << 17, show_default=True,
+              metavar="BYTES", help="With --listen: the longest PDU that senders are asked for.")  # fmt: skip
+@click.option("--tls-certificate", type=PATH, metavar="FILE",
+              help="Ours, in PEM: --listen, --send and --ask speak TLS, and plain TCP is refused.")  # fmt: skip
+@click.option("--tls-key", type=PATH, metavar="FILE", help="Its private key, in PEM.")
+@click.option("--tls-trusted", type=PATH, metavar="FILE",
+              help="Who is believed, in PEM; a peer without a certificate signed by them is refused.")  # fmt: skip
 @click.option("--worklist", metavar="CODE",
               help="With --dicomweb: only what its worklist (UPS-RS) has under this code, VALUE[^SCHEME].")  # fmt: skip
 @click.option("--ask", "asked", metavar="PACS",
@@ -53,7 +67,7 @@ _SECONDS = click.FloatRange(min=0)
 @click.option("--outbox", type=PATH, metavar="DIR", help="A folder for each study appears in here.")
 @click.option("--send", "peers", multiple=True, metavar="AET@HOST:PORT", help="Send results by C-STORE. Repeatable.")
 @click.option("--stow", "webs", multiple=True, metavar="URL", help="Send results by STOW-RS. Repeatable.")
-@_store
+@with_store
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
 @with_outputs
 @click.option("--quiet", "study_quiet_s", type=_SECONDS, default=60.0, show_default=True, metavar="S",
@@ -164,11 +178,14 @@ def _ways_in(
     listen: str | None,
     callers: tuple[str, ...],
     private: tuple[str, ...],
+    peers: tuple[str, ...],
+    associations: int,
+    pdu_bytes: int,
     dicomweb: str | None,
     days: int,
     asked: str | None,
     worklist: str | None,
-    **_: object,
+    **told: Any,
 ) -> In:
     from imaging.errors import ConfigInvalid
     from pipelines.watch import In
@@ -176,7 +193,12 @@ def _ways_in(
     if worklist and not dicomweb:
         raise ConfigInvalid("--worklist", seen="no --dicomweb", expected="the server that has it was expected")
 
-    listening = _listening(listen, callers, private) if listen else None
+    listening = None
+    if listen:
+        # Whoever gets results is told of what it sent where it listens, and need not hold its association open.
+        known = {peer.aet: peer for peer in _peers(peers)}
+        listening = replace(_listening(listen, callers, private), peers=known, associations=associations,
+                            pdu_bytes=pdu_bytes, tls=_tls(**told))  # fmt: skip
     return In(
         inbox=inbox,
         listening=listening,
@@ -187,10 +209,26 @@ def _ways_in(
     )
 
 
-def _ways_out(*, outbox: Path | None, peers: tuple[str, ...], webs: tuple[str, ...], **_: object) -> Out:
+def _ways_out(*, outbox: Path | None, peers: tuple[str, ...], webs: tuple[str, ...], **told: Any) -> Out:
     from pipelines.watch import Out
 
-    return Out(outbox=outbox, peers=_peers(peers), webs=tuple(map(_web, webs)))
+    return Out(outbox=outbox, peers=_peers(peers), webs=tuple(map(_web, webs)), tls=_tls(**told))
+
+
+def _tls(*, tls_certificate: Path | None, tls_key: Path | None, tls_trusted: Path | None, **_: object) -> Tls | None:
+    """The certificates; all three, or none."""
+    from imaging.errors import ConfigInvalid
+
+    if tls_certificate is None and tls_key is None and tls_trusted is None:
+        return None
+    if tls_certificate is None or tls_key is None or tls_trusted is None:
+        raise ConfigInvalid("TLS", seen="some of --tls-certificate, --tls-key and --tls-trusted",
+                            expected="all three of them were expected")  # fmt: skip
+    from pipelines.association import Tls
+
+    tls = Tls(tls_certificate, tls_key, tls_trusted)
+    tls.context(server=False)  # refuses what cannot be used before anything starts
+    return tls
 
 
 def _reading(
@@ -306,176 +344,3 @@ def _listening(text: str, callers: tuple[str, ...], private: tuple[str, ...]) ->
         raise ConfigInvalid("--private-class", seen=repr(wrong[:80]), expected="the UID of a private SOP class was "
                             "expected")  # fmt: skip
     return Listening(aet, int(port), callers=frozenset(callers), private=frozenset(private))
-
-
-@click.group(short_help="Look at the watcher's jobs, and help those that are stuck.")
-def jobs() -> None:
-    """Look at the jobs of a watcher, and help those that are stuck.
-
-    A JOB is its number, at least six characters of its name, or a StudyInstanceUID. The watcher may be running.
-    """
-
-
-def _open(store: Path) -> Store:
-    from imaging.errors import NothingFound
-    from pipelines.store import Store
-    from pipelines.store.store import DATABASE
-
-    if not (store / DATABASE).is_file():
-        raise NothingFound(store, seen="no watcher's store", expected="the --store of an `imgpipe watch` was expected",
-                           remedy="Give its folder with --store, or start a watcher first")  # fmt: skip
-    return Store(store)
-
-
-_job = click.argument("job")
-_several = click.argument("names", metavar="JOB...", nargs=-1, required=True)
-
-
-@jobs.command("list", short_help="List jobs.")
-@click.option("--state", "states", type=click.Choice(_STATES), multiple=True, help="Only these. Repeatable.")
-@_store
-@as_json
-@verb_of
-def list_jobs(states: tuple[str, ...], store: Path, as_json: bool) -> int:
-    """List jobs, the oldest first."""
-    from pipelines.store.moves import State
-
-    with _open(store) as opened:
-        found = opened.jobs.all([State(state) for state in states])
-    if as_json:
-        print_json({"jobs": [job.as_dict() for job in found], "exit_status": 0})
-        return 0
-    for job in found:
-        click.echo(_line(job))
-    return 0
-
-
-def _line(job: Job) -> str:
-    name = (job.name or "-")[:12]
-    why = f"  {job.reason['code']}" if job.reason else ""
-    return f"{job.id:>6}  {job.state:<11}  {name:<12}  {job.study_uid} v{job.version}{why}"
-
-
-@jobs.command("worklist", short_help="List what was reported, the most urgent first.")
-@click.option("--days", type=click.FloatRange(min=0), default=7.0, show_default=True,
-              help="Only studies that began to arrive within so many days; `inf` for all.")  # fmt: skip
-@click.option("--most", type=click.IntRange(min=1), default=100, show_default=True, help="No more than so many.")
-@_store
-@as_json
-@verb_of
-def worklist(days: float, most: int, store: Path, as_json: bool) -> int:
-    """List the studies with a result in the order in which somebody should look at them.
-
-    What was sent as urgent comes first; then what is abnormal, indeterminate, normal and not judged, the most probable
-    first, by picture and words together where they were fused.
-    """
-    from pipelines.store.seen import Seen
-
-    with _open(store) as opened:
-        seen = Seen(store, opened.database)
-        entries = seen.worklist(within_s=days * 86400, most=most)
-        waiting = {str(state): count for state, count in seen.counts().items() if state != "done"}
-    if as_json:
-        print_json({"worklist": [entry.as_dict() for entry in entries], "not_done": waiting, "exit_status": 0})
-        return 0
-    for entry in entries:
-        score = f"{entry.triage.score:.3f}" if entry.triage.score is not None else "-"
-        dispute = "  picture and words disagree" if entry.triage.disagreements else ""
-        click.echo(f"{entry.job.urgency:<4}  {entry.triage.assessment or 'not judged':<13}  {score:>5}  "
-                   f"{entry.job.study_uid} v{entry.job.version}  {entry.triage.title}{dispute}")  # fmt: skip
-    return 0
-
-
-@jobs.command("show", short_help="Show one job with its history.")
-@_job
-@_store
-@as_json
-@verb_of
-def show(job: str, store: Path, as_json: bool) -> int:
-    """Show JOB: where it is and why, what it is made of, where it should go, and what happened to it."""
-    from dataclasses import asdict
-
-    with _open(store) as opened:
-        found = opened.jobs.find(job)
-        document: dict[str, Any] = {
-            "job": found.as_dict(),
-            "instances": [asdict(member) for member in opened.jobs.members(found)],
-            "result": str(opened.result_of(found) / found.result_uid),
-            "deliveries": [asdict(delivery) for delivery in opened.jobs.deliveries(found.id)],
-            "events": [asdict(event) for event in opened.jobs.events(found.id)],
-        }
-    if as_json:
-        print_json({**document, "exit_status": 0})
-        return 0
-    click.echo(_line(found))
-    if found.reason:
-        click.echo(f"  {found.reason['subject']}: {found.reason['seen']}; {found.reason['expected']}.")
-        click.echo(f"  {found.reason['remedy']}")
-    click.echo(f"  {len(document['instances'])} instances, begun {found.starts} times, {found.faults} faults")
-    for delivery in document["deliveries"]:
-        click.echo(f"  {delivery['destination']}: {'there' if delivery['confirmed'] else 'not yet'}")
-    for event in document["events"]:
-        click.echo(f"  {event['at']}  {event['code']}")
-    return 0
-
-
-def _each(names: tuple[str, ...], store: Path, as_json: bool, step: str) -> int:
-    """Do one thing to several jobs, each found before the first is touched."""
-    with _open(store) as opened:
-        found = [opened.jobs.find(name) for name in names]
-        for job in found:
-            getattr(opened.jobs, step)(job)
-        after = [opened.jobs.find(str(job.id)) for job in found]
-    if as_json:
-        print_json({"jobs": [job.as_dict() for job in after], "exit_status": 0})
-    else:
-        for job in after:
-            click.echo(_line(job))
-    return 0
-
-
-@jobs.command("retry", short_help="Run failed or quarantined jobs again.")
-@_several
-@_store
-@as_json
-@verb_of
-def retry(names: tuple[str, ...], store: Path, as_json: bool) -> int:
-    """Run each failed or quarantined JOB again, as if for the first time."""
-    return _each(names, store, as_json, "retry")
-
-
-@jobs.command("release", short_help="Let held jobs go on from where they are.")
-@_several
-@_store
-@as_json
-@verb_of
-def release(names: tuple[str, ...], store: Path, as_json: bool) -> int:
-    """Let each held JOB go on from where it is.
-
-    A study that is still waited for is taken as complete; a quarantined job whose result stands is delivered again,
-    without running the model.
-    """
-    return _each(names, store, as_json, "release")
-
-
-@jobs.command("purge", short_help="Remove the images and outputs of studies that are through.")
-@_several
-@_store
-@as_json
-@verb_of
-def purge(names: tuple[str, ...], store: Path, as_json: bool) -> int:
-    """Remove the images and outputs of each JOB's study from the store; what was delivered stays where it is.
-
-    The watcher does it; without one it is done at once. What happened is still known: an image that is sent again is
-    the same image.
-    """
-    from imaging.errors import StoreInUse
-    from pipelines.store import Store
-
-    status = _each(names, store, as_json, "ask_purge")
-    try:
-        with Store(store, watching=True) as opened:
-            opened.purge()
-    except StoreInUse:
-        pass
-    return status

@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 from arriving import instance, study_uid, told
+from certified import certificates
 from click.testing import CliRunner
 
-from imaging.errors import WorkerLost
+from imaging.errors import ImagingError, WorkerLost
+from pipelines.association import Peer
 from pipelines.cli import main
+from pipelines.cli.watching import _ways_in, _ways_out
+from pipelines.receive import Listening
 from pipelines.store import Store
 from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
@@ -153,3 +157,32 @@ def test_a_page_that_anybody_could_see_or_that_is_nowhere_is_refused(tmp_path: P
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "config_invalid" in result.output
+
+
+def params(*options: str) -> dict[str, Any]:
+    return main.commands["watch"].make_context("watch", list(options)).params
+
+
+def test_limits_certificates_and_who_is_told_what_it_sent_come_from_the_command_line(tmp_path: Path) -> None:
+    tls = certificates(tmp_path)
+    said = params("--listen", "IMGPIPE:11112", "--caller", "CT1", "--associations", "3", "--pdu", "16384",
+                  "--send", "PACS@10.0.0.7:104", "--tls-certificate", str(tls.certificate), "--tls-key", str(tls.key),
+                  "--tls-trusted", str(tls.trusted))  # fmt: skip
+    listening = _ways_in(**said).listening
+    assert listening is not None
+    assert (listening.callers, listening.associations, listening.pdu_bytes) == (frozenset({"CT1"}), 3, 16384)
+    assert listening.peers == {"PACS": Peer("PACS", "10.0.0.7", 104)}
+    assert listening.tls == _ways_out(**said).tls == tls
+    plain = params("--listen", "IMGPIPE:11112")
+    assert _ways_in(**plain).listening == Listening("IMGPIPE", 11112)
+    assert _ways_out(**plain).tls is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--tls-key", "none.pem"],
+     ["--tls-certificate", "none.pem", "--tls-key", "none.pem", "--tls-trusted", "none.pem"]],
+)  # fmt: skip
+def test_certificates_that_are_not_all_there_are_refused_before_anything_starts(options: list[str]) -> None:
+    with pytest.raises(ImagingError, match="TLS"):
+        _ways_out(**params("--send", "PACS@10.0.0.7:104", *options))

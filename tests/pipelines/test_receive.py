@@ -14,15 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certified import certificates
 from pacs import ct, data_set, orthanc, storescu, written
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -505,28 +501,8 @@ def test_a_port_in_use_is_told(receiving: Open, store: Store) -> None:
         Receiver(Listening("OTHER", receiver.port, host="127.0.0.1"), store, folder=store.root).__enter__()
 
 
-def _certificates(folder: Path) -> Tls:
-    """One for everybody, signed by itself, for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    tls = Tls(folder / "own.pem", folder / "own.key", folder / "own.pem")
-    tls.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    tls.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                          serialization.NoEncryption()))  # fmt: skip
-    return tls
-
-
 def test_tls_takes_who_shows_a_certificate_and_nobody_else(store: Store, receiving: Open, tmp_path: Path) -> None:
-    tls = _certificates(tmp_path)
+    tls = certificates(tmp_path)
     with receiving(tls=tls, timeout_s=5.0) as receiver:
         silent = socket.create_connection(("127.0.0.1", receiver.port))  # begins no handshake, and holds up nobody
         entity = AE("SCU")

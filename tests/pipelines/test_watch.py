@@ -25,10 +25,11 @@ import pytest
 from arriving import instance, study_uid, told
 from pacs import free_port
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from watching import Stub, read_report
 
 from imaging.errors import ConfigInvalid, DeliveryFailed, MissingSlices, StoreInUse, WorkerLost
+from pipelines.association import at_once
 from pipelines.delivery import Outbox, Result
 from pipelines.disk import Gate, Marks
 from pipelines.receive import Listening, Receiver
@@ -377,7 +378,7 @@ def scu(port: int, order: list[tuple[int, int]]) -> list[int]:
     """Send instances over one association; gives the statuses."""
     entity = AE("TESTS")
     entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title="IMGPIPE")
+    association = entity.associate("127.0.0.1", port, ae_title="IMGPIPE", evt_handlers=[(evt.EVT_CONN_OPEN, at_once)])
     assert association.is_established
     datasets = [pydicom.dcmread(BytesIO(instance(study, number))) for study, number in order]
     statuses = [int(association.send_c_store(dataset).Status) for dataset in datasets]

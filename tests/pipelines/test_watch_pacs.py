@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from arriving import instance, study_uid, told
+from certified import certificates
 from pacs import Orthanc, data_set, free_port, orthanc, storescu
 from pydicom import dcmread
 from pydicom.uid import RLELossless
@@ -18,7 +19,8 @@ from watching import Stub, read_report
 
 from pipelines.association import Peer
 from pipelines.dicomweb import Client, Web
-from pipelines.receive import Listening
+from pipelines.receive import Listening, Receiver
+from pipelines.send import Confirm, send
 from pipelines.store import Store
 from pipelines.store.moves import State
 from pipelines.store.rules import Completeness, Retries
@@ -145,6 +147,28 @@ def test_results_of_real_studies_are_in_the_pacs_as_they_were_written(
                 assert other.raw(f"/instances/{by_stow[names_of[2]]}/file") == file.read_bytes(), file
                 assert client.instance(*names_of) == file.read_bytes()
                 assert names_of[1:] in set(client.instances(names_of[0])) & set(first.instances(names_of[0]))
+
+
+def test_over_tls_in_both_directions_and_what_was_sent_is_committed_to(port: int, tmp_path: Path) -> None:
+    """A PACS that speaks TLS alone: a receiver of ours, which commits to what it holds."""
+    tls = certificates(tmp_path)
+    (tmp_path / "IM1").write_bytes(instance(1, 1))
+    with (
+        Store(tmp_path / "pacs", watching=True) as store,
+        Receiver(Listening("PACS", 0, host="127.0.0.1", tls=tls), store, folder=store.root, holds=store.holds) as pacs,
+    ):
+        come_from = In(listening=Listening("IMGPIPE", port, host="127.0.0.1", tls=tls))
+        peer = Peer("PACS", "127.0.0.1", pacs.port)
+        watching = Watching(tmp_path, come_from, Out(peers=(peer,), tls=tls))
+        try:
+            watching.until(lambda: listens(port))
+            to = Peer("IMGPIPE", "127.0.0.1", port)
+            [sent] = send([tmp_path / "IM1"], to, tls=tls, confirm=Confirm.COMMITMENT).files
+            assert sent.confirmed_by == "commitment", sent.error
+            watching.until(lambda: watching.states() == [State.DONE])
+        finally:
+            watching.end()
+        assert store.holds(told(1, 1001, 99)["sop_instance_uid"]) is not None
 
 
 def test_fetched_over_dicomweb_and_stored_back_our_own_outputs_begin_nothing(pacs: Orthanc, tmp_path: Path) -> None:
