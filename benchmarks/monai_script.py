@@ -2,7 +2,7 @@
 
     python benchmarks/monai_script.py STUDY CHECKPOINT OUT [--restore labels]
 
-It is what a careful user writes after MONAI's spleen tutorial: the transforms of a dictionary, the sliding window with
+The network is on a GPU where there is one. It is what a careful user writes after MONAI's spleen tutorial: the transforms of a dictionary, the sliding window with
 a Gaussian, `Invertd` back to the image's own grid, evaluation mode, inference mode, the weights of the checkpoint, and
 its patch, overlap and flips. It imports nothing of imgpipe. The tutorial brings the scores of every class back to the
 image's grid and decides there, as imgpipe does; `--restore labels` decides first and brings labels back by nearest
@@ -35,6 +35,7 @@ from monai.transforms import (
 )
 from safetensors.torch import load_file
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the network's scores on the image's own grid, or of labels.
 Restore = Literal["scores", "labels"]
 
@@ -57,7 +58,7 @@ def load_model(checkpoint: Path) -> Model:
     # DynUNet has its blocks under two names, and the file each weight once.
     unknown = network.load_state_dict(load_file(checkpoint / "weights.safetensors"), strict=False).unexpected_keys
     assert not unknown, unknown
-    return Model(network.eval(), config)
+    return Model(network.eval().to(DEVICE), config)
 
 
 def transforms_of(model: Model) -> Compose:
@@ -110,7 +111,7 @@ def segment(study: Path, model: Model, out: Path, restore: Restore = "scores") -
     assert isinstance(sample, dict)
     image = sample["image"]
     assert isinstance(image, MetaTensor)
-    scores = scores_of(model, image.as_tensor()[None])
+    scores = scores_of(model, image.as_tensor()[None].to(DEVICE))
     sample["pred"] = decollate_batch(MetaTensor(scores, meta=image.meta))[0]
     del scores
     save(sample, before, out, restore)
