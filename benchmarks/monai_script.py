@@ -2,11 +2,12 @@
 
     python benchmarks/monai_script.py STUDY CHECKPOINT OUT [--restore labels]
 
-The network is on a GPU where there is one. It is what a careful user writes after MONAI's spleen tutorial: the transforms of a dictionary, the sliding window with
-a Gaussian, `Invertd` back to the image's own grid, evaluation mode, inference mode, the weights of the checkpoint, and
-its patch, overlap and flips. It imports nothing of imgpipe. The tutorial brings the scores of every class back to the
-image's grid and decides there, as imgpipe does; `--restore labels` decides first and brings labels back by nearest
-neighbour, which costs less and shifts edges by up to half a voxel of the network's grid.
+The network is on a GPU where there is one. It is what a careful user writes after MONAI's spleen tutorial: the
+transforms of a dictionary, the sliding window with a Gaussian, `Invertd` back to the image's own grid, evaluation mode,
+inference mode, the weights of the checkpoint, and its patch, overlap and flips. It imports nothing of imgpipe. The
+tutorial brings the scores of every class back to the image's grid and decides there, as imgpipe does; `--restore
+labels` decides first and brings labels back by nearest neighbour, which costs less and shifts edges by up to half a
+voxel of the network's grid.
 """
 
 from __future__ import annotations
