@@ -1,7 +1,7 @@
 """What many studies take: seconds of a warm study, and what that makes of 1,000 a day and of an archive of 10 million.
 
-    python benchmarks/bench_scale.py [--repeats 5] [--slices 100] [--study NAME PATH MODEL]... \
-        [--price 0.05] [--gpu-price 3] [--stages NAME GPU FILE]...
+    python benchmarks/bench_scale.py [--repeats 3] [--slices 300] [--study NAME PATH MODEL]... \
+        [--price 0.05] [--gpu-price 3] [--gpu NAME] [--stages NAME GPU FILE]...
 
 The MR study that ships with the tests, a NIfTI case of hippocampus_mr, and a synthetic CT of so many slices with ten
 classes and random weights (`segmenter_cases.py`), which is what a study of the trunk costs; 0 slices leave it out.
@@ -10,9 +10,9 @@ Each study is read in a process of its own with one thread, its checkpoint opene
 and the table has medians. One thread, because many studies are read beside each other: a core that waits for another
 thread reads none.
 
-Of a GPU, FILE is what `imgpipe infer STUDIES --json` has printed on a machine with one. A study is the sum of its
-`stages_s` but `open`, divided by the studies: what a GPU takes that reads one study after another, as on a cluster.
-Give it many copies of a study, for the first one makes the GPU ready, too.
+On a machine with a GPU, `--gpu NAME` measures the same by wall clock, with as many threads as there are: one study
+after another, as on a cluster. Or FILE is what `imgpipe infer STUDIES --json` has printed there: a study is then the
+sum of its `stages_s` but `open`, divided by the studies. The first one makes the GPU ready, too: give it many.
 
 Prices are yours: what a core, or a machine with a GPU for each GPU, costs for an hour.
 
@@ -39,7 +39,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from measuring import machine, peak_memory, versions
+from measuring import environment, machine, peak_memory, versions
 from segmenter_cases import ct
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ class Figures:
         if self.price is None:
             return ["", "", ""]
         each = self.price * self.seconds / 3600
-        return [f"{each:.6f}", f"{each * DAY:,.2f}", f"{each * ARCHIVE:,.0f}"]
+        return [f"{each:.6f}", f"{each * DAY:.3g}", f"{each * ARCHIVE:,.0f}"]
 
 
 def measure(study: Path, model: str, repeats: int) -> dict[str, float]:
@@ -116,15 +116,19 @@ def measure(study: Path, model: str, repeats: int) -> dict[str, float]:
             "network": statistics.median(shares), "peak_bytes": peak_memory()}  # fmt: skip
 
 
-def measured_apart(name: str, path: str, model: str, *, repeats: int, price: float | None) -> Figures:
-    """The figures of a study that is read in a process of its own, by one thread; says how it went on stderr."""
+def measured_apart(name: str, path: str, model: str, options: argparse.Namespace) -> Figures:
+    """The figures of a study that is read in a process of its own; says how it went on stderr."""
+    repeats = options.repeats
     command = [sys.executable, __file__, "--here", "--repeats", str(repeats), "--study", name, path, model]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    several = environment() if options.gpu else {**os.environ, **one}
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=several)
     found = json.loads(ran.stdout.splitlines()[-1])
     print(f"{name}: {found['core_s']:.3f} core s, {found['wall_s']:.3f} s of wall clock, "
           f"peak {found['peak_bytes'] / 2**20:.0f} MiB", file=sys.stderr)  # fmt: skip
-    return Figures(name, "a core", found["core_s"], found["network"], price)
+    if options.gpu:
+        return Figures(name, options.gpu, found["wall_s"], found["network"], options.gpu_price)
+    return Figures(name, "a core", found["core_s"], found["network"], options.price)
 
 
 def from_stages(name: str, device: str, file: Path, price: float | None) -> Figures:
@@ -137,13 +141,14 @@ def from_stages(name: str, device: str, file: Path, price: float | None) -> Figu
     return Figures(name, device, seconds / len(told["studies"]), stages["network"] / seconds, price)
 
 
-def table(rows: list[Figures], *, repeats: int) -> str:
+def table(rows: list[Figures], options: argparse.Namespace) -> str:
     """All of it as the page has it."""
     priced = {one.device: one.price for one in rows if one.price is not None}
     heads = [*HEADS, *(("a study costs", f"{DAY:,} cost", f"{ARCHIVE / 1e6:g} million cost") if priced else ())]
+    how = "One study at a time" if options.gpu else "One thread a study"
     lines = [
         f"Measured on {datetime.date.today():%Y-%m-%d} with {machine()}; "
-        f"{versions(['imgpipe', 'torch', 'openvino', 'numpy'])}. One thread a study; medians of {repeats}, warm; "
+        f"{versions(['imgpipe', 'torch', 'openvino', 'numpy'])}. {how}; medians of {options.repeats}, warm; "
         f"the busiest hour has {PEAK:g} times the mean one, and {USE:.0%} of a device's time is counted on.",
         "",
         *(["At " + ", ".join(f"{price:g} for an hour of {device}" for device, price in priced.items()) + ":", ""]
@@ -158,11 +163,12 @@ def table(rows: list[Figures], *, repeats: int) -> str:
 def main() -> None:
     """Measure each study in its own process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--price", type=float, help="of a core for an hour, in your currency")
     parser.add_argument("--gpu-price", type=float, help="of a machine with GPUs for an hour, for each of them")
-    parser.add_argument("--slices", type=int, default=100, help="of the synthetic CT; 0: without it")
+    parser.add_argument("--slices", type=int, default=300, help="of the synthetic CT; 0: without it")
     parser.add_argument("--study", nargs=3, action="append", default=[], metavar=("NAME", "PATH", "MODEL"))
+    parser.add_argument("--gpu", metavar="NAME", help="of this machine; measure it, not a core")
     parser.add_argument("--stages", nargs=3, action="append", default=[], metavar=("NAME", "GPU", "FILE"),
                         help="what `imgpipe infer --json` has printed where there is a GPU")  # fmt: skip
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -178,10 +184,10 @@ def main() -> None:
             case = ct(Path(folder), "BasicUNet", slices=options.slices)
             studies.append((case.name, str(case.study), str(case.checkpoint)))
         for name, path, model in (*studies, *options.study):
-            rows.append(measured_apart(name, path, model, repeats=options.repeats, price=options.price))
+            rows.append(measured_apart(name, path, model, options))
     for name, device, file in options.stages:
         rows.append(from_stages(name, device, Path(file), options.gpu_price))
-    print(table(rows, repeats=options.repeats))
+    print(table(rows, options))
 
 
 if __name__ == "__main__":
