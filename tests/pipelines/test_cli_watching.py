@@ -115,12 +115,19 @@ def test_a_folder_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_verb_reports_on_a_real_study_with_a_shipped_checkpoint_and_ends_by_sigterm(
+def told_of_rules(store: Path) -> list[str]:
+    with Store(store) as opened:
+        return [event.code for event in opened.jobs.events() if event.code.startswith("rules")]
+
+
+def test_the_verb_reports_on_a_real_study_reads_its_rules_by_sighup_and_ends_by_sigterm(
     tmp_path: Path, data: Path
 ) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules: [{name: one, checkpoints: [hippocampus_mr]}]")
     command = [
         str(CONSOLE_SCRIPT), "watch", "--inbox", "in", "--outbox", "out", "--store", "store", "--model",
-        "hippocampus_mr", "--quiet", "1", "--settle", "0.2",
+        "hippocampus_mr", "--quiet", "1", "--settle", "0.2", "--rules", "rules.yaml",
     ]  # fmt: skip
     (tmp_path / "in").mkdir()
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -132,6 +139,13 @@ def test_the_verb_reports_on_a_real_study_with_a_shipped_checkpoint_and_ends_by_
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        for text, codes in [("rules: [{name: two}]", ["rules_taken"]), ("rules: 7", ["rules_taken", "rules_refused"])]:
+            rules.write_text(text)
+            process.send_signal(signal.SIGHUP)
+            while told_of_rules(tmp_path / "store") != codes:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         _, told_of = process.communicate(timeout=60)
     finally:

@@ -386,6 +386,14 @@ def scu(port: int, order: list[tuple[int, int]]) -> list[int]:
     return statuses
 
 
+def test_what_comes_while_the_workers_hang_is_received_all_the_same(run: Callable[..., Running]) -> None:
+    watcher = run(Stub(trouble={".1": "hang"}), listen=True, rules=Rules(**{**_fields(QUICK), "drain_s": 0}))
+    send(watcher.store, 1, 1)
+    watcher.until(lambda: watcher.states() == [State.RUNNING])
+    assert scu(watcher.port, [(study, number) for study in (2, 3) for number in (1, 2)]) == [0] * 4
+    watcher.until(lambda: watcher.states() == [State.RUNNING, State.READY, State.READY])
+
+
 def test_it_needs_somewhere_for_studies_to_come_from_and_for_results_to_go_to(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid):
         watch(come_from=In(), go_to=Out(tmp_path / "o"), store=tmp_path / "s", reading=Stub(), stop=threading.Event())
