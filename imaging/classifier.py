@@ -8,6 +8,7 @@ Shapes: K classes; ``logits_K`` of one case.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 
 from imaging.calibrate import calibrated_probability
 from imaging.checkpoint import Checkpoint, read_arrays
+from imaging.config import Size3
 from imaging.engines import Engines, Wanted, engines_of
 from imaging.errors import AnswerNotNumbers
 from imaging.explain import Explainer
 from imaging.gridding import affine_of_grid, classify_preprocessing
 from imaging.heat_map import HeatMap
 from imaging.judgement import Classification, Explained, is_strange, judge, targets_of
+from imaging.memory import Budget, rising
 from imaging.novelty import FILE, Familiar, Traits, traits_of
 from imaging.predict import check_not_mask
 from imaging.restore import restore_values
@@ -58,6 +61,8 @@ class Classifier:
         Of torch: ``cuda`` where there is one, else ``cpu``.
     engine
         What computes the scores, as in `imaging.predict.Predictor`; heat maps need gradients, which only torch has.
+    budget
+        What the process may have in memory at once; None for as much as it takes.
 
     Attributes
     ----------
@@ -74,7 +79,14 @@ class Classifier:
         If an engine was asked for by name that cannot be had.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None, engine: Wanted | Engines = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | None = None,
+        engine: Wanted | Engines = "auto",
+        budget: Budget | None = None,
+    ) -> None:
         config = checkpoint.classifier()
         self.checkpoint = checkpoint
         self._config = config
@@ -82,6 +94,7 @@ class Classifier:
         self._prepare = classify_preprocessing(config.preprocess)
         engines = engine if isinstance(engine, Engines) else engines_of(checkpoint, wanted=engine, device=device)
         self._engines, self.choice = engines
+        self._budget, self._network_bytes = budget, 0
         self._explainer: Explainer | None = None
         kept = checkpoint.sums.get(FILE)
         self._familiar = Familiar.of_arrays(read_arrays(checkpoint.folder / FILE, kept)) if kept else None
@@ -95,6 +108,8 @@ class Classifier:
             If it is of another modality or kind, or beyond the checkpoint's limits.
         ConstantImage, LooksLikeMask
             If its pixels hold one value, or so few that it is no picture.
+        MemoryTooSmall
+            If it does not fit into the budget.
         """
         calibration = self.checkpoint.metrics.get("calibration") or {}
         answer = self.ask(volume)
@@ -118,11 +133,45 @@ class Classifier:
         check_grey(volume.facts, volume.array.shape[0])
         check_fit(config, volume.facts, volume.shape, volume.affine)
         check_not_mask(volume)
+        self.check_room(volume.shape, subject=volume.facts.subject, channels=volume.array.shape[0])
         values = self._prepared(volume)
         logits_K, embedding = self._logits(values[None].numpy())
         traits = traits_of(values.numpy(), volume.shape, volume.spacing, embedding)
         novelty = self._familiar.reasons(traits) if self._familiar else None
         return Answer(logits_K, _thumbnail(values), traits, novelty)
+
+    def check_room(self, shape: Size3, *, subject: str, channels: int = 1, unread: int = 0) -> None:
+        """Refuse what cannot be classified within the budget, before memory is taken for it.
+
+        What the gradients of an explanation take is not counted; its maps are.
+
+        Parameters
+        ----------
+        shape, channels
+            Of the picture or volume.
+        subject
+            What a refusal is about.
+        unread
+            How many times it is yet to be read.
+
+        Raises
+        ------
+        MemoryTooSmall
+            If it does not fit, with the smallest budget that would do.
+        """
+        if self._budget is None:
+            return
+        if not self._network_bytes:
+            tile = np.zeros((1, 1, *self._config.preprocess.size), dtype=np.float32)
+            with rising() as rise:
+                self._logits(tile)
+            self._network_bytes = rise.bytes + tile.nbytes
+        voxels, grid = math.prod(shape), math.prod(self._config.preprocess.size)
+        # Turned it is a copy; while it is resized there are two arrays, of which one is smaller.
+        preparing = channels * (2 * voxels + 4 * grid)
+        maps = len(targets_of(self._config)) * voxels
+        needed = 4 * (channels * voxels * unread + preparing + maps) + self._network_bytes
+        self._budget.check(needed, subject, "classifying it")
 
     def explain(self, said: Classification, *, of: Explained = "abnormal") -> Classification:
         """The same with a map of where the probabilities come from, on the image's own grid.

@@ -102,14 +102,13 @@ def _read(path: Path, *, several: bool) -> Volume:
     image = _open(path)
     geometry = _geometry(image, path, several=several)
     try:
-        if path.name.lower().endswith(".gz"):
-            image = type(image).from_bytes(_unpacked(path, image))
-        array = np.asarray(image.dataobj, dtype=np.float32).reshape((*geometry.shape, -1))
+        array = _voxels(path, image).reshape((*geometry.shape, -1), order="F")
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise UnreadableNifti(path, seen=f"the voxels cannot be read ({type(error).__name__})") from error
-    if not np.isfinite(array).all():
-        raise NotFinite(path, seen=f"{int((~np.isfinite(array)).sum())} NaN or infinite voxels")
     array_CXYZ = np.moveaxis(array, 3, 0)
+    lost = sum(int(np.count_nonzero(~np.isfinite(array_CXYZ[..., z]))) for z in range(geometry.shape[2]))
+    if lost:
+        raise NotFinite(path, seen=f"{lost} NaN or infinite voxels")
     return Volume(array_CXYZ, geometry.affine, SeriesFacts(description=path.name), defects=geometry.defects)
 
 
@@ -138,9 +137,17 @@ def write_mask(path: Path, mask_XYZ: NDArray[np.uint8], affine: Affine) -> None:
     written = nib.Nifti1Image.from_bytes(content)
     corner = [*mask_XYZ.shape, 1]
     apart = float(np.linalg.norm((written.affine - affine) @ corner))
-    if apart > _MISPLACED_MM or not np.array_equal(np.asarray(written.dataobj), mask_XYZ):
+    if apart > _MISPLACED_MM or not _alike(written, mask_XYZ):
         raise OutputMismatch(path.name, seen=f"other labels, or a place {apart:.3f} mm off")
     write_whole(path, _packed(content))
+
+
+def _alike(written: Any, mask_XYZ: NDArray[np.uint8]) -> bool:
+    """Whether an image holds a mask, compared slice by slice."""
+    slices = range(mask_XYZ.shape[2])
+    return written.shape == mask_XYZ.shape and all(
+        np.array_equal(np.asarray(written.dataobj[..., z]), mask_XYZ[..., z]) for z in slices
+    )
 
 
 def _packed(content: bytes) -> bytes:
@@ -184,20 +191,26 @@ def write_volume(path: Path, volume: Volume) -> None:
     write_whole(path, gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
 
 
-def _unpacked(path: Path, image: Any) -> bytes:
-    """All of a gzip file, to its end: only there lies the checksum, and nibabel stops before it.
-
-    Raises
-    ------
-    ValueError
-        If it holds more than its header says.
-    """
-    declared = int(image.dataobj.offset) + int(np.prod(image.shape, dtype=np.int64)) * image.get_data_dtype().itemsize
+def _voxels(path: Path, image: Any) -> NDArray[np.float32]:
+    """All voxels, of the image's own shape; slice by slice, for nibabel scales a whole one in float64."""
+    if not path.name.lower().endswith(".gz"):
+        return _slices(image)
     with gzip.open(path) as stream:
-        content = stream.read(declared + _TRAILING)
-        if stream.read(1):  # reaching the end is what checks the sum
+        array = _slices(type(image).from_file_map({"image": nib.FileHolder(fileobj=stream)}))
+        # Only at the end lies the checksum, and nibabel stops before it.
+        stream.read(_TRAILING)
+        if stream.read(1):
             raise ValueError("more than the header declares")
-    return content
+    return array
+
+
+def _slices(image: Any) -> NDArray[np.float32]:
+    """The slices of an image in the order in which they lie in its file."""
+    array = np.empty(image.shape, dtype=np.float32, order="F")
+    for last in np.ndindex(*image.shape[:1:-1]):
+        index = (slice(None), slice(None), *last[::-1])
+        array[index] = image.dataobj[index]
+    return array
 
 
 def _open(path: Path) -> Any:

@@ -162,7 +162,7 @@ class Predictor:
         grid = OwnGrid(affine, (x, y, z), shape=volume.shape, to_affine=volume.affine)
         return self._predicted(volume, image_CXYZ, grid)
 
-    def check_room(self, shape: Size3, affine: Affine, *, subject: str, unread: int = 0) -> None:
+    def check_room(self, shape: Size3, affine: Affine, *, subject: str, unread: int = 0, delivering: int = 0) -> None:
         """Refuse a volume that cannot be segmented within the budget, before memory is taken for it.
 
         Parameters
@@ -173,6 +173,8 @@ class Predictor:
             What a refusal is about.
         unread
             How many channels of it are yet to be read.
+        delivering
+            What is taken beside volume and mask when both are measured and written, in bytes.
 
         Raises
         ------
@@ -187,8 +189,10 @@ class Predictor:
         preparing = preparing_bytes(shape, size, channels=len(config.scales))
         image = 4 * len(config.scales) * x * y * z
         sums = 0 if self._on_gpu is not None else self._fitting(size, left=0)[2]
-        asking = image + self._mask_bytes(shape) + sums + _AT_WORK
-        self._budget.check(before + max(preparing, asking), subject, "labelling it")
+        mask = self._mask_bytes(shape)
+        asking = image + mask + sums + _AT_WORK
+        most = max(preparing, asking, mask + delivering)
+        self._budget.check(before + most, subject, "labelling it" if most > mask + delivering else "writing of it")
 
     def _mask_bytes(self, shape: Size3) -> int:
         config = self.checkpoint.segmenter()

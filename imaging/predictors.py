@@ -29,5 +29,5 @@ def open_predictor(
     if isinstance(checkpoint.config, ClassifyConfig):
         from imaging.classifier import Classifier
 
-        return Classifier(checkpoint, device=device, engine=engine)
+        return Classifier(checkpoint, device=device, engine=engine, budget=budget)
     return Predictor(checkpoint, device=device, engine=engine, budget=budget)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Gives the predictor of a checkpoint by its name.
 Predictors = Callable[[str], "Predictor | Classifier"]
+# What the outputs of a series will take in memory, in bytes, by the series and the number of structures.
+Delivering = Callable[[SeriesView, int], int]
 
 T = TypeVar("T")
 
@@ -75,19 +77,24 @@ def ask_pictures(
     predictor: Predictors,
     problems: list[ImagingError],
     explain: Explained,
+    *,
+    delivering: Delivering = lambda *_: 0,
 ) -> tuple[list[SeriesEntry], list[Prediction | Classification]]:
     """Read each series that a checkpoint takes and ask the checkpoint; what is refused goes to `problems`."""
     entries: list[SeriesEntry] = []
     predictions: list[Prediction | Classification] = []
     cases: dict[str, dict[str, tuple[int, Volume | None]]] = {}
+    room = partial(_has_room, predictor, delivering)
+    too_large = _too_large_together(source, room)
     for view, read in source.series:
         reasons: list[ImagingError] = [view.refusal] if view.refusal is not None else []
         if view.refusal is None and not view.taken_by:
             reasons += [reason for _, reason in view.declined_by]
         alone = [model for model in view.taken_by if model not in dict(view.channel_of)]
-        alone = [model for model in alone if attempt(partial(_has_room, predictor, model, view), reasons)]
+        alone = [model for model in alone if attempt(partial(room, model, view), reasons)]
+        wanted = alone or any(model not in too_large for model, _ in view.channel_of)
         with stage("read"):
-            volume = attempt(read, reasons) if alone or view.channel_of else None
+            volume = attempt(read, reasons) if wanted else None
         found: list[Prediction | Classification] = []
         if volume is not None:
             said = [attempt(partial(_ask, predictor, model, volume, explain), reasons) for model in alone]
@@ -99,8 +106,8 @@ def ask_pictures(
         # A study's own reason is that of each of its series.
         problems += [reason for reason in reasons if not any(reason is problem for problem in problems)]
     for model, members in cases.items():
-        reasons = []
-        together = attempt(partial(_ask_together, predictor, model, members), reasons)
+        reasons = too_large.get(model, [])
+        together = None if reasons else attempt(partial(_ask_together, predictor, model, members), reasons)
         models, refusals = ((model,) if together is not None else ()), refusals_of(reasons)
         for place, _ in members.values():
             entry = entries[place]
@@ -127,14 +134,33 @@ def _ask_together(predictor: Predictors, model: str, members: Mapping[str, tuple
         return asked(joined(volumes, [(volume.facts.subject, volume.facts.subject) for volume in volumes]))
 
 
-def _has_room(predictor: Predictors, model: str, view: SeriesView) -> bool:
+def _too_large_together(source: Source, room: Callable[..., bool]) -> dict[str, list[ImagingError]]:
+    """Why checkpoints of several series, each a channel, have no room for them: told before one of them is read."""
+    firsts: dict[str, tuple[SeriesView, int]] = {}
+    for view, _ in source.series:
+        for model, _ in view.channel_of:
+            first, channels = firsts.get(model, (view, 0))
+            firsts[model] = first, channels + 1
+    reasons: dict[str, list[ImagingError]] = {model: [] for model in firsts}
+    for model, (view, channels) in firsts.items():
+        attempt(partial(room, model, view, unread=2 * channels), reasons[model])
+    return {model: told for model, told in reasons.items() if told}
+
+
+def _has_room(predictor: Predictors, delivering: Delivering, model: str, view: SeriesView, unread: int = 0) -> bool:
     """Whether a series may be read for a checkpoint; what would not fit into memory is refused before it is there."""
+    # The files of one case are read, and together they are one volume more of as many channels.
+    unread = unread or (2 * view.images if view.images > 1 else 1)
     if view.shape is None or view.affine is None:
         return True
     with stage("open"):
         asked = predictor(model)
     if isinstance(asked, Predictor):
-        asked.check_room(view.shape, view.affine, subject=view.facts.subject, unread=1)
+        labels = len(asked.checkpoint.segmenter().labels)
+        asked.check_room(view.shape, view.affine, subject=view.facts.subject, unread=unread,
+                         delivering=delivering(view, labels))  # fmt: skip
+    else:
+        asked.check_room(view.shape, subject=view.facts.subject, channels=view.channels, unread=unread)
     return True
 
 

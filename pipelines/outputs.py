@@ -32,6 +32,11 @@ from imaging.volume import SeriesFacts, Volume
 FORMATS = get_args(Format)
 FhirPage = Literal["hash", "whole"]
 REPORT, PAGE, SR, FHIR = "report.json", "report.html", "sr.dcm", "fhir.json"
+# What outputs take in memory, in bytes, rounded up from what was measured: highdicom's tables and the sample that the
+# window of pictures comes from; the header of each slice; each slice of each structure, as evidence and as JSON.
+_ANY, _SLICE, _EVIDENCE = 256 * 2**20, 32 * 2**10, 2 * 2**10
+# The same for each voxel: a mask as NIfTI lies there unpacked and packed; highdicom fills a label map's frames twice.
+_NIFTI, _LABELMAP = 2.25, 2.0
 # What a study's folder may hold from an earlier run, and is replaced.
 OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "capture*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
 
@@ -78,6 +83,23 @@ def _check(what: str, given: Sequence[str] | frozenset[str], known: Sequence[str
     unknown = set(given) - set(known)
     if unknown:
         raise UnknownName(what, seen=repr(min(unknown)), expected=f"some of {', '.join(known)} were expected")
+
+
+def delivering_bytes(wanted: Wanted, slices: int, voxels: int, labels: int, *, as_nifti: bool) -> int:
+    """What measuring and writing a mask takes at most, beside volume and mask, in bytes.
+
+    Parameters
+    ----------
+    wanted
+        The files.
+    slices, voxels, labels
+        Of the volume; and how many structures there may be.
+    as_nifti
+        Whether the mask becomes NIfTI where no format is named.
+    """
+    whole = _NIFTI * wanted.has("nifti", by_default=as_nifti)
+    whole += _LABELMAP * (wanted.seg_type == "labelmap" and wanted.has("seg", by_default=not as_nifti))
+    return _ANY + slices * (_SLICE + labels * _EVIDENCE) + int(whole * voxels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from imaging.checkpoint import FusionCheckpoint
 from imaging.errors import ImagingError, SetAside, StaleResult, StudyFailed
 from imaging.files import sha256_of, staged_folder
+from imaging.inputs import SeriesView
 from imaging.judgement import Classification, Explained
 from imaging.predict import Prediction
 from imaging.report.findings import findings_of, refusals_of
@@ -24,7 +27,17 @@ from imaging.report.report import Finding, Report, SeriesEntry
 from imaging.stages import stage
 from imaging.volume import SeriesFacts
 from pipelines.asking import Predictors, Source, ask_pictures
-from pipelines.outputs import OURS, REPORT, SR, Stage, Wanted, instances_of, write_predictions, write_report
+from pipelines.outputs import (
+    OURS,
+    REPORT,
+    SR,
+    Stage,
+    Wanted,
+    delivering_bytes,
+    instances_of,
+    write_predictions,
+    write_report,
+)
 from pipelines.words import Reader, say
 
 log = logging.getLogger(__name__)
@@ -95,7 +108,9 @@ def report_on(source: Source, asked: Asked, out: Path) -> StudyResult:
     name = source.entry.name
     problems: list[ImagingError] = list(source.refused)
     try:
-        entries, predictions = ask_pictures(source, asked.predictor, problems, asked.explain)
+        entries, predictions = ask_pictures(
+            source, asked.predictor, problems, asked.explain, delivering=partial(_delivering, asked.wanted)
+        )
         with stage("report"):
             report = _report_of(source, entries, predictions, asked, problems)
         folder = out / name
@@ -113,6 +128,14 @@ def report_on(source: Source, asked: Asked, out: Path) -> StudyResult:
         log.debug("traceback", exc_info=True)
         problems.append(StudyFailed(f"study {name}", seen=type(error).__name__))
     return StudyResult(name, None, None, (*stale_results(out, [name]), *problems))
+
+
+def _delivering(wanted: Wanted, view: SeriesView, labels: int) -> int:
+    """What the outputs of a series will take in memory; see `delivering_bytes`."""
+    assert view.shape is not None
+    # What was no DICOM has no instances that a SEG could refer to, and what is repaired may have none left.
+    as_nifti = not view.facts.series_uid or any(defect.action == "repaired" for defect in view.defects)
+    return delivering_bytes(wanted, view.shape[2], math.prod(view.shape), labels, as_nifti=as_nifti)
 
 
 def _report_of(

@@ -80,7 +80,7 @@ _SECONDS = click.FloatRange(min=0)
               help="Look into the inbox this often; by default where no events come (NFS, SMB).")  # fmt: skip
 @click.option("--time-limit", "study_s", type=click.FloatRange(min=1), default=300.0, show_default=True, metavar="S",
               help="A study may take this long, and 2 s more for each MiB of it.")  # fmt: skip
-@click.option("--at-once", type=click.IntRange(1, 8), default=2, show_default=True,
+@click.option("--at-once", type=click.IntRange(1, 8), show_default="2, with --memory 1",
               help="Studies that a worker has in hand: one is asked, others are read or written.")  # fmt: skip
 @click.option("--warm-gib", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
               help="Most weights in a worker's memory; those used longest ago leave. By default all stay.")  # fmt: skip
@@ -262,7 +262,8 @@ def _rules(
     settle_s: float,
     poll_s: float | None,
     study_s: float,
-    at_once: int,
+    at_once: int | None,
+    memory: str | None,
     tries: int,
     drain_s: float,
     **_: object,
@@ -279,9 +280,22 @@ def _rules(
         patience=Patience(study_s=study_s),
         settle_s=settle_s,
         poll_s=poll_s,
-        at_once=at_once,
+        at_once=_in_hand(at_once, memory),
         drain_s=drain_s,
     )
+
+
+def _in_hand(at_once: int | None, memory: str | None) -> int:
+    """How many studies a worker has in hand; within a budget one, for what another one has yet to take nobody knows."""
+    from imaging.errors import ConfigInvalid
+
+    if memory is None:
+        return at_once or 2
+    if at_once not in (None, 1):
+        raise ConfigInvalid("--at-once", seen=f"{at_once} with --memory {memory}",
+                            expected="1 was expected: the budget is one study's at a time",
+                            remedy="Leave out one of the two")  # fmt: skip
+    return 1
 
 
 def _shown(*, web: str | None, token_file: Path | None, audit_log: Path | None, **_: object) -> Shown:

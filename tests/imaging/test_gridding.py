@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Resize
 
+from imaging import gridding
 from imaging.config import Augmentation, ClassifyPreprocess
 from imaging.errors import ConfigInvalid, ConstantImage, NotApplicable, UnknownName
 from imaging.gridding import classify_augmentation, classify_preprocessing
+from imaging.memory import rising
 from imaging.transforms import IMAGE, apply
 from imaging.volume import Volume
 
@@ -143,3 +146,20 @@ def test_unknown_transform_lists_the_known() -> None:
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="RandFlip"):
         classify_augmentation([Augmentation(name="RandFlip", options={"often": 1})], axes=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((40, 50, 60), (16, 20, 24)), ((40, 20, 10), (16, 32, 10)), ((10, 12, 9), (20, 12, 15))]
+)
+def test_volumes_are_resized_as_monai_does(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+    values = torch.from_numpy(np.random.default_rng(0).normal(100, 50, (1, *shape)).astype(np.float32))
+    expected = torch.as_tensor(np.asarray(Resize(size, mode="trilinear", anti_aliasing=True)(values)))
+    torch.testing.assert_close(gridding._resized(values, size), expected, rtol=0, atol=1e-4)
+
+
+def test_a_volume_is_resized_in_the_memory_of_a_part_of_it() -> None:
+    array = np.random.default_rng(0).normal(size=(160, 1, 160, 160)).astype(np.float32).transpose(1, 3, 2, 0)
+    gridding._resized(torch.from_numpy(array[..., :40]), (32, 32, 32))  # what is loaded once
+    with rising() as rise:
+        gridding._resized(torch.from_numpy(array), (32, 32, 32))
+    assert rise.bytes < array.nbytes

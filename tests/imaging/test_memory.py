@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from imaging import predict
-from imaging.checkpoint import Checkpoint, save_checkpoint
+from imaging.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, save_checkpoint
+from imaging.classifier import Classifier
 from imaging.config import Predict, SegmentConfig, load_config
 from imaging.errors import MemoryInvalid, MemoryTooSmall
 from imaging.files import shipped
@@ -150,6 +151,22 @@ def test_budget_too_small_for_one_tile_is_refused(tmp_path: Path) -> None:
     predictor = Predictor(checkpoint, engine="torch", budget=Budget(in_use() // 2))
     with pytest.raises(MemoryTooSmall, match="at least"):
         predictor(noise(40))
+
+
+def test_what_is_written_later_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    predictor = Predictor(checkpoint_in(tmp_path, labels=3), engine="torch", budget=Budget(in_use() + 2**30))
+    predictor.check_room((40, 40, 40), np.eye(4), subject="series 1.2", unread=1, delivering=2**29)
+    with pytest.raises(MemoryTooSmall, match="writing of it needs"):
+        predictor.check_room((40, 40, 40), np.eye(4), subject="series 1.2", unread=1, delivering=2**30)
+
+
+def test_a_classifier_is_bound_by_the_budget() -> None:
+    classifier = Classifier(
+        open_checkpoint(find_checkpoint("chest_xray")), engine="torch", budget=Budget(in_use() + 10**9)
+    )
+    classifier.check_room((3000, 3000, 1), subject="film", unread=1)
+    with pytest.raises(MemoryTooSmall, match="classifying it"):
+        classifier.check_room((10000, 10000, 1), subject="film", unread=1)
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 import tempfile
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from imaging.errors import ImagingError, InputRefused, OutputMismatch, OutputNotWritable
-from imaging.nifti import case_name, is_nifti, read_geometry, read_nifti, write_mask
+from imaging.nifti import case_name, is_nifti, read_geometry, read_nifti, read_nifti_channels, write_mask
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.4) @ np.diag([-0.8, 1.1, 2.0]), [12.0, -30.5, 7.25]
@@ -332,3 +333,26 @@ def test_a_flipped_bit_in_a_gzip_file_is_refused_wherever_it_is(data: Path, tmp_
         path.write_bytes(rotten)
         with suppress(InputRefused):
             assert np.array_equal(read_nifti(path).array, expected), place
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+@pytest.mark.parametrize("several", [False, True], ids=["volume", "channels"])
+def test_slices_are_read_as_the_whole_is(tmp_path: Path, name: str, several: bool) -> None:
+    shape = (4, 5, 6, 3) if several else (4, 5, 6)
+    image = nib.Nifti1Image(np.random.default_rng(0).integers(-900, 900, shape).astype(np.int16), OBLIQUE)
+    image.header.set_slope_inter(0.1, -3.7)
+    nib.save(image, tmp_path / name)
+    expected = np.asarray(nib.load(tmp_path / name).dataobj, dtype=np.float32).reshape(4, 5, 6, -1)
+    read = (read_nifti_channels if several else read_nifti)(tmp_path / name)
+    np.testing.assert_array_equal(read.array, np.moveaxis(expected, 3, 0))
+
+
+def test_reading_takes_little_beside_the_volume(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((160, 160, 160), dtype=np.int16), OBLIQUE), tmp_path / "a.nii.gz")
+    tracemalloc.start()
+    try:
+        volume = read_nifti(tmp_path / "a.nii.gz")
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.2 * volume.array.nbytes

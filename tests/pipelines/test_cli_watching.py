@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from imaging.errors import ImagingError, WorkerLost
 from pipelines.association import Peer
 from pipelines.cli import main
-from pipelines.cli.watching import _ways_in, _ways_out
+from pipelines.cli.watching import _in_hand, _ways_in, _ways_out
 from pipelines.receive import Listening
 from pipelines.store import Store
 from pipelines.store.moves import State
@@ -200,3 +200,12 @@ def test_limits_certificates_and_who_is_told_what_it_sent_come_from_the_command_
 def test_certificates_that_are_not_all_there_are_refused_before_anything_starts(options: list[str]) -> None:
     with pytest.raises(ImagingError, match="TLS"):
         _ways_out(**params("--send", "PACS@10.0.0.7:104", *options))
+
+
+def test_a_budget_is_one_study_s_at_a_time(tmp_path: Path) -> None:
+    call = ["watch", "--inbox", str(tmp_path), "--outbox", str(tmp_path / "out"), "--store", str(tmp_path / "store"),
+            "--memory", "4GB", "--at-once", "2"]  # fmt: skip
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 2
+    assert "--at-once" in result.output
+    assert [_in_hand(*told) for told in ((None, None), (3, None), (None, "4GB"), (1, "4GB"))] == [2, 3, 1, 1]

@@ -9,7 +9,7 @@ import numpy as np
 
 from imaging.predict import Prediction
 from imaging.volume import Frame, Volume
-from pipelines.outputs import instances_of
+from pipelines.outputs import Wanted, delivering_bytes, instances_of
 
 
 def said(*names: str) -> Any:
@@ -26,3 +26,18 @@ def test_what_was_read_comes_first_and_the_other_channels_of_a_case_after_it() -
 def test_where_nothing_was_read_any_file_says_whose_study_it_is() -> None:
     assert instances_of([], [Path("localizer")]) == (Path("localizer"),)
     assert instances_of([], []) == ()
+
+
+def test_memory_of_outputs_goes_with_what_is_written() -> None:
+    slices, voxels = 1000, 512 * 512 * 1000
+
+    def bytes_of(wanted: Wanted, labels: int = 9, *, as_nifti: bool = False) -> int:
+        return delivering_bytes(wanted, slices, voxels, labels, as_nifti=as_nifti)
+
+    plain = bytes_of(Wanted())
+    assert plain < voxels * 2  # less than the volume itself
+    assert bytes_of(Wanted(), 116) - plain == slices * 107 * 2048
+    assert bytes_of(Wanted(), as_nifti=True) - plain == 2.25 * voxels
+    assert bytes_of(Wanted(frozenset({"nifti"}))) == bytes_of(Wanted(), as_nifti=True)
+    assert bytes_of(Wanted(seg_type="labelmap")) - plain == 2 * voxels
+    assert bytes_of(Wanted(frozenset({"json"}), seg_type="labelmap")) == plain
