@@ -5,6 +5,7 @@ Invariant: every figure is the checkpoint's own, from its `metrics.json`, and to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from imaging.checkpoint import FusionCheckpoint, NetworkCheckpoint
@@ -30,6 +31,7 @@ def model_entry(checkpoint: NetworkCheckpoint | FusionCheckpoint, engine: Engine
         test_cases=test.get("cases", 0),
         dice_on_test=_dice_of(test),
         scores_on_test=_scores_of(test),
+        spans_on_test=_figures(test.get("spans", {})),
         members=1 if isinstance(checkpoint, FusionCheckpoint) else checkpoint.config.members,
         cross_validated_cases=held_out.get("cases", 0),
         dice_cross_validated=_dice_of(held_out),
@@ -43,6 +45,8 @@ def model_entry(checkpoint: NetworkCheckpoint | FusionCheckpoint, engine: Engine
 def _measured_on(config: AnyConfig) -> str:
     """What its cases are, in the plural."""
     if isinstance(config, TextConfig):
+        if not config.classes:  # mentions are counted sentence by sentence
+            return "sentences"
         return " and ".join(f"{role}s" for role in sorted(config.applies_to.roles))
     return "studies" if isinstance(config, FuseConfig) else "cases"
 
@@ -54,7 +58,12 @@ def _dice_of(side: dict[str, Any]) -> dict[str, MeanDice]:
 def _scores_of(side: dict[str, Any]) -> dict[str, dict[str, Figure]]:
     """By what is judged; of a fusion by the parts that were there, for each such set has its own figures."""
     patterns = {name: part["scores"] for name, part in side.get("patterns", {}).items()}
+    return _figures(side.get("scores") or patterns)
+
+
+def _figures(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Figure]]:
+    """Those of each name that have an interval."""
     return {
         name: {key: Figure(**value) for key, value in figures.items() if isinstance(value, dict)}
-        for name, figures in (side.get("scores") or patterns).items()
+        for name, figures in told.items()
     }

@@ -208,6 +208,7 @@ class ModelEntry(_Part):
     (`imaging.scores.scores_of`): on validation cases, which did not train it but chose its calibration and perhaps its
     epoch; on test cases, which had no part in it; and in cross-validation, where each case was measured by the one
     network of several that had not seen it. The latter are no figures of an ensemble, but of its members.
+    `spans_on_test` has for each kind of mention precision, recall and F1, both ends right.
     `engine` computed its answers in `precision`, where there was a choice; `engine_note` says what decided.
     """
 
@@ -223,6 +224,7 @@ class ModelEntry(_Part):
     test_cases: int = 0
     dice_on_test: dict[str, MeanDice] = {}
     scores_on_test: dict[str, dict[str, Figure]] = {}
+    spans_on_test: dict[str, dict[str, Figure]] = {}
     members: int = 1
     cross_validated_cases: int = 0
     dice_cross_validated: dict[str, MeanDice] = {}

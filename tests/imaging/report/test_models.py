@@ -71,3 +71,16 @@ def test_fusion_has_figures_for_each_set_of_parts(tmp_path: Path) -> None:
     assert entry.scores_on_test == {"toy": {"auc": Figure(**figure)}}
     page = page_of(checkpoint)
     assert "On 9 test studies that took no part in its training, for toy: AUC 0.700 [0.600, 0.800]" in page
+
+
+def test_figures_of_mentions_are_of_sentences() -> None:
+    checkpoint = open_text(find_checkpoint("disease_spans"))
+    own = checkpoint.metrics["test"]
+    entry = model_entry(checkpoint)
+    assert (entry.measured_on, entry.test_cases, entry.scores_on_test) == ("sentences", own["sentences"], {})
+    f1 = own["spans"]["disease"]["f1"]
+    assert entry.spans_on_test["disease"]["f1"] == Figure(**f1)
+    page = page_of(checkpoint)
+    assert f"On {own['sentences']} test sentences that took no part in its training, both ends right" in page
+    assert f"for mentions of disease: F1 {f1['mean']:.3f} [{f1['low']:.3f}, {f1['high']:.3f}], precision" in page
+    assert "It has no figures" not in page
