@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a smaller volume: a try, not figures")
     parser.add_argument("--results", type=Path, help="a folder for the figures as JSON")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -94,17 +94,20 @@ def hippocampus(_: Path) -> Case:
     return Case("hippocampus (NIfTI MR, 35 x 51 x 35)", nifti, nifti, shipped("checkpoints") / "hippocampus_mr")
 
 
-def ct(folder: Path, network: str, *, slices: int, classes: int = 10, patch: int = CT_PATCH) -> Case:
-    """A synthetic CT of 512 x 512 pixels, as DICOM and as NIfTI."""
+def ct(
+    folder: Path, network: str, *, slices: int, classes: int = 10, patch: int = CT_PATCH, nifti: bool = True
+) -> Case:
+    """A synthetic CT of 512 x 512 pixels, as DICOM and, for who needs it, as NIfTI."""
     synthetic_ct.write(folder, "uncompressed", slices)
-    study, nifti = folder / f"uncompressed-{slices}", folder / f"ct-{slices}.nii"
-    if not nifti.exists():
+    study = folder / f"uncompressed-{slices}"
+    same = folder / f"ct-{slices}.nii" if nifti else study
+    if not same.exists():
         pictures = [synthetic_ct.picture(k % synthetic_ct.PICTURES).T for k in range(slices)]
         values_XYZ = np.stack(pictures, axis=2).astype(np.float32) * synthetic_ct.SLOPE + synthetic_ct.INTERCEPT
         affine = np.diag([-_PIXEL_MM, -_PIXEL_MM, _SLICE_MM, 1.0])
-        write_volume(nifti, Volume(values_XYZ[None].astype(np.float32), affine))
+        write_volume(same, Volume(values_XYZ[None].astype(np.float32), affine))
     checkpoint = random_checkpoint(folder, network, classes=classes, patch=patch)
-    return Case(f"synthetic CT, 512 x 512 x {slices}, {classes} classes, {network}", study, nifti, checkpoint)
+    return Case(f"synthetic CT, 512 x 512 x {slices}, {classes} classes, {network}", study, same, checkpoint)
 
 
 def tiles(folder: Path, network: str, *, edge: int = 120, classes: int = 10, patch: int = CT_PATCH) -> Case:
