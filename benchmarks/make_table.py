@@ -73,7 +73,7 @@ def growth(curves: Sequence[Curve], top: float) -> tuple[list[Markup], float]:
     panels = sorted({(curve.of, curve.unit) for curve in curves})
     for number, (of, unit) in enumerate(panels):
         own = [curve for curve in curves if (curve.of, curve.unit) == (of, unit)]
-        x0, y0 = 90 + (number % 2) * (width + 160), top + 20 + (number // 2) * (height + 60)
+        x0, y0 = 90 + (number % 2) * (width + 230), top + 20 + (number // 2) * (height + 60)
         xs = [x for curve in own for x, _ in curve.points]
         ys = [max(y, 1e-3) for curve in own for _, y in curve.points]
         x_low, y_low = min(xs), min(ys)
@@ -88,7 +88,9 @@ def growth(curves: Sequence[Curve], top: float) -> tuple[list[Markup], float]:
             )
             marks.append(Markup('<polyline points="{}" fill="none" stroke="{}" stroke-width="2"/>').format(
                 points, colour))  # fmt: skip
-            marks.append(_text(x0 + 6, y0 + 12 + 14 * line, f"{curve.name}: {curve.exponent:.2f}", colour=colour))
+            marks.append(
+                _text(x0 + width + 8, y0 + 12 + 14 * line, f"{curve.name}: {curve.exponent:.2f}", colour=colour)
+            )
         marks += [_line(x0, y0, x0, y0 + height), _line(x0, y0 + height, x0 + width, y0 + height)]
         marks += [_text(x0, y0 + height + 14, f"{x_low:g}"), _text(x0 + width, y0 + height + 14, f"{x_high:.3g} {of}",
                   anchor="end"), _text(x0 - 4, y0 + height, f"{y_low:.2g}", anchor="end"),
