@@ -128,7 +128,7 @@ def ready(place: str, way: str, kept: Path) -> None:
     if way == "make":
         source = next(iter(converted_models(open_checkpoint(Path(place)))))
         runtime.runtime().save_model(core.read_model(source), model, compress_to_fp16=False)
-        blob.write_bytes(core.compile_model(model, "CPU", settings).export_model())
+        blob.write_bytes(core.compile_model(model, "CPU", settings).export_model().getvalue())
         core.compile_model(model, "CPU", settings | {"CACHE_DIR": str(cache), "CACHE_MODE": "OPTIMIZE_SPEED"})
         return
     begun = time.perf_counter()

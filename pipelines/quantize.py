@@ -31,8 +31,8 @@ from imaging.volume import Volume
 if TYPE_CHECKING:
     import openvino
 
-# As many as NNCF looks at by itself, and how many of them may be of one case.
-_TILES, _OF_A_CASE = 300, 10
+# How many are looked at, and how many of them may be of one case.
+_TILES, _OF_A_CASE = 120, 10
 _SEED = 0
 
 

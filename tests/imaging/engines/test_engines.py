@@ -281,7 +281,8 @@ def test_int8_of_a_checkpoint_answers_where_the_processor_has_it(
     found = engines_of(with_int8)
     assert (found.choice.name, found.choice.precision, found.choice.why) == ("openvino", "int8", "")
     for engine, expected in zip(found.members, by_torch, strict=True):
-        assert np.abs(engine(tiles) - expected - 1).max() < 1e-3 * np.abs(expected).max()
+        # What is in no integer, as all of it is here, may be in bf16.
+        assert np.abs(engine(tiles) - expected - 1).max() < 0.05 * np.abs(expected).max()
     monkeypatch.setattr(runtime, "has_int8", lambda: False)
     found = engines_of(with_int8)
     assert (found.choice.name, found.choice.precision) == ("openvino", "fp32")
