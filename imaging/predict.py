@@ -23,7 +23,7 @@ from imaging.engines import EngineChoice, Engines, Wanted, engines_of
 from imaging.errors import AnswerNotNumbers, LooksLikeMask
 from imaging.memory import Budget, rising
 from imaging.normalise import scaled
-from imaging.resampling import preparing_bytes, size_on_network_grid, to_network_grid
+from imaging.resampling import preparing_bytes, size_on_network_grid, threads_here, to_network_grid
 from imaging.restore import Block, OwnGrid
 from imaging.selection import check_choice, check_grey, check_images, check_limits, images_taken
 from imaging.stages import stage
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # A picture has more values than this; a label map of as many structures would pass for one.
 _FEW_VALUES = 8
 _SAMPLED = 1_000_000
-# What bringing a block back takes beside the block, and the interpreter now and then, in bytes.
-_AT_WORK = 96 * 2**20
+# What the interpreter takes now and then, and each thread that brings a block to the network's grid or back; in bytes.
+_AT_WORK, _A_THREAD = 64 * 2**20, 8 * 2**20
 # Above this a region that is judged on its own is there.
 _HALF = 0.5
 
@@ -190,8 +190,8 @@ class Predictor:
         image = 4 * len(config.scales) * x * y * z
         sums = 0 if self._on_gpu is not None else self._fitting(size, left=0)[2]
         mask = self._mask_bytes(shape)
-        asking = image + mask + sums + _AT_WORK
-        most = max(preparing, asking, mask + delivering)
+        labelling = max(preparing, image + mask + sums) + at_work()
+        most = max(labelling, mask + delivering)
         self._budget.check(before + most, subject, "labelling it" if most > mask + delivering else "writing of it")
 
     def _mask_bytes(self, shape: Size3) -> int:
@@ -267,7 +267,7 @@ class Predictor:
         _, x, y, z = image_CXYZ.shape
         layout, batch_size = layout_of(config.predict, (x, y, z)), self._batch_size()
         if self._budget is not None:
-            left = self._budget.left() - self._mask_bytes(shape) - _AT_WORK
+            left = self._budget.left() - self._mask_bytes(shape) - at_work()
             layout, batch_size, needed = self._fitting((x, y, z), left=left)
             self._budget.check(needed + self._budget.left() - left, subject, "asking for one tile at a time")
         return blocks_of(
@@ -279,6 +279,11 @@ class Predictor:
             batch_size=batch_size,
             skip_air=config.predict.skip_air,
         )
+
+
+def at_work() -> int:
+    """What bringing blocks to the network's grid and back takes beside them, in bytes; more with more processors."""
+    return _AT_WORK + threads_here() * _A_THREAD
 
 
 class MeanProbability:

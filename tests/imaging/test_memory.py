@@ -26,6 +26,7 @@ from imaging.memory import Budget, in_use, rising, told
 from imaging.networks import build_segmenter, weights_of
 from imaging.predict import Predictor
 from imaging.report import pictures
+from imaging.restore import Block, OwnGrid
 from imaging.tiles import fitting, layout_of
 from imaging.volume import Volume
 
@@ -158,6 +159,18 @@ def test_what_is_written_later_is_refused_before_it_is_read(tmp_path: Path) -> N
     predictor.check_room((40, 40, 40), np.eye(4), subject="series 1.2", unread=1, delivering=2**29)
     with pytest.raises(MemoryTooSmall, match="writing of it needs"):
         predictor.check_room((40, 40, 40), np.eye(4), subject="series 1.2", unread=1, delivering=2**30)
+
+
+def test_each_processor_at_work_takes_what_is_counted_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    probability_KXYZ = np.random.default_rng(0).random((4, 64, 64, 64), dtype=np.float32)
+    grid = OwnGrid(np.eye(4), (64, 64, 64), shape=(256, 256, 256), to_affine=np.diag([0.25, 0.25, 0.25, 1]))
+    labels = np.ones((256, 256, 256), dtype=np.uint8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = predict.at_work()
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with rising() as rise:
+        grid.add_labels(Block((0, 0, 0), probability_KXYZ), labels)
+    assert rise.bytes < predict.at_work() == alone + 7 * predict._A_THREAD
 
 
 def test_a_classifier_is_bound_by_the_budget() -> None:
