@@ -5,9 +5,9 @@ of a tile, and the versions of all that converts it: OpenVINO, torch, MONAI and 
 one rename, and carries checksums; one that is damaged is told and made anew. What cannot be kept is told and done
 without.
 
-Only the model is kept, not what OpenVINO compiles of it: reading that back takes half as long at best as compiling the
-model again (docs/performance.md), once a process, and a second file of the same size would have to be kept whole, and
-be told from that of another processor, precision and number of cores.
+Only the model is kept, not what OpenVINO compiles of it: reading that back saves a small network a fifth of a second
+once a process, and a larger one nothing that is sure (docs/performance.md); and a second file of the same size would
+have to be kept whole, and be told from that of another processor, precision and number of cores.
 
 In the folder (``$IMGPIPE_CACHE``, or ``imgpipe`` in the user's cache folder)::
 
