@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig
 from imaging.dataset_check import OnCase
 from imaging.engines import Engine, Engines, Precision, engines_of, runtime
-from imaging.engines.accepted import FILE, Compared, Trial, Trials, trials_of
+from imaging.engines.accepted import FILE, Compared, Side, Trial, Trials, trials_of
 from imaging.engines.choice import tile_shape
 from imaging.engines.quantized import as_files, files_of_all, made_by
 from imaging.errors import MissingPackage, OutputNotWritable, TooFewCases
@@ -33,7 +33,6 @@ from imaging.scores import auc
 from imaging.structures import structure_of, truth_of
 from pipelines.quantize import Int8, int8_of
 
-Side = Literal["validation", "test", "other"]
 # How often each engine is timed.
 _ROUNDS = 5
 

@@ -135,6 +135,11 @@ def is_uid(value: str) -> bool:
     return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
+def told_date(da: str) -> str:
+    """A date (DA) as people read it, ``2026-11-22``; what is none stays as it is."""
+    return f"{da[:4]}-{da[4:6]}-{da[6:]}" if len(da) == 8 and da.isdigit() else da
+
+
 @lru_cache(_REMEMBERED)
 def _numbers(value: str, count: int) -> tuple[float, ...] | None:
     try:

@@ -18,6 +18,8 @@ from imaging.engines.engine import EngineName, Precision
 from imaging.errors import CheckpointCorrupt
 
 FILE = "engines.json"
+# What the cases were to the checkpoint: held out of its training, or of another data set.
+Side = Literal["validation", "other"]
 
 # Least Dice with torch's masks, and how much lower the Dice with the truth may be, as means over the cases; for a
 # classifier the greatest difference of a probability, and to how many digits its AUC must agree.
@@ -92,7 +94,7 @@ class Trial(_Part):
     version: str
     processor: str
     data: str
-    side: Literal["validation", "test", "other"]
+    side: Side
     cases: Annotated[int, Field(ge=1)]
     compared: dict[str, Compared]
     instructions: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from imaging.dicom.values import told_date
 from imaging.report.conclusion import by_urgency, conclusion_of, kind_of
 from imaging.report.heat import legend
 from imaging.report.marked_words import words_of
@@ -25,17 +26,13 @@ TEMPLATES = Environment(
 )
 
 
-def _dicom_date(da: str) -> str:
-    return f"{da[:4]}-{da[4:6]}-{da[6:]}" if len(da) == 8 and da.isdigit() else da
-
-
 def _why(missing: Sequence[str], part: str) -> str:
     """Why one of the three scores is missing: what is said of that part, or else all that is said."""
     own = [reason.partition(":")[2].strip() for reason in missing if reason.startswith(f"{part}:")]
     return "; ".join(own or missing)
 
 
-TEMPLATES.filters |= {"dicom_date": _dicom_date, "why": _why}
+TEMPLATES.filters |= {"dicom_date": told_date, "why": _why}
 
 
 def render_html(report: Report, pictures: Sequence[Picture]) -> str:

@@ -20,8 +20,6 @@ SectionName = Literal["indication", "history", "technique", "comparison", "findi
 Kind = Literal["finding", "disease", "chemical"]
 Assertion = Literal["present", "absent", "uncertain"]
 
-ROLES: tuple[Role, ...] = get_args(Role)
-SECTIONS: tuple[SectionName, ...] = get_args(SectionName)
 # Sections that say nothing of what this picture shows: "rule out pneumonia", "pneumonia in 2010".
 NOT_SEEN: frozenset[SectionName] = frozenset(("indication", "history", "technique", "comparison"))
 ASSERTIONS: tuple[Assertion, ...] = get_args(Assertion)

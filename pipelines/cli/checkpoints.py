@@ -1,4 +1,4 @@
-"""The verbs that ask what checkpoints are worth, or calibrate them: evaluate, models, calibrate."""
+"""The verbs for checkpoints that are there: models, evaluate, calibrate, accept, export."""
 
 from __future__ import annotations
 

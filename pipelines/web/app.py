@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from imaging.dicom.values import told_date
 from imaging.errors import ImagingError, WrongUsage
 from pipelines import audit
 from pipelines.audit import AuditLog, Outcome
@@ -51,10 +52,6 @@ def _time(iso: str) -> str:
     return f"{iso[:10]} {iso[11:16]} UTC" if len(iso) >= 16 else iso
 
 
-def _day(da: str) -> str:
-    return f"{da[:4]}-{da[4:6]}-{da[6:]}" if len(da) == 8 and da.isdigit() else da
-
-
 def _bytes(count: int) -> str:
     return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):.1f} KiB"
 
@@ -73,7 +70,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {"time": _time, "day": _day, "bytes": _bytes, "told": _told}
+TEMPLATES.filters |= {"time": _time, "day": told_date, "bytes": _bytes, "told": _told}
 _STYLE = files("pipelines.web").joinpath("style.css").read_text(encoding="utf-8")
 
 

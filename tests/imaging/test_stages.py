@@ -22,7 +22,8 @@ def test_a_stage_inside_another_counts_for_itself_alone() -> None:
     seconds = heard.seconds()
     assert list(seconds) == ["restore", "network"]
     assert 0.08 <= seconds["restore"] < took
-    assert sum(seconds.values()) == pytest.approx(took, abs=0.005)
+    assert seconds["network"] >= 0.02
+    assert sum(seconds.values()) <= took  # each second counts once
 
 
 def test_a_stage_counts_where_it_fails_and_adds_up() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydicom.datadict import tag_for_keyword
 
 from imaging.dicom.header import EXPLICIT_BE, EXPLICIT_LE, Header
-from imaging.dicom.values import TAGS, WANTED, Values, plain
+from imaging.dicom.values import TAGS, WANTED, Values, plain, told_date
 from imaging.errors import InvalidUid
 
 
@@ -108,3 +108,9 @@ def test_a_b_value_is_found_where_its_maker_wrote_it(values: dict[int, bytes], b
 
 def test_a_b_value_follows_the_order_of_bytes() -> None:
     assert values_of(philips(">"), little=False).b_value() == "1500"
+
+
+def test_a_date_is_told_as_people_read_it_and_what_is_none_as_it_is() -> None:
+    assert told_date("20261122") == "2026-11-22"
+    for other in ("2026.11.22", "202611", "last May", ""):
+        assert told_date(other) == other

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imaging.text.document import SECTIONS, Document, Section, sections_of
+from imaging.text.document import Document, Section, SectionName, sections_of
 
 WORDS = ["FINDINGS", "Impression", "indication", ":", ".", "\n", "\r\n", " ", "The lungs are clear", "**", "No", "é"]
 
@@ -52,7 +53,7 @@ def test_sections(text: str, expected: list[tuple[str, str]]) -> None:
 def test_sections_are_ordered_apart_trimmed_and_named(text: str) -> None:
     end = 0
     for section in sections_of(text):
-        assert section.name in SECTIONS
+        assert section.name in get_args(SectionName)
         assert end <= section.start < section.end <= len(text)
         words = text[section.start : section.end]
         assert words == words.strip()

@@ -125,9 +125,9 @@ def test_ten_thousand_studies_are_paged_in_a_moment(tmp_path: Path) -> None:
                 db.execute("INSERT INTO triage VALUES (?, ?, 'normal', ?, '', '', 0)",
                            [number, number % 3, number / 10_000])  # fmt: skip
     seen = Seen(tmp_path)
-    begun = time.perf_counter()
+    begun = time.process_time()  # others may keep the machine busy
     last = seen.worklist(within_s=WEEK, offset=9950)
     assert seen.worklist_length(within_s=WEEK) == 10_000
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
     assert [entry.triage.rank for entry in last] == [2] * 50
     assert last[-1].triage.score == pytest.approx(2 / 10_000)
