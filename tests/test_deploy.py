@@ -77,6 +77,14 @@ def test_version_of_ray_is_the_one_that_was_tested(job: dict[str, Any]) -> None:
     assert f"ray[default]=={version}" in (DEPLOY / "kuberay" / "Containerfile").read_text()
 
 
+@pytest.mark.parametrize("file", ["Containerfile", "kuberay/Containerfile", "slurm/infer.sbatch"])
+def test_what_is_installed_there_are_extras_and_a_cpu_has_its_engine(file: str) -> None:
+    extras = re.findall(r"(?:imgpipe|src|\.)\[([a-z0-9,]+)\]", (DEPLOY / file).read_text())
+    known = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert len(extras) == 1
+    assert {"openvino"} <= set(extras[0].split(",")) <= known.keys()
+
+
 def test_container_is_run_with_options_that_there_are() -> None:
     text = (DEPLOY / "Containerfile").read_text().replace("# ", "").replace("\\\n", " ")
     (run,) = re.findall(r"podman run .* imgpipe +(--.*)", text)
