@@ -63,7 +63,7 @@ class Budget:
         if needed > left:
             raise MemoryTooSmall(
                 subject,
-                seen=f"{what} needs {told(needed)} beside the {told(self.total - left)} in memory, "
+                seen=f"{what} needs {told(needed)} on top of the {told(self.total - left)} in memory, "
                 f"and the budget is {told(self.total)}",
                 expected=f"at least {told(self.total - left + needed)} was expected",
             )

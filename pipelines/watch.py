@@ -293,10 +293,12 @@ def _swept(destinations: list[Destination]) -> list[Destination]:
 def _check(come_from: In, go_to: Out, ruled: Ruled | None) -> None:
     if come_from.inbox is None and come_from.listening is None and come_from.web is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --inbox, --listen and --dicomweb",
-                            expected="somewhere for studies to come from was expected")  # fmt: skip
+                            expected="somewhere for studies to come from was expected",
+                            remedy="Give one of them")  # fmt: skip
     if go_to.outbox is None and not go_to.peers and not go_to.webs and ruled is None:
         raise ConfigInvalid("imgpipe watch", seen="none of --outbox, --send and --stow",
-                            expected="somewhere for results to go to was expected")  # fmt: skip
+                            expected="somewhere for results to go to was expected",
+                            remedy="Give one of them")  # fmt: skip
     if come_from.inbox is not None and not come_from.inbox.is_dir():
         # One that is made here is seldom the one that is meant: a name may be mistyped, a disk not mounted yet.
         raise ConfigInvalid(come_from.inbox, seen="no such folder", expected="the folder that files are put into was "

@@ -173,16 +173,23 @@ def _heard(
         try:
             read.append((reader, reader(document, series)))
         except (InputRefused, MissingPackage, EncoderUnusable) as refusal:
-            why_not.append(str(refusal))
+            why_not.append(_why_not(refusal))
             problems += _problem(document, refusal)
     spans = spans_of(document, (span for _, reading in read for span in reading.spans))
     judge, judged = next(((reader, one) for reader, one in read if one.assessment is not None), (None, None))
     part = text_part(judged, classes=judge.classes) if judged is not None and judge is not None else None
     name = judged.checkpoint.name if judged is not None else ""
-    reason = "; ".join(why_not) or _NO_MODEL
+    reason = " ".join(why_not) or _NO_MODEL
     entry = text_entry(document, spans, model=name, judged=judged, score=part.score() if part else None, why_not=reason)
     words = Words(document, spans, judged.probability if judged else None, judged.assessment if judged else None)
     return _Heard(entry, words, part, tuple(model_entry(reading.checkpoint) for _, reading in read))
+
+
+def _why_not(refusal: ImagingError) -> str:
+    """One sentence or two for a report; whoever reads it there has no command to give."""
+    if isinstance(refusal, NotApplicable):
+        return f"A checkpoint did not take it: {refusal.seen}; {refusal.expected}."
+    return f"{refusal}."
 
 
 def _problem(document: Document, refusal: ImagingError) -> list[ImagingError]:

@@ -97,11 +97,14 @@ def _mentions(entry: TextEntry) -> tuple[tuple[Assertion, tuple[str, ...]], ...]
     spans = [span for sentence in entry.sentences for span in sentence.spans]
     told = []
     for assertion in ASSERTIONS:
-        names = dict.fromkeys(_name(span) for span in spans if span.assertion == assertion)
+        names: dict[str, str] = {}
+        for span in spans:
+            if span.assertion == assertion:
+                names.setdefault(_name(span).lower(), _name(span))
         if names:
-            told.append((assertion, tuple(names)))
+            told.append((assertion, tuple(names.values())))
     return tuple(told)
 
 
 def _name(span: SpanEntry) -> str:
-    return f"{span.code.meaning} ({span.code.scheme} {span.code.value})" if span.code else span.text.lower()
+    return f"{span.code.meaning} ({span.code.scheme} {span.code.value})" if span.code else span.text

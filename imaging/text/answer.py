@@ -89,7 +89,7 @@ def check_pictures(config: TextConfig, document: Document, series: Sequence[Seri
     ):
         return
     told = sorted({" ".join(part for part in (one.modality, one.body_part) if part) for one in series})
-    wanted = " ".join(" or ".join(part) for part in (rule.modality, rule.body_part) if part)
+    wanted = " of ".join(" or ".join(part) for part in (rule.modality, rule.body_part) if part)
     raise NotApplicable(document.source, seen=f"a text beside {', '.join(told)}",
                         expected=f"{wanted} was expected")  # fmt: skip
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from pipelines.cli.verb import (
     PATH,
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 @click.command(short_help="Report on every study under some paths.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A shipped checkpoint, or a folder. Repeatable.")
-@click.option("--text", type=PATH, metavar="FILE", help="A text of the one study: plain, FHIR JSON or DICOM SR.")
+@click.option("--text", type=PATH, metavar="FILE", help="A text of the only study: plain, FHIR JSON or DICOM SR.")
 @click.option("--text-role", type=click.Choice(["request", "report"]),
               help="Whether it was written before the picture was seen, or of it.")  # fmt: skip
-@click.option("--out", type=PATH, default=Path("out"), show_default=True, help="One folder a study appears in here.")
+@click.option("--out", type=PATH, default=Path("out"), show_default=True, help="Gets a folder for each study.")
 @click.option("--engine-cluster", type=click.Choice(["ray"]), help="Let the nodes of a Ray cluster read the studies.")
 @click.option("--cluster-address", metavar="HOST:PORT", default="auto", show_default=True,
-              help="Of its head; auto: the cluster of this machine; local: this machine alone.")  # fmt: skip
+              help="Of the cluster's head; auto: the cluster of this machine; local: this machine alone.")  # fmt: skip
 @click.option("--cluster-cpus", type=click.IntRange(min=1), default=4, show_default=True,
               help="CPUs for each study, where a node has no GPU.")  # fmt: skip
 @with_outputs
@@ -75,6 +76,14 @@ def infer(
     PNG file OUT/<file name>/, with the mask as NIfTI. Without --model each shipped checkpoint takes the series
     it was made for. With --engine-cluster ray what an earlier call has made lies in OUT and is not made again.
     """
+    source_of = click.get_current_context().get_parameter_source
+    given = {source_of("cluster_address"), source_of("cluster_cpus")}
+    if engine_cluster is None and ParameterSource.COMMANDLINE in given:
+        from imaging.errors import ConfigInvalid
+
+        raise ConfigInvalid("--cluster-address, --cluster-cpus", seen="no --engine-cluster",
+                            expected="--engine-cluster ray beside them was expected",
+                            remedy="Give it, or leave them out")  # fmt: skip
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else None
     with progress("Starting") as tell:
         from pipelines import infer as verb

@@ -56,7 +56,7 @@ _SECONDS = click.FloatRange(min=0)
               help="Ours, in PEM: --listen, --send and --ask speak TLS, and plain TCP is refused.")  # fmt: skip
 @click.option("--tls-key", type=PATH, metavar="FILE", help="Its private key, in PEM.")
 @click.option("--tls-trusted", type=PATH, metavar="FILE",
-              help="Who is believed, in PEM; a peer without a certificate signed by them is refused.")  # fmt: skip
+              help="Certificates that are trusted, in PEM; a peer without one signed by them is refused.")  # fmt: skip
 @click.option("--worklist", metavar="CODE",
               help="With --dicomweb: only what its worklist (UPS-RS) has under this code, VALUE[^SCHEME].")  # fmt: skip
 @click.option("--ask", "asked", metavar="PACS",
@@ -223,7 +223,7 @@ def _tls(*, tls_certificate: Path | None, tls_key: Path | None, tls_trusted: Pat
         return None
     if tls_certificate is None or tls_key is None or tls_trusted is None:
         raise ConfigInvalid("TLS", seen="some of --tls-certificate, --tls-key and --tls-trusted",
-                            expected="all three of them were expected")  # fmt: skip
+                            expected="all three of them were expected", remedy="Give all three, or none")  # fmt: skip
     from pipelines.association import Tls
 
     tls = Tls(tls_certificate, tls_key, tls_trusted)
@@ -352,7 +352,8 @@ def _listening(text: str, callers: tuple[str, ...], private: tuple[str, ...]) ->
 
     aet, _, port = text.rpartition(":")
     if not aet or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigInvalid("--listen", seen=repr(text[:80]), expected="AET:PORT was expected")
+        raise ConfigInvalid("--listen", seen=repr(text[:80]), expected="AET:PORT was expected",
+                            remedy="Correct --listen")  # fmt: skip
     wrong = next((uid for uid in private if not is_uid(uid) or uid.startswith("1.2.840.10008.")), None)
     if wrong is not None:
         raise ConfigInvalid("--private-class", seen=repr(wrong[:80]), expected="the UID of a private SOP class was "

@@ -65,7 +65,7 @@ def infer_on_cluster(
         listed = inference.studies_in(paths, out, text=text, text_role=text_role)
         opening = Checkpoints(own, told_of(inference), inference.setup)
         with Ledger(out, replaces=OURS, last=REPORT) as ledger, connected(cluster) as nodes:
-            log.info("%d studies; %s", len(listed.sources), listing(nodes.alive()) or "no node yet")
+            log.info("studies: %d; %s", len(listed.sources), listing(nodes.alive()) or "no node yet")
             driver = Driver(nodes, opening, ledger, out, stages=stages, bounds=bounds, on_study=on_study)
             try:
                 results = driver.run(listed.sources)

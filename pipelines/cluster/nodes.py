@@ -240,7 +240,7 @@ def _connect(address: str) -> None:
                                      expected="the token of its nodes was expected",
                                      remedy="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as its "
                                             "nodes have it") from error  # fmt: skip
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ClusterUnreachable(address, seen=said) from error
 
 
@@ -306,4 +306,7 @@ def _own_signals() -> Iterator[None]:
 
 def listing(nodes: Sequence[Node]) -> str:
     """What there is, for a log."""
-    return ", ".join(f"{node.name}: {node.places} of {node.gpus or f'{node.cpus:g} CPUs'}" for node in nodes)
+    return ", ".join(
+        f"{node.name}: {node.places} at a time, each with {f'{node.gpus} GPU' if node.gpus else f'{node.cpus:g} CPUs'}"
+        for node in nodes
+    )

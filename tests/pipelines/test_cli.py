@@ -175,7 +175,9 @@ def test_output_folder_that_cannot_be_written_is_2(infer: Invoke, study1: Path, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["infer"], ["inspect"], ["nothing"], ["infer", "--nothing"], ["train"]], ids=" ".join
+    "arguments",
+    [["infer"], ["inspect"], ["nothing"], ["infer", "--nothing"], ["train"], ["infer", "x", "--cluster-cpus", "2"]],
+    ids=" ".join,
 )
 def test_wrong_command_line_is_2(invoke: Invoke, arguments: list[str]) -> None:
     result = invoke(*arguments)

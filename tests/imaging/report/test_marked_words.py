@@ -41,13 +41,14 @@ def test_of_mentions_that_overlap_the_first_and_longest_is_marked_and_all_are_li
     words = words_of(entry)
     marked = [piece.text for piece in words.shown[0].pieces if piece.span]
     assert marked == ["Small effusion"]
-    assert words.mentions == (("present", ("effusion", "small effusion", "fusion, no")),)
+    assert words.mentions == (("present", ("effusion", "Small effusion", "fusion, no")),)
 
 
 def test_mentions_are_listed_once_by_what_is_said_of_them_with_their_codes() -> None:
     coded = span(6, 14, "absent", "effusion").model_copy(update={"code": EFFUSION})
-    entry = text_of(sentence_of(WORDS, coded, span(19, 31, "uncertain", "Pneumothorax")), sentence_of(WORDS, coded))
-    listed = (("absent", ("Pleural effusion (SCT 60046008)",)), ("uncertain", ("pneumothorax",)))
+    first = sentence_of(WORDS, coded, span(19, 31, "uncertain", "Alzheimer disease"))
+    entry = text_of(first, sentence_of(WORDS, coded, span(40, 57, "uncertain", "alzheimer disease")))
+    listed = (("absent", ("Pleural effusion (SCT 60046008)",)), ("uncertain", ("Alzheimer disease",)))
     assert words_of(entry).mentions == listed
 
 
