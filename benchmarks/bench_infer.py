@@ -35,6 +35,7 @@ from segmenter_cases import Case, ct, demo, hippocampus, tiles
 HERE = Path(__file__).parent
 OURS, MASK, MONAI, LABELS = "imgpipe", "imgpipe, mask alone", "MONAI script", "MONAI script, labels restored"
 NNUNET, LIMIT = "nnU-Net v2", "network alone"
+_NO_NNUNET = f"{NNUNET}: no --nnunet-python"
 MIB = float(2**20)
 # Of the network's part against the MONAI script: on a U-Net, and on any other network.
 LEAST_NETWORK = {"BasicUNet": 8.0, "DynUNet": 8.0, "SegResNet": 4.0}
@@ -56,7 +57,8 @@ class Bench:
         self.rows: list[Row] = []
         self.stages: dict[str, dict[str, float]] = {}
         self.engines: dict[str, str] = {}
-        self.left_out: list[str] = [] if nnunet else [f"{NNUNET}: no --nnunet-python"]
+        # What could not be measured, each reason once.
+        self.left_out: dict[str, None] = {}
         self._nnunet, self._folder = nnunet, folder
 
     def warm(self, case: Case, ways: Sequence[str], repeats: int, *, first: bool = True) -> dict[str, dict[str, float]]:
@@ -65,7 +67,9 @@ class Bench:
         processes = []
         for way in ways:
             python = self._nnunet if way == NNUNET else sys.executable
-            if python is not None and (way != NNUNET or "settings" in told):
+            if python is None:
+                self.left_out[_NO_NNUNET] = None
+            elif way != NNUNET or "settings" in told:
                 command = [python, str(HERE / "segmenters.py"), way, json.dumps(told)]
                 processes.append(Process(way, command, quiet=True))
         answers: dict[str, list[dict[str, Any]]] = {process.name: [] for process in processes}
@@ -76,7 +80,7 @@ class Bench:
                 answer = process.ask(self._folder / "out" / process.name.replace(" ", "_"))
                 if "failed" in answer or "missing" in process.begun:
                     reason = process.begun.get("missing", answer.get("failed"))
-                    self.left_out.append(f"{process.name} on {case.name}: {reason}")
+                    self.left_out[f"{process.name} on {case.name}: {reason}"] = None
                     del answers[process.name]
                 elif repeat or not first:
                     answers[process.name].append(answer)
@@ -125,7 +129,9 @@ class Bench:
             MONAI: [sys.executable, str(HERE / "monai_script.py"), str(case.study), str(case.checkpoint),
                     str(out / "monai")],
         }  # fmt: skip
-        if self._nnunet is not None:
+        if self._nnunet is None:
+            self.left_out[_NO_NNUNET] = None
+        else:
             settings = json.loads(case.told()) | {"nnunet": str(self._folder / "nnunet" / case.checkpoint.name)}
             single = [self._nnunet, str(HERE / "segmenters.py"), NNUNET, json.dumps(settings), str(out / "nnunet")]
             commands[NNUNET] = single
@@ -209,7 +215,7 @@ def run(part: str, given: argparse.Namespace, folder: Path) -> Result:
     said += ["Synthetic, with random weights."] if part in ("network", "ct") else []
     engines = "; ".join(f"{name}: {engine}" for name, engine in bench.engines.items())
     said += [f"Engines: {engines}."] if engines else []
-    said += [f"Left out: {'; '.join(bench.left_out)}."] if bench.left_out and part != "network" else []
+    said += [f"Left out: {'; '.join(bench.left_out)}."] if bench.left_out else []
     packages = ("torch", "monai", "openvino", "numpy")
     return Result("infer", " ".join(said), packages, tuple(bench.rows), stages=bench.stages, part=part)
 

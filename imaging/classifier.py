@@ -110,6 +110,8 @@ class Classifier:
             If its pixels hold one value, or so few that it is no picture.
         MemoryTooSmall
             If it does not fit into the budget.
+        AnswerNotNumbers
+            If a network answers with NaN or infinity.
         """
         calibration = self.checkpoint.metrics.get("calibration") or {}
         answer = self.ask(volume)

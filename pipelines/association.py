@@ -33,7 +33,7 @@ from pynetdicom._validators import validate_ae
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.transport import AssociationSocket
 
-from imaging.errors import ConfigInvalid, ListenImpossible
+from imaging.errors import ConfigInvalid
 
 # SOP classes of the services beside storage (PS3.6 table A-1), and the one instance of the second.
 VERIFICATION = "1.2.840.10008.1.1"
@@ -126,7 +126,7 @@ class Tls:
 
         Raises
         ------
-        ListenImpossible
+        ConfigInvalid
             If a file cannot be used.
         """
         purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
@@ -134,7 +134,9 @@ class Tls:
             context = ssl.create_default_context(purpose, cafile=str(self.trusted))
             context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
-            raise ListenImpossible("TLS certificates", seen=error.strerror or type(error).__name__) from error
+            raise ConfigInvalid("TLS certificates", seen=error.strerror or type(error).__name__,
+                                expected="certificates and a key in PEM were expected",
+                                remedy="Correct --tls-certificate, --tls-key or --tls-trusted") from error  # fmt: skip
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
         return context

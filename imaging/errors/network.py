@@ -13,11 +13,11 @@ from imaging.errors.tree import InputRefused, InternalFault, WrongUsage
 
 
 class ListenImpossible(WrongUsage):
-    """The receiver cannot be started as it was asked to."""
+    """The receiver, or the page, cannot listen where it was asked to."""
 
     code = "listen_impossible"
-    expected = "a free port and readable certificates were expected"
-    remedy = "Give another AET:PORT, or mend what is named"
+    expected = "an address with a free port was expected"
+    remedy = "Give another port"
 
 
 class InstanceMismatch(InputRefused):

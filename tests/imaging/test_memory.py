@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,9 @@ def test_what_does_not_fit_is_refused_with_the_smallest_budget_that_would() -> N
 
 def test_rise_of_memory_is_seen_while_it_lasts() -> None:
     with rising() as rise:
-        big = np.ones(2**25, dtype=np.float32)
-        big += 1
+        big, deadline = np.ones(2**25, dtype=np.float32), time.monotonic() + 20
+        while rise.bytes < big.nbytes and time.monotonic() < deadline:
+            time.sleep(0.001)
         del big
     assert 2**27 <= rise.bytes < 2**28
 

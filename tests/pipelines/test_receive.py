@@ -25,7 +25,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
 
-from imaging.errors import ListenImpossible, StoreFull
+from imaging.errors import ConfigInvalid, ListenImpossible, StoreFull
 from pipelines import disk, receive
 from pipelines.association import STORAGE_COMMITMENT, VERIFICATION, Peer, Tls
 from pipelines.receive import Listening, Receiver
@@ -523,7 +523,7 @@ def test_tls_takes_who_shows_a_certificate_and_nobody_else(store: Store, receivi
 
 def test_certificates_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     missing = tmp_path / "none.pem"
-    with pytest.raises(ListenImpossible, match="TLS certificates"):
+    with pytest.raises(ConfigInvalid, match="Correct --tls-certificate"):
         Tls(missing, missing, missing).context(server=True)
 
 

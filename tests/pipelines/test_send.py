@@ -252,7 +252,7 @@ def test_no_answer_is_lost_where_threads_are_held_up(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Association, "__init__", late)
     monkeypatch.setattr(DIMSEServiceProvider, "get_msg", taken_late)
     with scp() as peer:
-        delivery = send(written(tmp_path, [ct(1), ct(2)]), peer, confirm=Confirm.STATUS, timeout_s=1)
+        delivery = send(written(tmp_path, [ct(1), ct(2)]), peer, confirm=Confirm.STATUS, timeout_s=10)
     assert [file.status for file in delivery.files] == [0, 0], [str(file.error) for file in delivery.files]
 
 
