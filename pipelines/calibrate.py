@@ -1,8 +1,9 @@
 """`imgpipe calibrate`: another calibration for a checkpoint that is there already, without training it anew.
 
 Invariant: the weights stay as they are, byte for byte, and so does everything that made them and every file that tells
-of them alone, such as the engines that they were accepted with; what is chosen anew is chosen on the very cases that
-validated the checkpoint, by the names that its metrics have, and its config says so.
+of them alone; what is chosen anew is chosen on the very cases that validated the checkpoint, by the names that its
+metrics have, and its config says so. Engines were accepted by the probabilities that they gave: where these become
+others, the copy has been accepted with none.
 
 A checkpoint of one training is asked about its held-out cases again, and says what a training with such a config would
 have said. Of a cross-validation the networks of the other folds are not at hand: what they said of each case is in its
@@ -25,6 +26,7 @@ from imaging.config import ClassifyConfig, JudgedConfig, NetworkConfig, SegmentC
 from imaging.config.load import with_values
 from imaging.conformal import Conformal
 from imaging.dataset_check import OnCase
+from imaging.engines import accepted
 from imaging.errors import ConfigInvalid, ManifestInvalid, OutputNotWritable, TooFewCases, WrongTask
 from imaging.manifest import Split
 from imaging.novelty import FILE
@@ -145,6 +147,14 @@ def _told(config: JudgedConfig, data: Path) -> dict[str, str]:
     return {"config_sha256": config.digest(), "data": data.resolve().name}
 
 
+def _no_longer_true(checkpoint: NetworkCheckpoint, config: JudgedConfig) -> tuple[str, ...]:
+    """The files that told of the old calibration, too."""
+    assert not isinstance(checkpoint.config, SegmentConfig)
+    was, now = checkpoint.config.calibrate, config.calibrate
+    same = (was.temperature, was.isotonic) == (now.temperature, now.isotonic)
+    return (FILE,) if same else (FILE, accepted.FILE)
+
+
 def _of_one(
     checkpoint: NetworkCheckpoint, config: JudgedConfig, sides: Mapping[str, Any], out: Path, on_case: OnCase | None
 ) -> NetworkCheckpoint:
@@ -158,7 +168,7 @@ def _of_one(
         told,
         folder=out,
         scratch=scratch,
-        beside=checkpoint.further_files(but=(FILE,)),
+        beside=checkpoint.further_files(but=_no_longer_true(checkpoint, config)),
         on_case=on_case,
     )[0]
 

@@ -21,6 +21,8 @@ from imaging.errors import ImagingError, InputRefused, UnreadableDicom
 
 log = logging.getLogger(__name__)
 
+Version = tuple[int, int, int]
+
 # File systems that do not tell of what other machines do on them (mount types of Linux).
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs"})
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -30,7 +32,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 class _Seen:
     """How a file was found, and since when it has been like that, by the monotonic clock."""
 
-    version: tuple[int, int, int]
+    version: Version
     since: float
     tried: bool = False
     refused: bool = False
@@ -119,11 +121,9 @@ class Inbox:
                     yield Path(folder) / name
 
     def _has_settled(self, path: Path) -> bool:
-        try:
-            about = path.stat(follow_symlinks=False)
-        except OSError:
+        version = version_of(path)
+        if version is None:
             return False
-        version = (about.st_ino, about.st_size, about.st_mtime_ns)
         now = time.monotonic()
         seen = self._seen.get(path)
         if seen is None or seen.version != version:
@@ -134,7 +134,9 @@ class Inbox:
         try:
             self._store.take(path, source="inbox")
         except ImagingError as error:
-            stays = not isinstance(error, InputRefused) or isinstance(error, UnreadableDicom)
+            # What could not even be opened may be another time; what was read and is damaged stays as it is.
+            unopened = isinstance(error, UnreadableDicom) and isinstance(error.__cause__, OSError)
+            stays = not isinstance(error, InputRefused) or unopened
             if not stays or not self._seen[path].tried:
                 log.warning("inbox: %s", error if not isinstance(error, UnreadableDicom) else error.code)
             self._seen[path].tried = True
@@ -154,6 +156,15 @@ class Inbox:
                     path.rmdir()
             except OSError:  # not empty, or not ours to remove
                 continue
+
+
+def version_of(path: Path) -> Version | None:
+    """What tells a file from another one of its name, and from itself when it is written again; None without it."""
+    try:
+        about = path.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def is_being_written(path: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from imaging.dicom.attributes import read_facts
 from imaging.dicom.deidentify import Crosswalk, Deidentified, Options, Pseudonyms, deidentified, read_key
-from imaging.errors import InputRefused, KeyInvalid
+from imaging.errors import InputRefused, KeyInvalid, UnreadableDicom
 from imaging.files import sha256_of
 from pipelines.router import read_told, told_by
 from pipelines.routing import Incoming
@@ -71,8 +71,9 @@ class Hidden:
         """Move a file in; see `Store.take`. What is refused here stays where it is."""
         if not self._rules():
             return self._store.take(path, source=source)
+        subject = _subject(path)
         try:
-            made = self._made(path, source, f"file {sha256_of(path)[:16]}")
+            made = self._made(path, source, subject)
         except InputRefused as error:
             self._store.routes.told("file_refused", {"source": source, **error.as_dict()})
             raise
@@ -87,7 +88,7 @@ class Hidden:
         """Tell why a file is not taken; see `Store.refuse`. Where there are rules it stays where it is."""
         if not self._rules():
             return self._store.refuse(path, errors, source=source)
-        subject = f"file {sha256_of(path)[:16]}"
+        subject = _subject(path)
         told = [type(error)(subject, seen=error.seen, expected=error.expected, remedy=error.remedy)
                 for error in errors]  # fmt: skip
         for error in told:
@@ -133,6 +134,20 @@ class Hidden:
         return self._store.put(made.content, sop_instance_uid=made.sop_instance_uid, sop_class_uid=sop_class_uid,
                                series_uid=made.series_uid, study_uid=made.study_uid, transfer_syntax=transfer_syntax,
                                source=source)  # fmt: skip
+
+
+def _subject(path: Path) -> str:
+    """What a file is called where it is told of, for its own name may be a patient's.
+
+    Raises
+    ------
+    UnreadableDicom
+        If it cannot be opened.
+    """
+    try:
+        return f"file {sha256_of(path)[:16]}"
+    except OSError as error:
+        raise UnreadableDicom(path, seen=f"cannot be opened ({error.strerror})") from error
 
 
 def check_places(rules: Sequence[Incoming], store: Path) -> None:

@@ -10,6 +10,7 @@ way in come no nearer to the store than that.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import time
@@ -21,6 +22,9 @@ from typing import Protocol
 from imaging.dicom.archives import is_archive
 from imaging.dicom.scan import open_archive
 from imaging.errors import ArchiveNotUnpacked, ImagingError, InputRefused, NotDicom, StoreFull
+from pipelines.inbox import version_of
+
+log = logging.getLogger(__name__)
 
 # Hidden, so that the inbox does not look into it.
 FOLDER = ".unpacking"
@@ -91,7 +95,7 @@ class Unpacking:
 
     def _take_all(self, archive: Path, source: str) -> int:
         """The files of an archive; gives how many are in the store, or were refused there as any file is."""
-        through = 0
+        through, version = 0, version_of(archive)
         with self._unpacked() as folder:
             opened = open_archive(archive, folder)
             later = [error for error in opened.refused if isinstance(error, ArchiveNotUnpacked)]
@@ -108,6 +112,11 @@ class Unpacking:
                         seen = f"its file {member.name}: {error.seen}"
                         refused.append(type(error)(archive, seen=seen, expected=error.expected, remedy=error.remedy))
                 through += 1
+        if version_of(archive) != version:
+            # Another one lies in its place, of which nothing is taken yet: the inbox finds it as any that is new.
+            codes = ", ".join(sorted({error.code for error in refused})) or "nothing"
+            log.warning("inbox: an archive was replaced while it was unpacked; refused of the earlier one: %s", codes)
+            return through
         if not through and not refused:
             refused = [NotDicom(archive, seen="a ZIP or TAR archive without an image")]
         if refused:

@@ -55,6 +55,19 @@ def test_an_error_rate_can_be_chosen_anew(unknowing: Run, many_films: Path, tmp_
     assert "called what they are not" in (after.folder / "README.md").read_text()
 
 
+def test_engines_stay_accepted_only_where_the_probabilities_stay(
+    unknowing: Run, many_films: Path, tmp_path: Path
+) -> None:
+    assert isinstance(unknowing.checkpoint, Checkpoint)
+    before = with_extras(
+        tmp_path / "before", unknowing.checkpoint, unknowing.checkpoint.metrics, {"engines.json": b'{"trials": []}'}
+    )
+    folder = str(before.folder)
+    for asked, stays in (("error_rate=0.2", True), ("temperature=one", False)):
+        after = calibrate(checkpoint=folder, data=many_films, out=tmp_path / asked, overrides=[f"calibrate.{asked}"])
+        assert ("engines.json" in after.sums) is stays
+
+
 def test_what_cannot_be_chosen_anew_is_refused(unknowing: Run, many_films: Path, tmp_path: Path) -> None:
     folder, given = str(unknowing.checkpoint.folder), [f"calibrate.novelty={{false_flags: {FALSE_FLAGS}}}"]
     with pytest.raises(OutputNotWritable, match="there already"):

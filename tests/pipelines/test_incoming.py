@@ -129,6 +129,23 @@ def test_files_of_the_inbox_are_hidden_and_what_cannot_be_stays_there_and_is_tri
         Hidden(store, list).take(folder / "x", source="inbox")
 
 
+def test_what_is_damaged_is_told_once_and_what_cannot_be_opened_ends_nothing(
+    store: Store, apart: Path, tmp_path: Path
+) -> None:
+    folder, later = tmp_path / "in", tmp_path / "later"
+    folder.mkdir()
+    (folder / "Doe_John.dcm").write_bytes(instance(1, 1)[:-200])
+    (folder / "Doe_Jane.dcm").symlink_to(later)
+    (folder / "good").write_bytes(instance(1, 2))
+    inbox = Inbox(folder, Hidden(store, lambda: [rule(apart)]), settle_s=0.0)
+    assert [inbox.look() for _ in range(4)] == [1, 0, 0, 0]
+    assert sorted(path.name for path in folder.iterdir()) == ["Doe_Jane.dcm", "Doe_John.dcm"]
+    refused = [event.detail for event in store.jobs.events() if event.code == "file_refused"]
+    assert [detail["code"] for detail in refused if detail] == ["unreadable_dicom"]
+    later.write_bytes(instance(1, 3))
+    assert inbox.look() == 1
+
+
 def test_a_crosswalk_grows_after_a_crash_and_is_of_one_key(apart: Path, tmp_path: Path) -> None:
     path, key = apart / "crosswalk.csv", read_key(apart / "key")
     first = Pseudonyms(key)

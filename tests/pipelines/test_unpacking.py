@@ -168,6 +168,24 @@ def test_a_watcher_that_ends_leaves_the_archive_and_the_next_one_takes_the_rest(
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("further", [[], [("notes.txt", b"Doe^John")]], ids=["whole", "with what is refused"])
+def test_an_archive_put_in_the_place_of_one_that_is_unpacked_is_taken_too(store: Store, further: Members) -> None:
+    path = put(store, zipped([*images(1, 2), *further]))
+    later = path.with_name(".later")
+    later.write_bytes(zipped(images(2, 3)))
+
+    def replace() -> None:
+        if later.exists():
+            later.replace(path)
+
+    inbox = Inbox(path.parent, Unpacking(store, path.parent, replace), settle_s=0)
+    inbox.look()
+    inbox.look()
+    assert len(kept(store, 1)) == 2
+    assert len(kept(store, 2)) == 3
+    assert list(path.parent.iterdir()) == []
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -226,3 +244,15 @@ def test_files_of_an_archive_are_hidden_and_one_that_cannot_be_keeps_the_archive
     everything = b"".join(file.read_bytes() for file in store.root.rglob("*") if file.is_file())
     assert b"Test^Arriving" not in everything
     assert b"Doe^John" not in everything
+
+
+def test_an_archive_with_a_damaged_file_that_stays_where_it_is_is_unpacked_once(store: Store, tmp_path: Path) -> None:
+    make_key(tmp_path / "key")
+    rule = Incoming.model_validate({"deidentify": {"key": tmp_path / "key"}})
+    path = put(store, zipped([("1", instance(1, 1)[:-200]), *images(2, 1)]))
+    inbox = Inbox(path.parent, Unpacking(Hidden(store, lambda: [rule]), path.parent), settle_s=0)
+    assert [inbox.look() for _ in range(3)] == [0, 0, 0]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert [code for code, _ in refusals(store)] == ["unreadable_dicom"]
+    [job] = store.jobs.all()
+    assert job.study_uid == Pseudonyms(read_key(tmp_path / "key")).uid(study_uid(2))
