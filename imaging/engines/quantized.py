@@ -68,11 +68,14 @@ def quantized(model: Path | openvino.Model, tiles: Sequence[NDArray[np.float32]]
         (1, C, ...) each, as the network is given them when it serves.
     """
     runtime.runtime()  # so that nothing is sent
+    kind = logging.getLoggerClass()
     import nncf
 
+    # It would have all loggers that are made from now on be of its own kind.
+    logging.setLoggerClass(kind)
     read = runtime.core().read_model(model) if isinstance(model, Path) else model
-    # It tells of its steps on stdout, which is for the result alone.
-    nncf.set_log_level(logging.ERROR)
+    # It tells of its steps on stdout, which is for the result alone; `nncf.set_log_level` would quieten everybody.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
         found: openvino.Model = nncf.quantize(
             read, nncf.Dataset(list(tiles)), preset=nncf.QuantizationPreset.MIXED,

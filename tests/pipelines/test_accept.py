@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,6 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def quantized(segmenter: Checkpoint, data: Path) -> Int8:
-    pytest.importorskip("nncf")
     return int8_of(segmenter, read_manifest(data / "hippocampus"))
 
 
@@ -147,6 +147,14 @@ def test_int8_is_made_of_cases_that_trained_and_says_nearly_the_same(segmenter: 
     assert any("i8" in kind or "int8" in kind for kind in kinds), kinds
 
 
+def test_making_int8_leaves_everybodys_log_as_it_was(quantized: Int8, caplog: pytest.LogCaptureFixture) -> None:
+    assert quantized
+    assert type(logging.getLogger("pipelines.made_afterwards")) is logging.Logger
+    assert caplog.handler.level == logging.NOTSET
+    logging.getLogger("pipelines.made_afterwards").warning("it is heard")
+    assert "it is heard" in caplog.text
+
+
 @pytest.mark.parametrize("good", [True, False])
 def test_int8_goes_with_the_copy_where_it_is_good_enough_and_only_there(
     segmenter: Checkpoint, quantized: Int8, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: bool
@@ -200,7 +208,6 @@ def test_int8_is_refused_where_it_cannot_be_made(
 
 
 def test_int8_of_a_classifier_is_made_of_its_films(tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
     trained = [f"film{number:03d}" for number in range(8)]
     checkpoint = toy_classifier(tmp_path, metrics={"training": {"cases": len(trained), "names": trained}})
     films = tmp_path / "films" / "films.csv"

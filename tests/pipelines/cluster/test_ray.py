@@ -219,7 +219,8 @@ def test_devices_of_this_machine_read_studies_and_nothing_is_left_behind(data: P
                "--engine-cluster", "ray", "--cluster-address", "local", "--cluster-cpus", "64", "--out", str(out),
                "--json"]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    path = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    # An empty entry would be the folder of the call.
+    path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     ran = subprocess.run(command, cwd=work, env={**environment, "HOME": str(home), "PYTHONPATH": path},
                          capture_output=True, text=True, check=False, timeout=240)  # fmt: skip
     assert ran.returncode == 0, ran.stderr
