@@ -117,8 +117,11 @@ class Inbox:
         for folder, below, names in os.walk(self._folder):
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(names):
-                if not name.startswith(".") and not name.endswith((".partial", ".part", ".tmp")):
-                    yield Path(folder) / name
+                path = Path(folder) / name
+                # A pipe would be waited for without end. A link that leads nowhere is told of when it is opened.
+                is_data = path.is_file() or not path.exists()
+                if is_data and not name.startswith(".") and not name.endswith((".partial", ".part", ".tmp")):
+                    yield path
 
     def _has_settled(self, path: Path) -> bool:
         version = version_of(path)
@@ -142,6 +145,12 @@ class Inbox:
             self._seen[path].tried = True
             # What was refused and left where it is would be refused again, until it is another file.
             self._seen[path].refused = not stays and path.exists()
+            return False
+        except OSError as error:
+            # Such as a folder out of which nothing may be removed: what is in the store by now is the same next time.
+            if not self._seen[path].tried:
+                log.warning("inbox: a file cannot be taken away: %s", error.strerror or type(error).__name__)
+            self._seen[path].tried = True
             return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -85,6 +86,33 @@ def test_a_file_that_could_not_be_kept_is_taken_later(
         assert len([record for record in caplog.records if "store_full" in record.message]) == 1
         monkeypatch.undo()
         assert keep_looking(inbox, 0.1) == 1
+
+
+def test_a_file_that_cannot_be_removed_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IM1").write_bytes(instance(1, 1))
+    with Store(tmp_path / "store") as store:
+        inbox = Inbox(tmp_path / "in", store, settle_s=0)
+
+        def kept(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(store, "take", kept)
+        assert keep_looking(inbox, 0.1) == 0
+        assert len([record for record in caplog.records if "Permission denied" in record.message]) == 1
+        monkeypatch.undo()
+        assert keep_looking(inbox, 0.1) == 1
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "AAA")
+    (tmp_path / "in" / "IM1").write_bytes(instance(1, 1))
+    with Store(tmp_path / "store") as store:
+        assert keep_looking(Inbox(tmp_path / "in", store, settle_s=0), 0.1) == 1
+    assert (tmp_path / "in" / "AAA").is_fifo()
 
 
 @pytest.mark.parametrize("poll_s", [None, 0.1])
