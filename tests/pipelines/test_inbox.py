@@ -70,38 +70,27 @@ def test_names_of_files_under_way_are_left_alone(tmp_path: Path) -> None:
         assert keep_looking(inbox, 0.1) == 1
 
 
-def test_a_file_that_could_not_be_kept_is_taken_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreFull("store", seen="No space left on device"), "store_full"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_a_file_that_could_not_be_kept_or_removed_is_taken_later(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "IM1").write_bytes(instance(1, 1))
     with Store(tmp_path / "store") as store:
         inbox = Inbox(tmp_path / "in", store, settle_s=0)
 
-        def full(*_: object, **__: object) -> None:
-            raise StoreFull("store", seen="No space left on device")
+        def fails(*_: object, **__: object) -> None:
+            raise error
 
-        monkeypatch.setattr(store, "take", full)
+        monkeypatch.setattr(store, "take", fails)
         assert keep_looking(inbox, 0.1) == 0
-        assert len([record for record in caplog.records if "store_full" in record.message]) == 1
-        monkeypatch.undo()
-        assert keep_looking(inbox, 0.1) == 1
-
-
-def test_a_file_that_cannot_be_removed_ends_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "IM1").write_bytes(instance(1, 1))
-    with Store(tmp_path / "store") as store:
-        inbox = Inbox(tmp_path / "in", store, settle_s=0)
-
-        def kept(*_: object, **__: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(store, "take", kept)
-        assert keep_looking(inbox, 0.1) == 0
-        assert len([record for record in caplog.records if "Permission denied" in record.message]) == 1
+        assert len([record for record in caplog.records if told in record.message]) == 1
         monkeypatch.undo()
         assert keep_looking(inbox, 0.1) == 1
 
