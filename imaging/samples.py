@@ -24,7 +24,7 @@ from imaging.channels import check_channels, read_channels, read_mask
 from imaging.config import ClassifyConfig, Config, Data, SegmentConfig
 from imaging.content import ContentIndex, files_in
 from imaging.dataset_check import mismatches
-from imaging.errors import CaseChanged, DuplicateCases
+from imaging.errors import CaseChanged, DuplicateCases, ImagingError
 from imaging.gridding import classify_preprocessing
 from imaging.manifest import Case
 from imaging.patches import Patches, Places, places_of
@@ -156,13 +156,22 @@ class _Cached(Dataset[Sample]):
         Raises
         ------
         CaseChanged
-            If a file of the case is another one since the run began.
+            If a file of the case is another one since the run began, or becomes one while it is read.
         """
+        self._unchanged(index)
+        try:
+            sample = {name: _plain(value).contiguous() for name, value in self._prepare(self._cases[index]).items()}
+        except (ImagingError, OSError):
+            self._unchanged(index)  # a file that went while it was read is not one that is damaged
+            raise
+        self._unchanged(index)
+        return sample
+
+    def _unchanged(self, index: int) -> None:
         before, now = self._stamps[index], _stamps(self._cases[index])
         for path in {**before, **now}:
             if now.get(path) != before.get(path):
                 raise CaseChanged(path, seen=f"{'changed' if now.get(path) else 'is gone'} (case {self.names[index]})")
-        return {name: _plain(value).contiguous() for name, value in self._prepare(self._cases[index]).items()}
 
     def _prepare(self, case: Any) -> Sample:
         """What the deterministic transforms make of a case."""

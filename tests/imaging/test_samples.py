@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from segmented import case_in, several_patches
 
 from imaging.config import SegmentConfig, load_config
-from imaging.errors import ConstantImage, ImagingError, LabelMismatch, NotFinite, UnreadableNifti
+from imaging.errors import CaseChanged, ConstantImage, ImagingError, LabelMismatch, NotFinite, UnreadableNifti
 from imaging.files import shipped
+from imaging.manifest import Case
 from imaging.patches import Patches
-from imaging.samples import CachedCases, load_case
+from imaging.samples import CachedCases, Sample, load_case
 from imaging.transforms import IMAGE, LABEL
 
 
@@ -25,6 +27,10 @@ def rewrite(path: Path, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndar
     image = nib.load(path)
     array, affine = change(np.asarray(image.dataobj, dtype=np.float32), image.affine.copy())
     nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def touch(path: Path) -> None:
+    os.utime(path, (1, 1))
 
 
 def moved(affine: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -161,3 +167,28 @@ def test_draws_of_a_case_differ_and_depend_on_their_number_alone(two_cases: Path
     assert not any(same(drawn[one], drawn[other]) for one in range(6) for other in range(one))
     assert all(same(second[4, item], drawn[item]) for item in reversed(range(6)))
     assert not any(same(second[5, item], drawn[item]) for item in range(6))
+
+
+@pytest.mark.parametrize("when", ["before it is read", "after it is read"])
+@pytest.mark.parametrize(
+    ("change", "told"), [(Path.unlink, "is gone"), (lambda path: os.utime(path, (1, 1)), "changed")]
+)
+def test_case_that_changes_while_it_is_read_is_named(
+    two_cases: Path,
+    small_patches: SegmentConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    change: Callable[[Path], None],
+    told: str,
+) -> None:
+    cases = cached(two_cases, small_patches, augmented=False)
+    prepare = cases._prepare
+
+    def raced(case: Case) -> Sample:
+        sample = prepare(case) if when == "after it is read" else {}
+        change(case.images[0])
+        return sample or prepare(case)
+
+    monkeypatch.setattr(cases, "_prepare", raced)
+    with pytest.raises(CaseChanged, match=rf"i001\.nii\.gz: {told} \(case one\)"):
+        cases._plainly(0)
