@@ -13,24 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from imaging.cases import ClassifiedCase, load_picture, read_cases
+from imaging.cases import ClassifiedCase, read_cases
 from imaging.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, with_extras
-from imaging.classifier import Classifier
 from imaging.config import ClassifyConfig
 from imaging.dataset_check import OnCase
 from imaging.engines import Engine, Engines, Precision, engines_of, runtime
-from imaging.engines.accepted import FILE, Compared, Side, Trial, Trials, trials_of
+from imaging.engines.accepted import FILE, Side, Trial, Trials, trials_of
 from imaging.engines.choice import tile_shape
 from imaging.engines.quantized import as_files, files_of_all, made_by
 from imaging.errors import MissingPackage, OutputNotWritable, TooFewCases
 from imaging.manifest import Case, read_manifest
-from imaging.metrics import dice
-from imaging.predict import Predictor
-from imaging.samples import load_case
-from imaging.scores import auc
-from imaging.structures import structure_of, truth_of
+from pipelines.agreement import classified, segmented
 from pipelines.quantize import Int8, int8_of
 
 # How often each engine is timed.
@@ -116,7 +110,7 @@ def compared_with_torch(
     """
     reference = engines_of(checkpoint, wanted="torch", device="cpu", precision="fp32")
     side, own = own_cases(checkpoint, cases)
-    compare = _classified if isinstance(checkpoint.config, ClassifyConfig) else _segmented
+    compare = classified if isinstance(checkpoint.config, ClassifyConfig) else segmented
     compared = compare(checkpoint, reference, engines, own, on_case)
     speeds = _speeds(checkpoint, reference, engines)
     return [
@@ -178,79 +172,3 @@ def _speeds(checkpoint: Checkpoint, reference: Engines, engines: Mapping[Precisi
             seconds[one].append(time.perf_counter() - begun)
     medians = {one: statistics.median(found[1:]) for one, found in seconds.items()}
     return {one: round(medians[None] / medians[one], 2) for one in engines}
-
-
-def _segmented(
-    checkpoint: Checkpoint,
-    reference: Engines,
-    engines: Mapping[Precision, Engines],
-    cases: Sequence[Case],
-    on_case: OnCase | None,
-) -> dict[Precision, dict[str, Compared]]:
-    """By precision and structure."""
-    config = checkpoint.segmenter()
-    torch, others = Predictor(checkpoint, engine=reference), {
-        one: Predictor(checkpoint, engine=found) for one, found in engines.items()
-    }  # fmt: skip
-    # (with torch's mask, with the truth, torch's with the truth) of each case.
-    figures: dict[Precision, dict[str, list[tuple[float, float, float]]]] = {
-        one: {label.name: [] for label in config.labels} for one in engines
-    }
-    for number, case in enumerate(cases):
-        if on_case:
-            on_case(case.name, number, len(cases))
-        image, mask = load_case(case, values=config.mask_values, channels=len(config.scales))
-        truth, expected = truth_of(mask.array[0], config), torch(image).found
-        for one, predictor in others.items():
-            found = predictor(image).found
-            for label in config.labels:
-                own, of_torch, true = (structure_of(each, label) for each in (found, expected, truth))
-                figures[one][label.name].append((dice(own, of_torch, 1), dice(own, true, 1), dice(of_torch, true, 1)))
-    return {one: {name: of_masks(np.array(rows)) for name, rows in each.items()} for one, each in figures.items()}
-
-
-def of_masks(figures_N3: NDArray[np.float64]) -> Compared:
-    """Means over the cases in which anybody has the structure; who has it nowhere agrees where nobody has it."""
-    there_N3 = figures_N3[~np.isnan(figures_N3).all(axis=1)]
-    agreeing_N3 = np.nan_to_num(there_N3 if len(there_N3) else np.ones((1, 3)), nan=1.0)
-    with_torch, own, of_torch = agreeing_N3.mean(axis=0).round(5).tolist()
-    return Compared(dice_with_torch=with_torch, least_dice_with_torch=round(float(agreeing_N3[:, 0].min()), 5),
-                    dice=own, dice_of_torch=of_torch)  # fmt: skip
-
-
-def _classified(
-    checkpoint: Checkpoint,
-    reference: Engines,
-    engines: Mapping[Precision, Engines],
-    cases: Sequence[ClassifiedCase],
-    on_case: OnCase | None,
-) -> dict[Precision, dict[str, Compared]]:
-    """By precision and class."""
-    names = [item.name for item in checkpoint.classifier().classes]
-    classifiers = [Classifier(checkpoint, engine=found) for found in (reference, *engines.values())]
-    rows = []
-    for number, case in enumerate(cases):
-        if on_case:
-            on_case(case.name, number, len(cases))
-        picture = load_picture(case)
-        rows.append([[said.probability[name] for name in names] for said in (one(picture) for one in classifiers)])
-    truth_NK = np.array([[name in case.classes for name in names] for case in cases], dtype=np.bool_)
-    probability_NEK = np.array(rows)
-    return {
-        one: {
-            name: _of_probabilities(truth_NK[:, k], probability_NEK[:, 0, k], probability_NEK[:, number, k])
-            for k, name in enumerate(names)
-        }
-        for number, one in enumerate(engines, start=1)
-    }
-
-
-def _of_probabilities(
-    truth_N: NDArray[np.bool_], torch_N: NDArray[np.float64], engine_N: NDArray[np.float64]
-) -> Compared:
-    both = bool(truth_N.any()) and not bool(truth_N.all())
-    return Compared(
-        difference=round(float(np.abs(torch_N - engine_N).max()), 5),
-        auc=round(auc(truth_N, engine_N), 5) if both else None,
-        auc_of_torch=round(auc(truth_N, torch_N), 5) if both else None,
-    )

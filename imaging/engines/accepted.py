@@ -35,8 +35,11 @@ class Compared(_Part):
 
     Attributes
     ----------
+    seen
+        In how many cases the engine or torch found the structure; None of what is no structure, and where an earlier
+        version of this file did not say. Where it is 0 there is no other figure.
     dice_with_torch, least_dice_with_torch
-        Of the engine's masks with those of torch in fp32: mean over the cases, and of the worst case.
+        Of the engine's masks with those of torch in fp32: mean over these cases, and of the worst of them.
     dice, dice_of_torch
         Of both with the truth, means over the cases.
     difference
@@ -45,6 +48,7 @@ class Compared(_Part):
         Of both; None where the cases are all of one kind.
     """
 
+    seen: Annotated[int, Field(ge=0)] | None = None
     dice_with_torch: float | None = None
     least_dice_with_torch: float | None = None
     dice: float | None = None
@@ -54,15 +58,15 @@ class Compared(_Part):
     auc_of_torch: float | None = None
 
     def why_not(self) -> str:
-        """What is not good enough; empty where all is. What is not a number never is."""
+        """What is not good enough; empty where all is, or nothing was seen. What is not a number never is."""
         if self.dice_with_torch is None and self.difference is None:
-            return "no figure was compared"
+            return "" if self.seen == 0 else "no figure was compared"
         if self.dice_with_torch is not None and not self.dice_with_torch >= LEAST_DICE:
-            return f"Dice {self.dice_with_torch:.4f} with torch's masks, at least {LEAST_DICE} was expected"
+            return f"Dice {self.dice_with_torch:.6g} with torch's masks, at least {LEAST_DICE} was expected"
         if self.dice is not None and self.dice_of_torch is not None and self.dice < self.dice_of_torch - LOWER_DICE:
-            return f"Dice {self.dice:.4f} with the truth, and torch's is {self.dice_of_torch:.4f}"
+            return f"Dice {self.dice:.6g} with the truth, and torch's is {self.dice_of_torch:.6g}"
         if self.difference is not None and not self.difference <= LARGEST_DIFFERENCE:
-            return f"a probability differs by {self.difference:.4f}, at most {LARGEST_DIFFERENCE} was expected"
+            return f"a probability differs by {self.difference:.6g}, at most {LARGEST_DIFFERENCE} was expected"
         if self.auc is None or self.auc_of_torch is None:
             return ""
         same = round(self.auc, AUC_DIGITS) == round(self.auc_of_torch, AUC_DIGITS)
@@ -112,8 +116,15 @@ class Trial(_Part):
 
     def why_not(self) -> str:
         """What is not good enough; empty where all is."""
+        if len(self.unseen) == len(self.compared):
+            return "no structure was seen in any case"
         found = ((name, item.why_not()) for name, item in self.compared.items())
         return "; ".join(f"{name}: {reason}" for name, reason in found if reason)
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The structures that neither the engine nor torch found in any case: of them nothing is known."""
+        return tuple(name for name, item in self.compared.items() if item.seen == 0)
 
 
 class Trials(_Part):

@@ -137,8 +137,8 @@ def _openvino(checkpoint: Checkpoint, precision: Precision | None) -> tuple[Engi
         except RuntimeError as error:
             reasons.append(f"openvino does not take it in {one}: {_first_line(error)}")
             continue
-        told = elsewhere(trial) if trial and not precision else ""
-        why = "; ".join([*reasons, *([told] if told else [])])
+        told = (elsewhere(trial), _unseen(trial)) if trial and not precision else ()
+        why = "; ".join([*reasons, *filter(None, told)])
         return _told(checkpoint, Engines(members, EngineChoice("openvino", one, why))), ""
     return None, "; ".join(reasons)
 
@@ -163,6 +163,11 @@ def _why_not(precision: Precision, trial: Trial | None) -> str:
         return f"this processor has no {precision}{f' ({limit})' if limit else ''}"
     reason = trial.why_not() if trial else f"it was never compared with torch in {precision}"
     return f"not openvino in {precision}: {reason}" if reason else ""
+
+
+def _unseen(trial: Trial) -> str:
+    """Of which structures nothing is known; empty where all were seen."""
+    return f"{trial.precision} was accepted without a case of {', '.join(trial.unseen)}" if trial.unseen else ""
 
 
 def _compiled(checkpoint: Checkpoint, precision: Precision) -> tuple[Engine, ...]:

@@ -95,10 +95,13 @@ def accept(checkpoint: str, data: Path, out: Path, int8: bool, as_json: bool) ->
 
 def _tell_trial(trial: Trial) -> None:
     reason, speed = trial.why_not(), f", {trial.speed:g} times as fast as torch in fp32" if trial.speed else ""
-    click.echo(f"{trial.engine} in {trial.precision}{speed}: {f'not accepted: {reason}' if reason else 'accepted'}")
+    but = f", never seen: {', '.join(trial.unseen)}" if trial.unseen else ""
+    verdict = f"not accepted: {reason}" if reason else f"accepted{but}"
+    click.echo(f"{trial.engine} in {trial.precision}{speed}: {verdict}")
     for name, found in trial.compared.items():
-        figures = found.model_dump(exclude_none=True)
-        click.echo(f"  {name}: {', '.join(f'{TRIED[key]} {value:.4f}' for key, value in figures.items())}")
+        figures = found.model_dump(exclude_none=True, exclude={"seen"})
+        told = [f"{TRIED[key]} {value:.4f}" for key, value in figures.items()]
+        click.echo(f"  {name}: {', '.join(told) or 'not seen in any case'}")
 
 
 @click.command(short_help="Write a checkpoint's networks for other programs.")

@@ -29,7 +29,7 @@ from imaging.errors import (
     TooFewCases,
 )
 from imaging.manifest import read_manifest
-from pipelines.accept import accept, of_masks, own_cases
+from pipelines.accept import accept, own_cases
 from pipelines.cli import main
 from pipelines.export import export
 from pipelines.quantize import Int8, int8_of
@@ -123,16 +123,6 @@ def test_cases_that_trained_a_checkpoint_say_nothing(segmenter: Checkpoint) -> N
     assert own_cases(other, cases)[0] == "other"
     with pytest.raises(TooFewCases):
         own_cases(other, cases[:1])
-
-
-def test_cases_in_which_nobody_has_a_structure_do_not_make_it_look_better() -> None:
-    nowhere = [np.nan] * 3
-    found = of_masks(np.array([[0.9, 0.8, 0.7], nowhere, nowhere]))
-    assert (found.dice_with_torch, found.dice, found.dice_of_torch) == (0.9, 0.8, 0.7)
-    # Found by torch alone where there is none: two differ, and the engine agrees with the truth.
-    found = of_masks(np.array([[0.0, np.nan, 0.0]]))
-    assert (found.dice_with_torch, found.dice, found.dice_of_torch) == (0.0, 1.0, 0.0)
-    assert of_masks(np.array([nowhere])).why_not() == ""
 
 
 def test_int8_is_made_of_cases_that_trained_and_says_nearly_the_same(segmenter: Checkpoint, quantized: Int8) -> None:

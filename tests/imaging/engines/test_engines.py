@@ -241,9 +241,18 @@ def test_torch_answers_where_the_answers_were_not_as_good(bare: Checkpoint, tmp_
     checkpoint = with_trials(bare, tmp_path / "worse", trial(accepted=False), trial(accepted=False, precision="bf16"))
     found = engines_of(checkpoint)
     assert found.choice.name == "torch"
-    assert "part: Dice 0.9000 with torch's masks" in found.choice.why
+    assert "part: Dice 0.9 with torch's masks" in found.choice.why
     with pytest.raises(EngineRefused, match=r"0\.998"):
         engines_of(checkpoint, wanted="openvino")
+
+
+def test_structure_that_no_case_had_is_told_with_the_engine(bare: Checkpoint, tmp_path: Path) -> None:
+    known = trial()
+    compared = {**known.compared, "other_part": Compared(seen=0)}
+    checkpoint = with_trials(bare, tmp_path / "unseen", known.model_copy(update={"compared": compared}))
+    found = engines_of(checkpoint).choice
+    assert (found.name, found.precision) == ("openvino", "fp32")
+    assert found.why.endswith("fp32 was accepted without a case of other_part")
 
 
 def test_another_version_or_processor_than_was_measured_is_told(
@@ -385,6 +394,8 @@ def test_what_a_processor_computes_with_is_known(
         (Compared(dice_with_torch=float("nan"), dice=0.9, dice_of_torch=0.9), False),
         (Compared(auc=0.95, auc_of_torch=0.95), False),
         (Compared(dice=0.9, dice_of_torch=0.9), False),
+        (Compared(seen=0), True),
+        (Compared(seen=1), False),
     ],
 )
 def test_what_is_good_enough(compared: Compared, good: bool) -> None:
