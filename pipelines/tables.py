@@ -45,6 +45,13 @@ def words_of(report: Report) -> list[str]:
     return [str(line) for line in lines if line.kind != "nothing"]
 
 
+def unjudged_of(report: Report) -> list[dict[str, Any]]:
+    """The texts that have no probability: which text it is, which checkpoint found it strange if one did, and why."""
+    which = {"role", "source", "sha256", "model"}
+    unjudged = [text for text in report.texts if text.probability is None]
+    return [{**text.model_dump(include=which), "reason": text.assessment_reason} for text in unjudged]
+
+
 def repairs_of(report: Report) -> list[str]:
     """A line for whatever makes a volume that was measured differ from what was sent."""
     return [

@@ -54,7 +54,8 @@ def conclusion_of(report: Report, *, whole: bool = False) -> tuple[Line, ...]:
         found = [item for item in report.findings if kind_of(item) == assessment]
         if found:
             lines.append(Line(assessment, head, _listed([_judged(item) for item in _surest(found)], most)))
-        judged = [text for text in report.texts if text.probability is not None and text.assessment == assessment]
+        # One that is strange to the checkpoint that read it has no number, and was read all the same.
+        judged = [text for text in report.texts if text.model and text.assessment == assessment]
         lines += [Line(assessment, head, _worded(text)) for text in judged]
     measured = [item for item in report.findings if kind_of(item) == "measured"]
     if measured:
@@ -120,4 +121,5 @@ def _fused(entry: FusionEntry) -> str:
 
 
 def _worded(text: TextEntry) -> str:
-    return f"by the words of the {text.role} alone ({text.probability:.3f})"
+    number = "no probability" if text.probability is None else f"{text.probability:.3f}"
+    return f"by the words of the {text.role} alone ({number})"

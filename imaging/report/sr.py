@@ -2,7 +2,7 @@
 
 Invariant: nothing is said that the report does not say. A finding is named as one only where it was assessed as
 abnormal, or where the structure was found; what was looked for and judged normal is answered with "Absent", what was
-not judged with "Undetermined", each with its probability and the reason.
+left open with "Undetermined", each with its probability and the reason. What nothing judged has no answer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from imaging.dicom.source import tracking_uid, uid_of
 from imaging.dicom.sr import Statement, write_report
 from imaging.dicom.sr_content import Evaluation, Group, Maker, Measured, SegmentRef
 from imaging.errors import FormatNotApplicable, OutputNotBuilt
+from imaging.report.conclusion import kind_of
 from imaging.report.report import (
     Assessment,
     Disagreement,
@@ -162,7 +163,10 @@ def _finding(
         site=finding.code if is_structure else None,
         site_modifier=finding.modifier if is_structure else None,
         measured=tuple(_numbers(finding)),
-        evaluations=_judged(finding.assessment, None if is_structure else finding.code),
+        # A size that no rule judges is not undetermined: nobody asked.
+        evaluations=()
+        if kind_of(finding) == "measured"
+        else _judged(finding.assessment, None if is_structure else finding.code),
         comments=_comments(finding.title, finding.assessment_reason, *finding.novelty, *_number(finding), own.told),
         images=() if own.segment else tuple(_images(finding, series)),
         segment=own.segment,
@@ -273,7 +277,7 @@ def _text(entry: TextEntry, report: Report, makers: Mapping[str, Maker]) -> Grou
         tracking_uid=uid_of("tracking", report.study.uid, "text", entry.role, entry.sha256),
         maker=makers.get(entry.model),
         measured=() if entry.probability is None else (_probability(entry.probability, low, high),),
-        evaluations=(*_judged(entry.assessment, None), *_asserted(entry)),
+        evaluations=(*(_judged(entry.assessment, None) if entry.model else ()), *_asserted(entry)),
         comments=_comments(f"Text of the role {entry.role}, SHA-256 {entry.sha256}", entry.assessment_reason),
     )
 

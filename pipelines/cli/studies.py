@@ -112,12 +112,15 @@ def infer(
 
 
 def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
+    from pipelines.tables import unjudged_of
+
     return {
         "studies": [
             {
                 "name": study.name,
                 "folder": str(study.folder) if study.folder else None,
                 "report": study.report.model_dump(mode="json") if study.report else None,
+                "texts_not_judged": unjudged_of(study.report) if study.report else [],
                 "problems": [problem.as_dict() for problem in study.problems],
             }
             for study in inferred.studies
@@ -129,7 +132,7 @@ def _inferred_as_dict(inferred: Inferred, status: int) -> dict[str, Any]:
 
 
 def _print_inferred(inferred: Inferred) -> None:
-    from pipelines.tables import finding_line, repairs_of, words_of
+    from pipelines.tables import finding_line, repairs_of, unjudged_of, words_of
 
     told = set()
     for study in inferred.studies:
@@ -140,6 +143,12 @@ def _print_inferred(inferred: Inferred) -> None:
             click.echo(f"  {line}")
         if study.report and not study.report.findings:
             click.echo("  nothing was measured")
+        # What has a problem of its own is told by that.
+        known = {problem.subject for problem in study.problems}
+        for text in unjudged_of(study.report) if study.report else ():
+            if text["source"] not in known:
+                lack = "have no probability" if text["model"] else "were not judged"
+                click.echo(f"  The words of the {text['role']} ({text['source']}) {lack}. {text['reason']}")
         for problem in study.problems:
             told.add(str(problem))
             click.echo(f"  {problem}")

@@ -218,7 +218,11 @@ def test_command_line_takes_a_text_and_tells_the_disagreement(
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     assert "Picture and report disagree: Odd." in result.output
+    reason = "No checkpoint that judges such texts took part."
+    assert f"The words of the report (file words.txt) were not judged. {reason}" in result.output
     document = json.loads(invoke(*arguments, "--json").stdout)
+    (unjudged,) = document["studies"][0]["texts_not_judged"]
+    assert (unjudged["source"], unjudged["model"], unjudged["reason"]) == ("file words.txt", "", reason)
     assert document["studies"][0]["report"]["texts"][0]["role"] == "report"
 
 

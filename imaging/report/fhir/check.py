@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from imaging.errors import OutputMismatch
-from imaging.report.conclusion import conclusion_of
+from imaging.report.conclusion import conclusion_of, kind_of
 from imaging.report.fhir.parts import SYSTEMS, Page, Version
 from imaging.report.report import Finding, FusionEntry, Report
 
@@ -132,7 +132,7 @@ def _said(item: dict[str, Any], resources: dict[str, Any]) -> _Said:
         number.get("code", ""),
         bounds.get("low", {}).get("value"),
         bounds.get("high", {}).get("value"),
-        _JUDGED[item["interpretation"][0]["coding"][0]["code"]],
+        _JUDGED[item["interpretation"][0]["coding"][0]["code"]] if "interpretation" in item else "measured",
         "".join(hashes),
     )
 
@@ -145,7 +145,7 @@ def _name(code: dict[str, Any]) -> str:
 def _meant(finding: Finding, report: Report) -> _Said:
     """What the report says of a finding, in the same words."""
     hashes = {entry.name: entry.weights_sha256 for entry in report.models}
-    last = (finding.assessment, hashes.get(finding.model, ""))
+    last = (kind_of(finding), hashes.get(finding.model, ""))
     structure, found = finding.structure, finding.classification
     if structure is None:
         value = _finite(found.probability) if found else None

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imaging.codes import code_of
+from imaging.report.conclusion import kind_of
 from imaging.report.fhir.parts import (
     URI,
     Json,
@@ -133,8 +134,12 @@ def _finding(about: _About, finding: Finding, number: int, chosen: Json | None) 
     derived = about.study()
     if chosen is not None:
         derived = [*derived, reference(selection_name(about.report, finding, about.digest), "ImagingSelection")]
+    # A size that no rule judges has no interpretation: "indeterminate" is what a rule could not decide.
+    is_judged = kind_of(finding) != "measured"
+    reason = finding.assessment_reason
     common = {
-        "interpretation": [_interpretation(finding.assessment, finding.assessment_reason)],
+        "interpretation": [_interpretation(finding.assessment, reason)] if is_judged else [],
+        "note": [{"text": reason}] if reason and not is_judged else [],
         "device": about.device(finding.model),
         "derivedFrom": derived,
     }

@@ -60,6 +60,17 @@ def test_scores_of_picture_and_words_are_told_and_a_missing_one_is_none() -> Non
     assert "Normal: by the words of the report alone (0.120)" in lines
 
 
+def test_text_that_is_strange_to_its_checkpoint_is_indeterminate_and_one_that_nobody_read_is_no_line() -> None:
+    report = full_report()
+    changes = {"probability": None, "interval": None, "assessment": "indeterminate"}
+    strange = report.texts[0].model_copy(update=changes)
+    unread = strange.model_copy(update={"model": ""})
+    lines = [str(line) for line in conclusion_of(report.model_copy(update={"texts": (strange, unread)}))]
+    assert [line for line in lines if "words of the report" in line] == [
+        "Indeterminate: by the words of the report alone (no probability)"
+    ]
+
+
 def test_each_assessment_has_a_line_with_the_surest_first() -> None:
     report = report_of(judged("a", 0.7, "abnormal"), judged("b", 0.9, "abnormal"), judged("c", 0.1, "normal"))
     assert [str(line) for line in conclusion_of(report)] == ["Abnormal: B (0.900), A (0.700)", "Normal: C (0.100)"]

@@ -232,7 +232,8 @@ def test_a_volume_has_its_unit_interval_place_and_device() -> None:
         "value": 1730.25, "unit": "mm³", "system": "http://unitsofmeasure.org", "code": "mm3"
     }  # fmt: skip
     assert found["bodySite"]["coding"][0]["code"] == "5366008"
-    assert found["interpretation"][0]["coding"][0]["code"] == "IND"
+    assert "interpretation" not in found, "nobody judged it: that is not indeterminate"
+    assert found["note"] == [{"text": "Volume only."}]
     parts = {json.dumps(part["code"]): part for part in found["component"]}
     interval = next(part for part in parts.values() if "valueRange" in part)["valueRange"]
     assert (interval["low"]["value"], interval["high"]["value"]) == (1500.5, 1990.125)

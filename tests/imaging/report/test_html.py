@@ -170,11 +170,12 @@ def test_page_tells_what_the_report_tells() -> None:
     text = Page(page_of()).text
     for said in (
         "For research use, not for diagnosis.", "Hippocampus, anterior part", "0.027 mL", "27 mm³",
-        "0.022 to 0.032 mL", "with 90 % coverage", "95 % of the test cases", "indeterminate", "SCT 5366008",
+        "0.022 to 0.032 mL", "with 90 % coverage", "95 % of the test cases", "not judged", "SCT 5366008",
         "0.900 [0.880, 0.920]", "On 43 test cases", "missing_slices", "not_dicom", "uneven_positions", "1.2.3.2",
         "f" * 64,
     ):  # fmt: skip
         assert said in text, said
+    assert "indeterminate" not in page_of().partition("<main>")[2], "a size that nothing judges is no doubtful case"
 
 
 def test_each_picture_has_its_slice_and_instance() -> None:

@@ -139,7 +139,19 @@ def test_a_structure_is_measured_where_it_lies() -> None:
     (number,) = group.measured
     assert (number.name.meaning, number.unit.value) == ("Volume", "mm3")
     assert (number.low, number.value, number.high) == (90.0, 100.0, 130.0)
-    assert group.images == () and answers(group) == {"Normality": "Normality Undetermined"}
+    assert group.images == () and answers(group) == {}, "nobody judged it: that is not undetermined"
+
+
+def test_a_structure_of_a_strange_picture_is_undetermined() -> None:
+    strange = part_of(structure_of()).model_copy(update={"novelty": ("Strange film",)})
+    assert answers(group_of(report_of(strange))) == {"Normality": "Normality Undetermined"}
+
+
+def test_a_text_that_no_checkpoint_read_is_not_judged() -> None:
+    text = TextEntry(role="report", source="", sha256="ef" * 32, assessment_reason="No checkpoint.")
+    assert answers(group_of(report_of(texts=(text,)))) == {}
+    strange = text.model_copy(update={"model": "toy"})
+    assert answers(group_of(report_of(texts=(strange,)))) == {"Normality": "Normality Undetermined"}
 
 
 def test_an_interval_without_its_number_is_told_in_words_alone() -> None:
