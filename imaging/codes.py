@@ -48,8 +48,8 @@ class Entry:
     synonyms
         What else it is called, such as in public data sets.
     category
-        ``finding``, ``assessment``, ``assertion``, ``anatomy``, ``modifier``, ``category``, ``measurement``, ``unit``,
-        ``concept``, ``document`` or ``section``.
+        ``finding``, ``morphology`` (of a finding wherever it lies), ``assessment``, ``assertion``, ``anatomy``,
+        ``modifier``, ``category``, ``measurement``, ``unit``, ``concept``, ``document`` or ``section``.
     radlex
         RadLex's id; empty where none could be verified.
     source

@@ -32,6 +32,7 @@ from imaging.report.report import Disagreement, Finding, FusionEntry, ModelEntry
 from imaging.report.texts import spans_of, text_entry
 from imaging.text.answer import TextReading, check_pictures, check_text
 from imaging.text.document import Document
+from imaging.text.region import region_of
 from imaging.volume import SeriesFacts
 
 _NO_MODEL = "No checkpoint that judges such texts took part."
@@ -175,7 +176,8 @@ def _heard(
         except (InputRefused, MissingPackage, EncoderUnusable) as refusal:
             why_not.append(_why_not(refusal))
             problems += _problem(document, refusal)
-    spans = spans_of(document, (span for _, reading in read for span in reading.spans))
+    marked = (span for _, reading in read for span in reading.spans)
+    spans = spans_of(document, marked, region=region_of(document, series))
     judge, judged = next(((reader, one) for reader, one in read if one.assessment is not None), (None, None))
     part = text_part(judged, classes=judge.classes) if judged is not None and judge is not None else None
     name = judged.checkpoint.name if judged is not None else ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from imaging.codes import Codes, shipped_codes
 from imaging.report.report import Assessment, Disagreement, Finding, SentenceRef
 from imaging.text.document import NOT_SEEN, Document, Span
+from imaging.text.mentions import is_general
 
 _NOTES = {
     "image_abnormal_report_denies": "The picture is judged abnormal, and the report says that it is not there.",
@@ -109,10 +110,11 @@ def _compared(finding: Finding, words: Words, is_whole: bool, codes: Codes) -> D
 
 def _is_of(span: Span, finding: Finding, document: Document, codes: Codes) -> bool:
     """Whether a mention is of a finding: by its code, or by what the table calls it."""
-    if span.code is not None:
+    if span.code is not None and not is_general(span.code):
         return (span.code.scheme, span.code.value) == (finding.code.scheme, finding.code.value)
-    word = document.text[span.start : span.end]
-    entry = codes.find(word)
+    # Beside a chest a report may speak of other parts, too: there a mass may be the lung's or not.
+    word = span.code.meaning if span.code is not None else document.text[span.start : span.end]
+    entry = codes.find(word) or codes.find(word.removesuffix("s"))
     if entry is not None:
         return (entry.code.scheme, entry.code.value) == (finding.code.scheme, finding.code.value)
     return word.strip().casefold() in {finding.name.replace("_", " ").casefold(), finding.title.casefold()}

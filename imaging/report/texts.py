@@ -14,6 +14,7 @@ from imaging.report.report import Assessment, Score, SectionEntry, SentenceEntry
 from imaging.text.assertion import sentences
 from imaging.text.document import Document, Span
 from imaging.text.mentions import find_mentions
+from imaging.text.region import Region
 
 
 class Judged(Protocol):
@@ -28,10 +29,10 @@ class Judged(Protocol):
         """Why."""
 
 
-def spans_of(document: Document, marked: Iterable[Span] = ()) -> tuple[Span, ...]:
-    """What a text mentions: by the table, and what models marked elsewhere; in the order of the text."""
+def spans_of(document: Document, marked: Iterable[Span] = (), *, region: Region | None = None) -> tuple[Span, ...]:
+    """What a text mentions: by the table as it holds for the region, and what models marked besides; in its order."""
     kept: list[Span] = []
-    for span in (*find_mentions(document), *marked):
+    for span in (*find_mentions(document, region=region), *marked):
         if not any(span.start < other.end and other.start < span.end for other in kept):
             kept.append(span)
     return tuple(sorted(kept, key=lambda span: (span.start, span.end)))

@@ -1,9 +1,10 @@
-"""Findings that a chest report mentions, by their names.
+"""Findings that a report mentions, by their names.
 
 Invariant: a code comes from the table of codes and from nowhere else; what is mentioned and has no verified code is a
 span without one. Of words that overlap the longest are meant, so that a pericardial effusion is no pleural one. What
 findings are called is in the table (`imaging/codes.csv`: name, meaning, synonyms) and, for what reports say in other
-words, in `phrases.csv`. Imports no torch.
+words, in `phrases.csv`. These are the names of chest reports: what a bare word means elsewhere, where a mass is no
+lung's, is in `elsewhere.csv`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,19 +19,28 @@ from imaging.codes import shipped_codes
 from imaging.config.meaning import Code
 from imaging.text.assertion import judged
 from imaging.text.document import Document, Section, Span
+from imaging.text.region import Region
 
-_TABLE = Path(__file__).with_name("phrases.csv")
+_PHRASES, _ELSEWHERE = (Path(__file__).with_name(name) for name in ("phrases.csv", "elsewhere.csv"))
 # What was done, and what earlier images showed, is no finding of this study.
 _SILENT = frozenset(("technique", "comparison"))
 # An entry's meaning may say more than its name ("Nodule of lung"), never less.
-_FINDING = "finding"
+_FINDING, _MORPHOLOGY = "finding", "morphology"
 _PLURALS = (("is", "(?:is|es)"), ("y", "(?:y|ies)"), ("ss", "ss(?:es)?"), ("x", "x(?:es)?"), ("s", "s"), ("", "s?"))
 
 Place = tuple[int, int]
 
 
-def find_mentions(document: Document) -> tuple[Span, ...]:
+def find_mentions(document: Document, *, region: Region | None = None) -> tuple[Span, ...]:
     """The findings that a text mentions, each with what the text says of it.
+
+    Parameters
+    ----------
+    document
+        The text.
+    region
+        Where its findings lie (`imaging.text.region.region_of`); where nothing is known the text is read as one of a
+        chest.
 
     Returns
     -------
@@ -39,7 +49,10 @@ def find_mentions(document: Document) -> tuple[Span, ...]:
         indication of a report asks is among them, and its place tells.
     """
     found = [
-        item for section in document.sections if section.name not in _SILENT for item in _in_section(document, section)
+        item
+        for section in document.sections
+        if section.name not in _SILENT
+        for item in _in_section(document, section, region or "chest")
     ]
     judgements = judged(document, [place for place, _ in found])
     return tuple(
@@ -48,14 +61,19 @@ def find_mentions(document: Document) -> tuple[Span, ...]:
     )
 
 
-def _in_section(document: Document, section: Section) -> list[tuple[Place, Code | None]]:
+def is_general(code: Code) -> bool:
+    """Whether a code says what was found and nothing of where: a mass, and not a mass of the lung."""
+    return code in {entry.code for entry in shipped_codes().entries if entry.category == _MORPHOLOGY}
+
+
+def _in_section(document: Document, section: Section, region: Region) -> list[tuple[Place, Code | None]]:
     """Mentions that do not overlap: of two that do the earlier, of two that begin together the longer."""
     every = [
         (_place(match), code)
-        for pattern, code in _vocabulary()
+        for pattern, code in _vocabulary(region)
         for match in pattern.finditer(document.text, section.start, section.end)
     ]
-    # Of equal places the one with a code, which comes first in the vocabulary, is kept.
+    # Of equal places the one that comes first in the vocabulary is kept.
     every.sort(key=lambda item: (item[0][0], -item[0][1]))
     chosen: list[tuple[Place, Code | None]] = []
     for place, code in every:
@@ -70,19 +88,25 @@ def _place(match: re.Match[str]) -> Place:
 
 
 @cache
-def _vocabulary() -> tuple[tuple[re.Pattern[str], Code | None], ...]:
-    return tuple((re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.I), code) for pattern, code in _patterns())
+def _vocabulary(region: Region) -> tuple[tuple[re.Pattern[str], Code | None], ...]:
+    return tuple((re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.I), code) for pattern, code in _patterns(region))
 
 
-def _patterns() -> Iterator[tuple[str, Code | None]]:
-    codes = shipped_codes()
-    for entry in codes.entries:
+def _patterns(region: Region) -> Iterator[tuple[str, Code | None]]:
+    """Patterns with their codes; of two for the same words the first one counts."""
+    if region == "elsewhere":
+        yield from _of_table(_ELSEWHERE)
+    for entry in shipped_codes().entries:
         if entry.category == _FINDING:
             for name in dict.fromkeys((entry.name.replace("_", " "), entry.code.meaning, *entry.synonyms)):
                 yield _spelled(name), entry.code
-    with _TABLE.open(encoding="utf-8", newline="") as stream:
+    yield from _of_table(_PHRASES)
+
+
+def _of_table(path: Path) -> Iterator[tuple[str, Code | None]]:
+    with path.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
-            yield _spaced(row["pattern"]), codes.code_of(row["name"]) if row["name"] else None
+            yield _spaced(row["pattern"]), shipped_codes().code_of(row["name"]) if row["name"] else None
 
 
 def _spelled(name: str) -> str:

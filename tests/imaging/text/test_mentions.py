@@ -15,17 +15,18 @@ from imaging.codes import code_of, shipped_codes
 from imaging.text import mentions
 from imaging.text.assertion import sentences
 from imaging.text.document import Document
-from imaging.text.mentions import find_mentions
+from imaging.text.mentions import find_mentions, is_general
+from imaging.text.region import Region
 
 TABLE = Path(mentions.__file__).with_name("phrases.csv")
 WORDS = ["effusion", "pleural", "pericardial", "No", "masses", "the heart is enlarged", ".", ",", "\n", "nodule-", "TB"]
 
 
-def found(text: str) -> list[tuple[str, str, str]]:
+def found(text: str, region: Region | None = None) -> list[tuple[str, str, str]]:
     document = Document.of(text, role="report", source="file report.txt")
     return [
         (text[span.start : span.end], span.assertion, span.code.meaning if span.code else "")
-        for span in find_mentions(document)
+        for span in find_mentions(document, region=region)
     ]
 
 
@@ -66,6 +67,41 @@ def test_every_finding_of_the_table_is_found_by_each_of_its_names() -> None:
                 assert code_of(name).meaning == meaning
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A mass in the frontal lobe with edema.", [("mass", "present", "Mass"), ("edema", "present", "Edema")]),
+        ("Two masses of the liver, no nodules.", [("masses", "present", "Mass"), ("nodules", "absent", "Nodule")]),
+        ("Small effusion of the knee; fibrotic changes.",
+         [("effusion", "present", "Effusion"), ("fibrotic changes", "present", "Fibrosis")]),
+        # What has no code that says nothing of the chest has none; what names its place has its own.
+        ("A hernia.", [("hernia", "present", "")]),
+        ("Infiltrates of the marrow.", [("Infiltrates", "present", "")]),
+        ("Bilateral pleural effusion and a pulmonary nodule.",
+         [("Bilateral pleural effusion", "present", "Pleural effusion"),
+          ("pulmonary nodule", "present", "Nodule of lung")]),
+        ("Hiatal hernia. Renal mass.", [("Hiatal hernia", "present", "Hiatal hernia"), ("Renal mass", "present", "")]),
+    ],
+)  # fmt: skip
+def test_outside_the_chest_a_bare_word_is_no_finding_of_the_chest(
+    text: str, expected: list[tuple[str, str, str]]
+) -> None:
+    assert found(text, "elsewhere") == expected
+
+
+def test_every_bare_word_of_the_chest_has_its_meaning_elsewhere() -> None:
+    placed = re.compile(r"lung|pulmon|pleura|air ?space|diaphragm|hiat", re.I)
+    for entry in (entry for entry in shipped_codes().entries if entry.category == "finding"):
+        for name in entry.synonyms:
+            ((_, _, meaning),) = found(f"There is {name} today", "elsewhere")
+            if meaning and placed.search(meaning):
+                assert placed.search(name), f"{name} became {meaning}"
+
+
+def test_general_codes_are_those_of_no_place() -> None:
+    assert is_general(code_of("any_mass")) and not is_general(code_of("lung_mass"))
+
+
 def test_earlier_images_and_technique_are_no_findings() -> None:
     text = "COMPARISON: CT with nodule\nTECHNIQUE: mass\nINDICATION: rule out pneumonia\nFINDINGS: Effusion"
     assert found(text) == [("pneumonia", "uncertain", "Pneumonia"), ("Effusion", "present", "Pleural effusion")]
@@ -77,6 +113,9 @@ def test_phrases_name_findings_of_the_table() -> None:
     assert len({row["pattern"] for row in rows}) == len(rows) > 50
     names = {entry.name for entry in shipped_codes().entries if entry.category == "finding"}
     assert {row["name"] for row in rows} - {""} <= names
+    with TABLE.with_name("elsewhere.csv").open(encoding="utf-8", newline="") as stream:
+        general = {row["name"] for row in csv.DictReader(stream)} - {""}
+    assert general == {entry.name for entry in shipped_codes().entries if entry.category == "morphology"}
     for row in rows:
         assert re.compile(row["pattern"]).groups <= 1
 
