@@ -1,7 +1,8 @@
 """Bytes to disk, whole or not at all: temporary name, fsync, rename.
 
 Invariant: whoever lists a folder sees either the old file or the whole new one, never a part. A temporary name begins
-with a dot and ends with `.partial`, so that what a killed process leaves can be told and swept.
+with a dot and ends with `.partial`, so that what a killed process leaves can be told and swept; a temporary folder is
+held by a lock for as long as its process lives, and nobody sweeps what is held.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from imaging.errors import OutputNotWritable
+from imaging.locks import hold, unheld
 
 PARTIAL = ".partial"
 
@@ -128,11 +131,14 @@ def staged_folder(
         If the folder cannot be made or written.
     """
     # Named before it is made, so that an interrupt at any moment finds it.
-    stage = (stage_in or target.parent) / f".{target.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
+    stage = (stage_in or target.parent) / f".{target.name[:40]}.{_kernel()}.{secrets.token_hex(4)}{PARTIAL}"
+    held = None
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            stage.mkdir(mode=0o700)
+            while held is None:  # whoever swept it before it was held did so once
+                stage.mkdir(mode=0o700)
+                held = hold(stage)
         except OSError as error:
             raise OutputNotWritable(target, seen=error.strerror or "cannot be made") from error
         yield stage
@@ -142,6 +148,44 @@ def staged_folder(
             raise OutputNotWritable(target, seen=error.strerror or "cannot be replaced") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def sweep_folder(folder: Path) -> list[Path]:
+    """Remove the temporary folders in a folder whose processes were killed; those of running ones stay.
+
+    What a process of another machine left, or one from before a restart of this one, cannot be told from what is being
+    written there, and stays, too.
+
+    Parameters
+    ----------
+    folder
+        Where results lie; nothing below its folders is looked at.
+
+    Returns
+    -------
+    list of Path
+        What was removed, by name.
+    """
+    gone = []
+    for path in sorted(folder.glob(f".*.{_kernel()}.*{PARTIAL}")):
+        with unheld(path) as is_abandoned:
+            if is_abandoned:
+                shutil.rmtree(path, ignore_errors=True)
+        if is_abandoned and not path.exists():
+            gone.append(path)
+    return gone
+
+
+@cache
+def _kernel() -> str:
+    """What tells one running kernel from all others, the same in each of its containers: who shares it shares locks."""
+    try:
+        running = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        running = os.uname().nodename
+    return hashlib.sha256(running.encode()).hexdigest()[:8]
 
 
 def _move_into(stage: Path, target: Path, replaces: Sequence[str], last: str) -> None:

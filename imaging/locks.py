@@ -1,7 +1,8 @@
 """One process at a time makes what others wait for: a lock that the kernel lets go of when its holder ends.
 
 Invariant: a lock saves work and guards nothing. Whoever holds it still writes whole or not at all (`imaging.files`),
-for a file system may have no locks; there everybody may go on, which costs the same work done twice.
+for a file system may have no locks; there everybody may go on, which costs the same work done twice. Only what is
+removed because nobody holds it (`unheld`) stays where there are no locks.
 """
 
 from __future__ import annotations
@@ -47,3 +48,62 @@ def locked(path: Path, *, wait: bool, mode: int = 0o666) -> Iterator[bool]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def hold(folder: Path) -> int | None:
+    """Hold a folder that was just made, so that others see that its process lives.
+
+    Parameters
+    ----------
+    folder
+        The folder; it may be renamed while it is held.
+
+    Returns
+    -------
+    int or None
+        A descriptor, which holds it until it is closed or the process ends; None where the folder is not there any
+        more, for somebody took it for abandoned. Where there are no locks nothing is held.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        log.debug("the folder %s has no locks (%s)", folder.parent, error.strerror)
+    if _lies_at(descriptor, folder):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+@contextmanager
+def unheld(folder: Path) -> Iterator[bool]:
+    """Whether nobody holds a folder (`hold`), and nobody will for the length of the block.
+
+    Yields
+    ------
+    bool
+        False where somebody holds it, where it is no folder, and where it cannot be told.
+    """
+    descriptor, is_unheld = -1, False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_unheld = _lies_at(descriptor, folder)
+    except OSError as error:
+        log.debug("%s is left alone (%s)", folder, error.strerror)
+    try:
+        yield is_unheld
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to what was opened there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

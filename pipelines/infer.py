@@ -28,10 +28,12 @@ from imaging.errors import (
     ImagingError,
     InputRefused,
     OutputNotWritable,
+    PartRemoved,
     TextOfMany,
     TextOfNobody,
     TextRole,
 )
+from imaging.files import sweep_folder
 from imaging.inputs import Inputs, SeriesView, cases_in, gather, view_nifti, view_picture
 from imaging.judgement import Explained
 from imaging.memory import Budget
@@ -76,7 +78,8 @@ class Listed:
     sources
         The studies.
     unusable, doubles
-        Checkpoints that were left out, and files that cannot be told apart by their outputs.
+        Checkpoints that were left out, with the parts of results that were removed, and files that cannot be told apart
+        by their outputs.
     scan
         What was found; it keeps the files of archives, without which the sources cannot be read.
     """
@@ -286,13 +289,14 @@ class Inference:
         if text is None and text_role is not None:
             raise TextRole("text_role", seen=f"{text_role}, and no text", remedy="Give the text with --text FILE")
         _check_writable(out)
+        left = tuple(PartRemoved(part, seen="what a run that was killed has left") for part in sweep_folder(out))
         with stage("scan"):
             inputs, texts = _with_texts(gather(paths, leave_out=out), paths, named=text)
             sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
             sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
             if text is not None:
                 sources = [_with_text(sources, inputs, text, text_role)]
-        return Listed(tuple(sources), self._unusable, tuple(doubles), inputs.scan)
+        return Listed(tuple(sources), (*self._unusable, *left), tuple(doubles), inputs.scan)
 
 
 def _opened(

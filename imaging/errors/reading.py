@@ -204,6 +204,14 @@ class TextNotJudged(SetAside):
     remedy = "Install them: pip install 'imgpipe[text]'"
 
 
+class PartRemoved(SetAside):
+    """A run that was killed left a part of a result in the output folder; nobody wrote to it any more."""
+
+    code = "part_removed"
+    expected = "whole results alone were expected"
+    remedy = "Nothing to do: it was removed, and its study is reported on again where it is among those given"
+
+
 class MultiFrame(SeriesRefused):
     """Several frames in one instance without a place for each: a cine loop, a mosaic, projections of a tomograph."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from imaging.errors import OutputNotWritable
-from imaging.files import sha256_of, staged_folder, whole_file, write_whole
+from imaging.files import sha256_of, staged_folder, sweep_folder, whole_file, write_whole
+from imaging.locks import hold
 
 
 class Interrupted(Exception):
@@ -210,3 +213,75 @@ def test_a_private_file_is_private_from_its_first_byte_on(tmp_path: Path) -> Non
         stream.write(b"new")
     assert path.read_text() == "new"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+WRITE = "import sys, time; from imaging.files import staged_folder; from pathlib import Path\n\
+with staged_folder(Path(sys.argv[1])) as stage: (stage / 'a').touch(); print(stage.name, flush=True); time.sleep(600)"
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".mine.partial").mkdir()
+    writer = subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path / "dead")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout is not None
+        left = writer.stdout.readline().strip()
+        assert left.endswith(".partial")
+        with staged_folder(tmp_path / "alive") as stage:
+            (stage / "b").write_text("1")
+            assert sweep_folder(tmp_path) == [], "both live"
+            writer.kill()
+            writer.wait()
+            assert sweep_folder(tmp_path) == [tmp_path / left]
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert names(tmp_path) == [".mine.partial", "alive"]
+    assert contents(tmp_path / "alive") == {"b": "1"}
+
+
+def test_what_another_machine_may_be_writing_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with staged_folder(tmp_path / "study") as stage:
+        name = stage.name
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr("imaging.files._kernel", lambda: "f" * 8)
+    assert sweep_folder(tmp_path) == []
+    monkeypatch.undo()
+    assert sweep_folder(tmp_path) == [tmp_path / name]
+
+
+def test_nothing_is_swept_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("imaging.locks.fcntl.flock", no_locks)
+    with staged_folder(tmp_path / "study") as stage:
+        assert sweep_folder(tmp_path) == []
+        (stage / "a").write_text("1")
+    assert contents(tmp_path / "study") == {"a": "1"}
+
+
+def test_a_folder_that_was_swept_before_it_was_held_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def swept_once(folder: Path) -> int | None:
+        made.append(folder)
+        if len(made) == 1:
+            assert sweep_folder(tmp_path) == [folder]
+        return hold(folder)
+
+    monkeypatch.setattr("imaging.files.hold", swept_once)
+    with staged_folder(tmp_path / "study") as stage:
+        (stage / "a").write_text("1")
+    assert contents(tmp_path / "study") == {"a": "1"}
+    assert len(made) == 2
+
+
+def test_a_link_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    with staged_folder(tmp_path / "study") as stage:
+        name = stage.name
+    (tmp_path / name).symlink_to(tmp_path / "kept")
+    assert sweep_folder(tmp_path) == []
+    assert (tmp_path / "kept").is_dir()

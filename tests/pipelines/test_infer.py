@@ -6,6 +6,8 @@ import hashlib
 import html
 import json
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from imaging.predict import Prediction, Predictor
 from imaging.report.report import Replaced, Report
 from imaging.report.schema import schema
 from imaging.volume import Volume
+from pipelines.cli.verb import status_of
 from pipelines.infer import Inference, Inferred, infer
 from pipelines.reporting import StudyResult
 from pipelines.tables import repairs_of
@@ -182,6 +185,18 @@ def test_second_run_replaces_the_first_and_leaves_what_is_not_ours(run: Infer, s
     assert files_in(folder) == ["notes.txt", "report.html", "report.json", "seg_hippocampus_mr.dcm", "sr.dcm"]
     assert (folder / "notes.txt").read_text() == "old"
     Report.model_validate_json((folder / "report.json").read_text())
+
+
+def test_what_a_killed_run_left_is_removed_and_told(model: str, study1: Path, tmp_path: Path) -> None:
+    killed = "import os, sys, signal; from pathlib import Path; from imaging.files import staged_folder\n\
+with staged_folder(Path(sys.argv[1])) as stage: (stage / 'report.html').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "1.2.3")], check=False)
+    (left,) = tmp_path.iterdir()
+    inference = Inference(models=(model,), formats=("json",))
+    told = inference.studies_in([study1], tmp_path).inferred((), tmp_path, {}).refused
+    assert [(error.code, error.path) for error in told] == [("part_removed", left)]
+    assert list(tmp_path.iterdir()) == [] and status_of(told) == 0
+    assert inference.studies_in([study1], tmp_path).inferred((), tmp_path, {}).refused == ()
 
 
 def test_output_below_the_input_is_not_read_as_input(run: Infer, study1: Path, tmp_path: Path) -> None:

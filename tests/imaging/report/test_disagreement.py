@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from imaging.codes import code_of
 from imaging.config import Code
 from imaging.report.disagreement import Words, disagreements, score_of
 from imaging.report.report import Assessment, ClassProbability, Explanation, Finding
 from imaging.text.document import Assertion, Document, Role, Span
+from imaging.text.mentions import find_mentions
 
 TEXT = "FINDINGS: The heart is normal. No pneumonia is seen. There is a pneumothorax."
 PNEUMONIA = Code(value="233604007", meaning="Pneumonia")
@@ -55,6 +59,16 @@ def test_silence_is_told_without_a_sentence() -> None:
     (found,) = disagreements([finding("abnormal")], words(mention("pneumothorax", "present")), whole={})
     assert (found.kind, found.sentence) == ("image_abnormal_report_silent", None)
     assert found.score == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("assertion", "told"), [("present", []), ("absent", ["image_abnormal_report_denies"])])
+def test_a_mass_of_no_place_may_be_that_of_the_lung(assertion: Assertion, told: list[str]) -> None:
+    text = "CT CHEST AND ABDOMEN\nFINDINGS: Two masses."
+    (span,) = find_mentions(document := Document.of(text, role="report", source="file"), region="elsewhere")
+    assert span.code == code_of("any_mass")
+    mass = finding("abnormal", name="mass", code=code_of("lung_mass"))
+    said = disagreements([mass], Words(document, [replace(span, assertion=assertion)]), whole={})
+    assert [one.kind for one in said] == told
 
 
 def test_a_report_that_says_it_of_a_normal_picture() -> None:
