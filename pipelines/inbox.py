@@ -2,7 +2,7 @@
 
 Invariant: a file that somebody still writes is left alone; one that could not be kept stays where it is and is tried
 again; no file is read in its place a second time once the store has it. Events of the operating system only make it
-faster: what they miss is found by looking.
+faster: what they miss is found by looking. An archive, which may take minutes, holds up no other file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from imaging.dicom.archives import is_archive
 from imaging.errors import ImagingError, InputRefused, UnreadableDicom
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class Inbox:
         How often to look where no events come; None finds out whether they come.
     is_open
         Whether there is room; while there is none, files stay where they are.
+    archives
+        Takes ZIPs and TARs, one at a time and beside the other files; None leaves them to `store`.
     """
 
     def __init__(
@@ -72,18 +76,26 @@ class Inbox:
         settle_s: float = 2.0,
         poll_s: float | None = None,
         is_open: Callable[[], bool] = lambda: True,
+        archives: Taker | None = None,
     ) -> None:
         self._is_open = is_open
         self._folder, self._store, self._settle_s = folder, store, settle_s
         self._polling_s = poll_s if poll_s is not None or not is_remote(folder) else max(settle_s, 2.0)
+        self._archives = archives
         self._seen: dict[Path, _Seen] = {}
+        self._under_way: dict[Path, Future[bool]] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Take files until told to stop."""
-        for _ in self._occasions(stop):
-            if stop.is_set():
-                return
-            self.look()
+        """Take files until told to stop; the archive that is under way then is waited for."""
+        beside = ThreadPoolExecutor(1, thread_name_prefix="archives")
+        try:
+            for _ in self._occasions(stop):
+                if stop.is_set():
+                    break
+                self.look(beside)
+        finally:
+            beside.shutdown(cancel_futures=True)
+        self._through()
 
     def _occasions(self, stop: threading.Event) -> Iterator[object]:
         """Whenever something has changed, and often enough for what has settled."""
@@ -101,17 +113,43 @@ class Inbox:
             watch_filter=None, ignore_permission_denied=True,
         )  # fmt: skip
 
-    def look(self) -> int:
-        """Look through the folder once; gives how many files were taken."""
-        taken, there = 0, set()
+    def look(self, beside: Executor | None = None) -> int:
+        """Look through the folder once.
+
+        Parameters
+        ----------
+        beside
+            A thread for archives; without one they are taken at once.
+
+        Returns
+        -------
+        int
+            How many files were taken since the last look.
+        """
+        taken, there = self._through(), set()
         for path in self._files():
             there.add(path)
-            if self._has_settled(path) and not self._seen[path].refused and self._is_open():
-                taken += self._take(path)
+            if path in self._under_way or not self._has_settled(path) or not self._is_open():
+                continue
+            seen = self._seen[path]
+            if seen.refused:
+                continue
+            if self._archives is None or not is_archive(path):
+                taken += self._take(path, self._store, seen)
+            elif beside is None:
+                taken += self._take(path, self._archives, seen)
+            else:
+                self._under_way[path] = beside.submit(self._take, path, self._archives, seen)
         for path in set(self._seen) - there:
             del self._seen[path]
         self._remove_empty()
         return taken
+
+    def _through(self) -> int:
+        """How many archives were taken since this was asked last; a fault of ours that ended one is raised."""
+        over = [path for path, future in self._under_way.items() if future.done()]
+        ended = [self._under_way.pop(path) for path in over]
+        return sum(future.result() for future in ended if not future.cancelled())
 
     def _files(self) -> Iterator[Path]:
         for folder, below, names in os.walk(self._folder):
@@ -133,24 +171,26 @@ class Inbox:
             seen = self._seen[path] = _Seen(version, now)
         return now - seen.since >= self._settle_s and not is_being_written(path)
 
-    def _take(self, path: Path) -> bool:
+    def _take(self, path: Path, taker: Taker, seen: _Seen) -> bool:
+        if version_of(path) != seen.version:
+            return False  # it has waited for its turn, and is gone or another one by now
         try:
-            self._store.take(path, source="inbox")
+            taker.take(path, source="inbox")
         except ImagingError as error:
             # What could not even be opened may be another time; what was read and is damaged stays as it is.
             unopened = isinstance(error, UnreadableDicom) and isinstance(error.__cause__, OSError)
             stays = not isinstance(error, InputRefused) or unopened
-            if not stays or not self._seen[path].tried:
+            if not stays or not seen.tried:
                 log.warning("inbox: %s", error if not isinstance(error, UnreadableDicom) else error.code)
-            self._seen[path].tried = True
+            seen.tried = True
             # What was refused and left where it is would be refused again, until it is another file.
-            self._seen[path].refused = not stays and path.exists()
+            seen.refused = not stays and path.exists()
             return False
         except OSError as error:
             # Such as a folder out of which nothing may be removed: what is in the store by now is the same next time.
-            if not self._seen[path].tried:
+            if not seen.tried:
                 log.warning("inbox: a file cannot be taken away: %s", error.strerror or type(error).__name__)
-            self._seen[path].tried = True
+            seen.tried = True
             return False
         return True
 

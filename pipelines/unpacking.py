@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from imaging.dicom.archives import is_archive
 from imaging.dicom.scan import open_archive
 from imaging.errors import ArchiveNotUnpacked, ImagingError, InputRefused, NotDicom, StoreFull
 from pipelines.inbox import version_of
@@ -45,7 +44,7 @@ class Keeper(Protocol):
 
 
 class Unpacking:
-    """Takes files, and the files of archives, for a keeper.
+    """Takes archives, for a keeper of files; one at a time.
 
     Parameters
     ----------
@@ -54,7 +53,8 @@ class Unpacking:
     inbox
         The folder in which archives are unpacked; what an earlier process has left of that is removed.
     check
-        Raises where no other file should be taken now: there is no room, or the watcher ends.
+        Raises where nothing should be taken now: there is no room, or the watcher ends. Asked at each file, and
+        meanwhile at each piece of what is unpacked.
     """
 
     def __init__(self, keeper: Keeper, inbox: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -63,24 +63,22 @@ class Unpacking:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def take(self, path: Path, *, source: str) -> object:
-        """Move a file in, or all files of an archive.
+        """Move all files of an archive in.
 
         Parameters
         ----------
         path
-            A file that nobody writes any more.
+            A ZIP or TAR that nobody writes any more.
         source
             As `Store.take` takes it.
 
         Raises
         ------
         InputRefused
-            If it is not taken, or an archive not as a whole; what could be taken of it is in the store.
+            If it is not taken as a whole; what could be taken of it is in the store.
         ImagingError
             If it cannot be kept now; it stays where it is.
         """
-        if not is_archive(path):
-            return self._keeper.take(path, source=source)
         until, reason = self._resting.get(path, (0.0, None))
         if reason is not None and time.monotonic() < until:
             raise reason
@@ -97,7 +95,7 @@ class Unpacking:
         """The files of an archive; gives how many are in the store, or were refused there as any file is."""
         through, version = 0, version_of(archive)
         with self._unpacked() as folder:
-            opened = open_archive(archive, folder)
+            opened = open_archive(archive, folder, self._check)
             later = [error for error in opened.refused if isinstance(error, ArchiveNotUnpacked)]
             if later:
                 raise StoreFull(self._folder, seen=later[0].seen)

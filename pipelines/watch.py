@@ -228,29 +228,29 @@ def watch(
         check = partial(_check_incoming, come_from=come_from, store=store)
         router = ruled.router(go_to, places, check) if ruled is not None else None
         taker = Hidden(opened, lambda: router.routing.incoming if router is not None else ())
-        refusals, expecting = Refusals(), _expecting(come_from, opened, go_to.tls)
+        over, refusals, expecting = threading.Event(), Refusals(), _expecting(come_from, opened, go_to.tls)
         watcher = Watcher(
             opened,
             _ruled(reading, router) if router is not None else reading,
             _swept(list(router.places.values()) if router is not None else places.of(go_to)), inbox=come_from.inbox,
             receiver=_receiver(come_from.listening, taker, places.commitments, gate, refusals), gate=gate,
-            taker=_unpacking(come_from.inbox, taker, gate, stop), devices=devices, rules=rules, router=router,
-            chores=list(_chores(come_from, opened, taker, refusals, expecting)), audit=audit,
+            taker=taker, archives=_unpacking(come_from.inbox, taker, gate, (stop, over)), devices=devices, rules=rules,
+            router=router, chores=list(_chores(come_from, opened, taker, refusals, expecting)), audit=audit,
             expected=expecting.expected if expecting else lambda _: None, page=_page(shown.web, opened, audit),
         )  # fmt: skip
-        with _audited(audit, opened, refusals):
+        with _audited(audit, opened, refusals, over):
             watcher.run(stop)
         return dict(Counter(str(job.state) for job in opened.jobs.all()))
 
 
-def _unpacking(inbox: Path | None, taker: Hidden, gate: Gate, stop: threading.Event) -> Unpacking | None:
-    """What takes the files of the inbox, and the files in its archives."""
+def _unpacking(inbox: Path | None, taker: Hidden, gate: Gate, ends: Sequence[threading.Event]) -> Unpacking | None:
+    """What takes the archives of the inbox, until one of the events."""
     if inbox is None:
         return None
 
     def check() -> None:
         gate.check()
-        if stop.is_set():
+        if any(end.is_set() for end in ends):
             raise StoreBusy(gate.folder, seen="the watcher ends")
 
     return Unpacking(taker, inbox, check)
@@ -262,12 +262,13 @@ def _ruled(reading: Reading, router: Router) -> ByRule:
 
 
 @contextmanager
-def _audited(audit: AuditLog, store: Store, refusals: Refusals) -> Iterator[None]:
-    """Tell the start and the end of a watcher, and before the end all that has happened."""
+def _audited(audit: AuditLog, store: Store, refusals: Refusals, over: threading.Event) -> Iterator[None]:
+    """Tell the start and the end of a watcher, and before the end all that has happened; `over` is set at the end."""
     audit.tell(STARTED)
     try:
         yield
     finally:
+        over.set()  # the watcher may have failed, and what still is unpacked holds up its process
         with suppress(StoreBusy, StoreFull):  # what is not written now is at the next start
             refusals.write(store)
             audit.follow(store.jobs)

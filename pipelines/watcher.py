@@ -144,6 +144,8 @@ class Watcher:
         Says whether the disk has room.
     taker
         Takes the files of the inbox; None is the store.
+    archives
+        Takes the archives of the inbox; None leaves them to whoever takes the files.
     """
 
     def __init__(
@@ -163,6 +165,7 @@ class Watcher:
         router: Router | None = None,
         gate: Gate | None = None,
         taker: Taker | None = None,
+        archives: Taker | None = None,
     ) -> None:
         self._store, self._rules = store, rules or Rules()
         self._router, self._gate = router, gate or Gate(store.root)
@@ -178,7 +181,7 @@ class Watcher:
         self._inbox = None
         if inbox is not None:
             self._inbox = Inbox(inbox, taker or store, settle_s=self._rules.settle_s, poll_s=self._rules.poll_s,
-                                is_open=self._gate.is_open)  # fmt: skip
+                                is_open=self._gate.is_open, archives=archives)  # fmt: skip
         self._taking, self._ending = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
 

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -194,7 +194,7 @@ class Opened:
     refused: tuple[ImagingError, ...]
 
 
-def open_archive(archive: Path, into: Path) -> Opened:
+def open_archive(archive: Path, into: Path, check: Callable[[], None] = lambda: None) -> Opened:
     """Unpack a ZIP or TAR, within the bounds of `imaging.dicom.archives`, and read the headers of what was in it.
 
     Parameters
@@ -203,13 +203,16 @@ def open_archive(archive: Path, into: Path) -> Opened:
         See `is_archive`.
     into
         An empty folder, which the caller removes.
+    check
+        Called again and again meanwhile; what it raises is raised.
     """
-    unpacked = unpack(archive, into)
+    unpacked = unpack(archive, into, check=check)
     members = [member for member in unpacked.files if not _is_stray(member.name)]
     read: list[FileFacts] = []
     refused = list(unpacked.refused)
     strangers: list[Member] = []
     for member, facts in zip(members, _facts_of([member.path for member in members]), strict=True):
+        check()
         if isinstance(facts, NotDicom):
             strangers.append(member)
         elif isinstance(facts, ImagingError):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -87,8 +88,7 @@ def test_each_image_of_an_archive_is_in_the_store_once(store: Store, packed: typ
     put(store, packed([*first, *second, ("DICOMDIR", b"an index"), ("._1", b"")]))
     put(store, packed(first), "again.zip")
     put(store, first[0][1], "loose")
-    taker = Unpacking(store, folder)
-    assert Inbox(folder, taker, settle_s=0).look() == 3
+    assert Inbox(folder, store, settle_s=0, archives=Unpacking(store, folder)).look() == 3
     assert kept(store, 1) == sorted(data for _, data in first)
     assert kept(store, 2) == sorted(data for _, data in second)
     assert list(folder.iterdir()) == []
@@ -138,7 +138,7 @@ def test_without_room_an_archive_waits_and_is_not_unpacked_again_at_once(
         return SimpleNamespace(free=0)
 
     monkeypatch.setattr(sink, "shutil", SimpleNamespace(disk_usage=full))
-    inbox = Inbox(path.parent, Unpacking(store, path.parent), settle_s=0)
+    inbox = Inbox(path.parent, store, settle_s=0, archives=Unpacking(store, path.parent))
     assert [inbox.look() for _ in range(3)] == [0, 0, 0]
     assert looked == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -151,12 +151,10 @@ def test_without_room_an_archive_waits_and_is_not_unpacked_again_at_once(
 
 
 def test_a_watcher_that_ends_leaves_the_archive_and_the_next_one_takes_the_rest(store: Store) -> None:
-    path, asked = put(store, zipped(images(1, 5))), 0
+    path = put(store, zipped(images(1, 5)))
 
     def ends() -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 3:
+        if len(list((store.root / "instances").rglob("*.dcm"))) == 2:
             raise StoreBusy(store.root, seen="the watcher ends")
 
     with pytest.raises(StoreBusy):
@@ -178,12 +176,83 @@ def test_an_archive_put_in_the_place_of_one_that_is_unpacked_is_taken_too(store:
         if later.exists():
             later.replace(path)
 
-    inbox = Inbox(path.parent, Unpacking(store, path.parent, replace), settle_s=0)
+    inbox = Inbox(path.parent, store, settle_s=0, archives=Unpacking(store, path.parent, replace))
     inbox.look()
     inbox.look()
     assert len(kept(store, 1)) == 2
     assert len(kept(store, 2)) == 3
     assert list(path.parent.iterdir()) == []
+
+
+class Watched:
+    """Takes loose files, and says when it has."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.taken = store, threading.Event()
+
+    def take(self, path: Path, *, source: str) -> object:
+        received = self._store.take(path, source=source)
+        self.taken.set()
+        return received
+
+
+def test_a_loose_file_is_taken_while_an_archive_is_still_unpacked_and_archives_one_by_one(store: Store) -> None:
+    folder, loose, stop = store.root.parent / "in", Watched(store), threading.Event()
+    in_time: list[bool] = []
+    folders: list[int] = []
+
+    def check() -> None:
+        folders.append(len(list((folder / unpacking.FOLDER).iterdir())))
+        if not in_time:
+            (folder / "stat.dcm").write_bytes(instance(3, 1))
+            in_time.append(loose.taken.wait(60))
+
+    for study in (1, 2):
+        put(store, zipped(images(study, 3)), f"{study}.zip")
+    inbox = Inbox(folder, loose, settle_s=0, poll_s=0.01, archives=Unpacking(store, folder, check))
+    thread = threading.Thread(target=inbox.run, args=(stop,))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while any(folder.glob("[0-9s]*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert in_time == [True]
+    assert set(folders) == {1}
+    assert [len(kept(store, study)) for study in (1, 2, 3)] == [3, 3, 1]
+    assert list(folder.iterdir()) == []
+
+
+def test_told_to_end_it_ends_in_the_midst_of_a_file_of_an_archive_and_the_next_one_takes_it(store: Store) -> None:
+    path = put(store, tarred([*images(1, 2), ("large", b"\0" * (8 << 20))]))
+    stop = threading.Event()
+
+    def check() -> None:
+        if any((path.parent / unpacking.FOLDER).rglob("000003")):  # its last member is begun
+            stop.set()
+            raise StoreBusy(store.root, seen="the watcher ends")
+
+    archives = Unpacking(store, path.parent, check)
+    Inbox(path.parent, store, settle_s=0, poll_s=0.01, archives=archives).run(stop)
+    assert stop.is_set()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert store.jobs.all() == []
+    with pytest.raises(NotDicom):
+        Unpacking(store, path.parent).take(path, source="inbox")
+    assert len(kept(store, 1)) == 2
+
+
+def test_a_fault_while_an_archive_is_unpacked_ends_the_inbox(store: Store) -> None:
+    path = put(store, zipped(images(1, 1)))
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    inbox = Inbox(path.parent, store, settle_s=0, poll_s=0.01, archives=Unpacking(store, path.parent, fails))
+    with pytest.raises(ZeroDivisionError):
+        inbox.run(threading.Event())
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 KILLED = """
@@ -215,7 +284,8 @@ def test_killed_while_it_unpacks_nothing_is_lost_and_nothing_there_twice(tmp_pat
     with Store(tmp_path / "store", watching=True) as store:
         rows = "SELECT count(*) AS n FROM instances"
         assert 0 < store.database.read(rows)[0]["n"] < 60
-        Inbox(tmp_path / "in", Unpacking(store, tmp_path / "in"), settle_s=0).look()
+        archives = Unpacking(store, tmp_path / "in")
+        Inbox(tmp_path / "in", store, settle_s=0, archives=archives).look()
         assert kept(store, 1) == sorted(data for _, data in members)
         assert store.database.read(rows)[0]["n"] == 60
         assert list((store.root / "incoming").iterdir()) == []
@@ -234,7 +304,7 @@ def test_files_of_an_archive_are_hidden_and_one_that_cannot_be_keeps_the_archive
     stream = io.BytesIO()
     burnt.save_as(stream)
     put(store, zipped([("1", stream.getvalue()), *images(3, 1), ("notes.txt", b"Doe^John")]), "two.zip")
-    inbox = Inbox(folder, Unpacking(hidden, folder), settle_s=0)
+    inbox = Inbox(folder, hidden, settle_s=0, archives=Unpacking(hidden, folder))
     assert inbox.look() == 1
     assert inbox.look() == 0
     names = Pseudonyms(read_key(tmp_path / "key"))
@@ -250,7 +320,8 @@ def test_an_archive_with_a_damaged_file_that_stays_where_it_is_is_unpacked_once(
     make_key(tmp_path / "key")
     rule = Incoming.model_validate({"deidentify": {"key": tmp_path / "key"}})
     path = put(store, zipped([("1", instance(1, 1)[:-200]), *images(2, 1)]))
-    inbox = Inbox(path.parent, Unpacking(Hidden(store, lambda: [rule]), path.parent), settle_s=0)
+    hidden = Hidden(store, lambda: [rule])
+    inbox = Inbox(path.parent, hidden, settle_s=0, archives=Unpacking(hidden, path.parent))
     assert [inbox.look() for _ in range(3)] == [0, 0, 0]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert [code for code, _ in refusals(store)] == ["unreadable_dicom"]

@@ -9,7 +9,7 @@ patient's, stands in a refusal. Imports no torch.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,7 @@ def unpack(
     most_bytes: int = MOST_BYTES,
     most_members: int = MOST_MEMBERS,
     reserve: int = RESERVE,
+    check: Callable[[], None] = lambda: None,
 ) -> Unpacked:
     """Unpack the regular files of an archive into a folder, flat, each named by its number: 000001, 000002, ...
 
@@ -84,13 +85,16 @@ def unpack(
         That it may have, folders and links counted.
     reserve
         Bytes that stay free on the disk of `into`.
+    check
+        Called at each member and at each piece of one. What it raises is raised, and what was unpacked by then lies
+        in `into`.
 
     Returns
     -------
     Unpacked
         Its `refused` are `ArchiveRefused` whose subject is `path`; `ArchiveNotUnpacked` where trying again may help.
     """
-    sink = Sink(into, most_bytes, most_members, reserve)
+    sink = Sink(into, most_bytes, most_members, reserve, check)
     damage: list[ImagingError] = []
     try:
         into.mkdir(parents=True, exist_ok=True)

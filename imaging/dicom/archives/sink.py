@@ -6,7 +6,7 @@ Invariant: a file there is whole and named by its number; no bound is passed by 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +53,16 @@ class BadMember(Exception):
 
 
 class Sink:
-    """Where the members go, and the bounds on what may."""
+    """Where the members go, and the bounds on what may.
 
-    def __init__(self, into: Path, most_bytes: int, most_members: int, reserve: int) -> None:
+    Parameters
+    ----------
+    into, most_bytes, most_members, reserve, check
+        As `unpack` takes them.
+    """
+
+    def __init__(self, into: Path, most_bytes: int, most_members: int, reserve: int, check: Callable[[], None]) -> None:
+        self._check = check
         self._into, self._most_bytes, self._reserve = into, most_bytes, reserve
         self._left = most_bytes
         self._number = 0
@@ -65,6 +72,7 @@ class Sink:
 
     def next_number(self) -> int:
         """The number of the member that is met now."""
+        self._check()
         self._number += 1
         self.check_members(self._number)
         return self._number
@@ -83,6 +91,7 @@ class Sink:
 
     def spend(self, count: int) -> None:
         """Count bytes that really came out; what is declared is never believed."""
+        self._check()
         self._left -= count
         if self._left < 0:
             raise Unusable(f"it unpacks to more than {self._most_bytes} bytes")
