@@ -26,13 +26,20 @@ from imaging.errors import MissingPackage, OutputNotWritable, TooFewCases
 from imaging.manifest import Case, read_manifest
 from pipelines.agreement import classified, segmented
 from pipelines.quantize import Int8, int8_of
+from pipelines.sparing import OnStep
 
 # How often each engine is timed.
 _ROUNDS = 5
 
 
 def accept(
-    *, checkpoint: str, data: Path, out: Path, int8: bool = False, on_case: OnCase | None = None
+    *,
+    checkpoint: str,
+    data: Path,
+    out: Path,
+    int8: bool = False,
+    on_case: OnCase | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Checkpoint, Trials]:
     """Write a copy of a checkpoint that says which engines may answer for it.
 
@@ -50,6 +57,8 @@ def accept(
         enough.
     on_case
         Called before each case with its name, its number from 0 and how many there are.
+    on_step
+        Called before each quantization of int8 with what is done.
 
     Raises
     ------
@@ -62,7 +71,7 @@ def accept(
     ManifestInvalid, InputRefused
         If the cases cannot be listed, or one of them cannot be read.
     TooFewCases
-        If there is none that the checkpoint was not trained on, or for int8 none that it was.
+        If there is none that the checkpoint was not trained on, or for int8 fewer than two that it was.
     OutputNotWritable
         If the folder is there already, or cannot be written.
     """
@@ -75,7 +84,7 @@ def accept(
     cases = cases_of(opened, data)
     tried: list[Precision] = ["bf16", "fp32"] if runtime.has_bf16() else ["fp32"]
     engines = {one: engines_of(opened, wanted="openvino", precision=one) for one in tried}
-    made = int8_of(opened, cases, on_case) if int8 else None
+    made = int8_of(opened, cases, on_case, on_step) if int8 else None
     found = compared_with_torch(opened, {"int8": made.engines, **engines} if made else engines, data, cases, on_case)
     extras = opened.further_files(but=(FILE, *(files_of_all(opened.config.members) if int8 else ())))
     if made:
@@ -131,8 +140,9 @@ def compared_with_torch(
 
 
 def with_calibration(trial: Trial, made: Int8) -> Trial:
-    """The trial of int8 with the cases that its scales were chosen on."""
-    return trial.model_copy(update={"calibrated": made.calibrated, "made_by": made_by()})
+    """The trial of int8 with the cases that chose its scales and layers, and the layers that were spared."""
+    own = {"calibrated": made.calibrated, "chosen_by": made.chosen_by, "spared": made.spared, "made_by": made_by()}
+    return trial.model_copy(update=own)
 
 
 def own_cases(checkpoint: Checkpoint, cases: Sequence[Any]) -> tuple[Side, list[Any]]:

@@ -30,6 +30,7 @@ from imaging.files import sha256_of, staged_folder, write_whole
 from pipelines.accept import cases_of, compared_with_torch, with_calibration
 from pipelines.bundle import write_bundle
 from pipelines.quantize import int8_of
+from pipelines.sparing import OnStep
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,7 @@ def export(
     int8: bool = False,
     data: Path | None = None,
     on_case: OnCase | None = None,
+    on_step: OnStep | None = None,
 ) -> Exported:
     """Write a checkpoint's networks for another program.
 
@@ -93,6 +95,8 @@ def export(
         validation cases compare them with torch.
     on_case
         Called before each case with its name, its number from 0 and how many there are.
+    on_step
+        Called before each quantization of int8 with what is done.
 
     Raises
     ------
@@ -113,7 +117,7 @@ def export(
     """
     opened = open_checkpoint(find_checkpoint(checkpoint))
     _check(out, to, int8=int8, data=data)
-    made = _in_int8(opened, data, on_case) if int8 else None
+    made = _in_int8(opened, data, on_case, on_step) if int8 else None
     difference = None
     with staged_folder(out) as stage:
         if to == "monai-bundle":
@@ -150,11 +154,11 @@ class _Int8(NamedTuple):
     trial: Trial
 
 
-def _in_int8(checkpoint: Checkpoint, data: Path | None, on_case: OnCase | None) -> _Int8:
+def _in_int8(checkpoint: Checkpoint, data: Path | None, on_case: OnCase | None, on_step: OnStep | None) -> _Int8:
     """Those of the checkpoint; with a manifest, made anew."""
     if data is not None:
         cases = cases_of(checkpoint, data)
-        made = int8_of(checkpoint, cases, on_case)
+        made = int8_of(checkpoint, cases, on_case, on_step)
         (trial,) = compared_with_torch(checkpoint, {"int8": made.engines}, data, cases, on_case)
         return _Int8(as_files(made.models), made.engines, with_calibration(trial, made))
     trial_of_own = trial_of(trials_of(checkpoint), "openvino", "int8")

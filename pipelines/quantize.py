@@ -1,7 +1,7 @@
-"""A checkpoint's networks in int8: on which tiles of which cases their scales are chosen.
+"""A checkpoint's networks in int8: on which tiles of which cases their scales and layers are chosen.
 
-Invariant: only cases that trained the checkpoint choose a scale, by tiles as inference cuts, scales and mirrors them;
-what says afterwards how good the result is are other cases.
+Invariant: only cases that trained the checkpoint choose, by tiles as inference cuts, scales and mirrors them: some the
+scales, others the layers that int8 leaves alone. What says afterwards how good the result is are other cases.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from imaging.engines import Engine, EngineChoice, Engines, engines_of, runtime
 from imaging.engines.choice import converted_models
 from imaging.engines.engine import EngineName, Precision
 from imaging.engines.openvino_engine import OpenVinoEngine
-from imaging.engines.quantized import installed, quantized
+from imaging.engines.quantized import installed
 from imaging.errors import EngineRefused, MissingPackage, TooFewCases
 from imaging.manifest import Case
 from imaging.predict import Predictor
 from imaging.samples import load_case
 from imaging.volume import Volume
+from pipelines.sparing import OnStep, mixed
 
 if TYPE_CHECKING:
     import openvino
@@ -45,17 +46,24 @@ class Int8(NamedTuple):
         One for each network.
     engines
         The same, ready to be asked.
-    calibrated
-        Names of the cases that chose their scales.
+    calibrated, chosen_by
+        Names of the cases that chose their scales, and of those that chose the layers.
+    spared
+        Of each network the layers that stay as they are.
     """
 
     models: tuple[openvino.Model, ...]
     engines: Engines
     calibrated: tuple[str, ...]
+    chosen_by: tuple[str, ...]
+    spared: tuple[tuple[str, ...], ...]
 
 
 def int8_of(
-    checkpoint: Checkpoint, cases: Sequence[Case] | Sequence[ClassifiedCase], on_case: OnCase | None = None
+    checkpoint: Checkpoint,
+    cases: Sequence[Case] | Sequence[ClassifiedCase],
+    on_case: OnCase | None = None,
+    on_step: OnStep | None = None,
 ) -> Int8:
     """Quantize the networks of a checkpoint on cases that trained it.
 
@@ -67,6 +75,8 @@ def int8_of(
         Of its training's manifest; those that its metrics do not name as training cases are left alone.
     on_case
         Called before each case with its name, its number from 0 and how many there may be.
+    on_step
+        Called before each quantization with what is done.
 
     Raises
     ------
@@ -75,7 +85,7 @@ def int8_of(
     EngineRefused
         If the processor has no int8 whose answers could be compared.
     TooFewCases
-        If none of the cases trained the checkpoint.
+        If fewer than two of the cases trained the checkpoint.
     """
     subject = f"checkpoint {checkpoint.name} in int8"
     if not installed():
@@ -87,15 +97,25 @@ def int8_of(
                             remedy="Compare int8 on a machine that has it")  # fmt: skip
     trained = set(checkpoint.metrics.get("training", {}).get("names", ()))
     own = sorted((case for case in cases if case.name in trained), key=lambda case: case.name)
-    if not own:
-        raise TooFewCases(subject, seen="none of the manifest's cases trained it",
-                          expected="cases of its training were expected, for they choose the scales of int8",
+    if len(own) < len(("scales", "layers")):
+        raise TooFewCases(subject, seen=f"{len(own) or 'none'} of the manifest's cases trained it",
+                          expected="two cases of its training were expected, for they choose scales and layers of int8",
                           remedy="Give the manifest of its training")  # fmt: skip
     random.Random(_SEED).shuffle(own)
-    tiles, names = _tiles_of(checkpoint, own, on_case)
-    models = tuple(quantized(model, tiles) for model in converted_models(checkpoint))
-    members = tuple(OpenVinoEngine(model, precision="int8") for model in models)
-    return Int8(models, Engines(members, EngineChoice("openvino", "int8")), names)
+    half = len(own) // 2
+    tiles, calibrated = _tiles_of(checkpoint, own[:half], on_case)
+    others, chosen_by = _tiles_of(checkpoint, own[half:], on_case)
+    made = tuple(
+        mixed(checkpoint, model, tiles=tiles, others=others, on_step=on_step) for model in converted_models(checkpoint)
+    )
+    members = tuple(OpenVinoEngine(one.model, precision="int8") for one in made)
+    return Int8(
+        models=tuple(one.model for one in made),
+        engines=Engines(members, EngineChoice("openvino", "int8")),
+        calibrated=calibrated,
+        chosen_by=chosen_by,
+        spared=tuple(one.spared for one in made),
+    )
 
 
 def _tiles_of(

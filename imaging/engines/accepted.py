@@ -89,8 +89,9 @@ class Trial(_Part):
         By structure, or by what is judged.
     speed
         How many times as fast as torch in fp32 it was on that machine; None where nobody looked.
-    calibrated, made_by
-        Of int8: the training cases that its scales were chosen on, and what chose them.
+    calibrated, chosen_by, spared, made_by
+        Of int8: the training cases that its scales were chosen on, and those that its layers were; of each network the
+        layers that are not in int8; and what made it.
     """
 
     engine: EngineName
@@ -104,6 +105,8 @@ class Trial(_Part):
     instructions: str = ""
     speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     calibrated: tuple[str, ...] = ()
+    chosen_by: tuple[str, ...] = ()
+    spared: tuple[tuple[str, ...], ...] = ()
     made_by: str = ""
 
     @model_validator(mode="before")

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -51,7 +52,9 @@ def made_by() -> str:
     return f"nncf {importlib.metadata.version('nncf')}"
 
 
-def quantized(model: Path | openvino.Model, tiles: Sequence[NDArray[np.float32]]) -> openvino.Model:
+def quantized(
+    model: Path | openvino.Model, tiles: Sequence[NDArray[np.float32]], spared: Sequence[str] = ()
+) -> openvino.Model:
     """A converted network that computes in int8 wherever that is of use.
 
     Weights have a scale for each output channel, activations one with an offset for each tensor, from the least and the
@@ -66,6 +69,8 @@ def quantized(model: Path | openvino.Model, tiles: Sequence[NDArray[np.float32]]
         In fp32, from a file or in memory; it stays as it is.
     tiles
         (1, C, ...) each, as the network is given them when it serves.
+    spared
+        Names of layers that stay as they are.
     """
     runtime.runtime()  # so that nothing is sent
     kind = logging.getLoggerClass()
@@ -73,16 +78,34 @@ def quantized(model: Path | openvino.Model, tiles: Sequence[NDArray[np.float32]]
 
     # It would have all loggers that are made from now on be of its own kind.
     logging.setLoggerClass(kind)
-    read = runtime.core().read_model(model) if isinstance(model, Path) else model
+    read = _read(model)
     # It tells of its steps on stdout, which is for the result alone; `nncf.set_log_level` would quieten everybody.
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
         found: openvino.Model = nncf.quantize(
             read, nncf.Dataset(list(tiles)), preset=nncf.QuantizationPreset.MIXED,
             target_device=nncf.TargetDevice.CPU, subset_size=len(tiles),
-            ignored_scope=nncf.IgnoredScope(types=["MVN"], names=_giving_logits(read), validate=False),
+            ignored_scope=nncf.IgnoredScope(types=["MVN"], names=[*_giving_logits(read), *spared],
+                                            validate=False),
         )  # fmt: skip
     return found
+
+
+def multiplications_of(model: Path | openvino.Model) -> dict[str, int]:
+    """How many multiplications of one tile each layer has that int8 is for, by its name."""
+    read = _read(model)
+    logits = _giving_logits(read)
+    # A weight is used once for each place of the output; of a layer that widens, of the input.
+    return {
+        node.get_friendly_name(): math.prod(node.input_value(1).get_shape())
+        * math.prod((node.get_input_shape(0) if "Backprop" in node.get_type_name() else node.get_output_shape(0))[2:])
+        for node in read.get_ordered_ops()
+        if node.get_type_name() in _WEIGHING and node.get_friendly_name() not in logits
+    }
+
+
+def _read(model: Path | openvino.Model) -> openvino.Model:
+    return runtime.core().read_model(model) if isinstance(model, Path) else model
 
 
 def _giving_logits(model: openvino.Model) -> list[str]:

@@ -78,12 +78,14 @@ def accept(checkpoint: str, data: Path, out: Path, int8: bool, as_json: bool) ->
     OpenVINO is asked in bf16, where the processor has it, and in fp32, and compared with torch in fp32 on the cases of
     MANIFEST that validated CHECKPOINT; where none did, on all that did not train it. docs/engines.md says what is good
     enough. Config and weights stay as they are. With --int8 the cases of MANIFEST that trained CHECKPOINT choose the
-    scales of int8; the copy holds it where it is good enough.
+    scales of int8 and the layers that it leaves alone; the copy holds it where it is good enough.
     """
     with progress("Reading") as tell:
         from pipelines.accept import accept as compare
 
-        made, trials = compare(checkpoint=checkpoint, data=data, out=out, int8=int8, on_case=case_teller(tell))
+        made, trials = compare(
+            checkpoint=checkpoint, data=data, out=out, int8=int8, on_case=case_teller(tell), on_step=tell
+        )
     if as_json:
         print_json({"checkpoint": str(made.folder), **trials.model_dump(mode="json"), "exit_status": 0})
         return 0
@@ -102,6 +104,8 @@ def _tell_trial(trial: Trial) -> None:
         figures = found.model_dump(exclude_none=True, exclude={"seen"})
         told = [f"{TRIED[key]} {value:.4f}" for key, value in figures.items()]
         click.echo(f"  {name}: {', '.join(told) or 'not seen in any case'}")
+    if any(trial.spared):
+        click.echo(f"  layers that are not in int8: {', '.join(name for each in trial.spared for name in each)}")
 
 
 @click.command(short_help="Write a checkpoint's networks for other programs.")
@@ -122,7 +126,9 @@ def export(checkpoint: str, to: Target, out: Path, int8: bool, data: Path | None
     with progress("Exporting") as tell:
         from pipelines import export as verb
 
-        made = verb.export(checkpoint=checkpoint, to=to, out=out, int8=int8, data=data, on_case=case_teller(tell))
+        made = verb.export(
+            checkpoint=checkpoint, to=to, out=out, int8=int8, data=data, on_case=case_teller(tell), on_step=tell
+        )
     if as_json:
         compared = made.int8.model_dump(mode="json", exclude_none=True) if made.int8 else None
         print_json({"folder": str(made.folder), "files": list(made.files), "difference": made.difference,
