@@ -55,10 +55,8 @@ def accept(
     int8
         Whether to make it in int8, too, on its training cases, and to compare that; the copy has it where it is good
         enough.
-    on_case
-        Called before each case with its name, its number from 0 and how many there are.
-    on_step
-        Called before each quantization of int8 with what is done.
+    on_case, on_step
+        Called before each case with its name, its number from 0 and how many there are; and with each step of int8.
 
     Raises
     ------
@@ -82,8 +80,7 @@ def accept(
     if out.exists():
         raise OutputNotWritable(out, seen="it is there already", expected="a new folder was expected")
     cases = cases_of(opened, data)
-    tried: list[Precision] = ["bf16", "fp32"] if runtime.has_bf16() else ["fp32"]
-    engines = {one: engines_of(opened, wanted="openvino", precision=one) for one in tried}
+    engines = {one: engines_of(opened, wanted="openvino", precision=one) for one in _tried()}
     made = int8_of(opened, cases, on_case, on_step) if int8 else None
     found = compared_with_torch(opened, {"int8": made.engines, **engines} if made else engines, data, cases, on_case)
     extras = opened.further_files(but=(FILE, *(files_of_all(opened.config.members) if int8 else ())))
@@ -95,6 +92,11 @@ def accept(
     trials = Trials(trials=(*(trial for trial in trials_of(opened) if trial.precision not in now), *found))
     extras[FILE] = (trials.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
     return with_extras(out, opened, opened.metrics, extras), trials
+
+
+def _tried() -> list[Precision]:
+    """What can be compared of any checkpoint on this processor."""
+    return ["bf16", "fp32"] if runtime.has_bf16() else ["fp32"]
 
 
 def cases_of(checkpoint: Checkpoint, data: Path) -> list[Case] | list[ClassifiedCase]:

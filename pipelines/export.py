@@ -93,10 +93,8 @@ def export(
     data
         The manifest that the checkpoint was trained on: its training cases make the models in int8 anew, and its
         validation cases compare them with torch.
-    on_case
-        Called before each case with its name, its number from 0 and how many there are.
-    on_step
-        Called before each quantization of int8 with what is done.
+    on_case, on_step
+        Called before each case with its name, its number from 0 and how many there are; and with each step of int8.
 
     Raises
     ------
