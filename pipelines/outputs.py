@@ -35,8 +35,8 @@ REPORT, PAGE, SR, FHIR = "report.json", "report.html", "sr.dcm", "fhir.json"
 # What outputs take in memory, in bytes, rounded up from what was measured: highdicom's tables and the sample that the
 # window of pictures comes from; the header of each slice; each slice of each structure, as evidence and as JSON.
 _ANY, _SLICE, _EVIDENCE = 256 * 2**20, 32 * 2**10, 2 * 2**10
-# The same for each voxel: a mask as NIfTI lies there unpacked and packed; highdicom fills a label map's frames twice.
-_NIFTI, _LABELMAP = 2.25, 2.0
+# The same for each voxel: highdicom fills a label map's frames twice. NIfTI is written slice by slice.
+_LABELMAP = 2
 # What a study's folder may hold from an earlier run, and is replaced.
 OURS = (REPORT, PAGE, SR, FHIR, "seg_*.dcm", "capture*.dcm", "mask_*.nii.gz", "heatmap_*.nii.gz")
 
@@ -97,9 +97,8 @@ def delivering_bytes(wanted: Wanted, slices: int, voxels: int, labels: int, *, a
     as_nifti
         Whether the mask becomes NIfTI where no format is named.
     """
-    whole = _NIFTI * wanted.has("nifti", by_default=as_nifti)
-    whole += _LABELMAP * (wanted.seg_type == "labelmap" and wanted.has("seg", by_default=not as_nifti))
-    return _ANY + slices * (_SLICE + labels * _EVIDENCE) + int(whole * voxels)
+    as_labelmap = wanted.seg_type == "labelmap" and wanted.has("seg", by_default=not as_nifti)
+    return _ANY + slices * (_SLICE + labels * _EVIDENCE) + _LABELMAP * voxels * as_labelmap
 
 
 @dataclass(frozen=True, slots=True)

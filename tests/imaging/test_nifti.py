@@ -7,8 +7,11 @@ import gzip
 import os
 import tempfile
 import tracemalloc
-from contextlib import suppress
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -17,8 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from imaging import nifti
 from imaging.errors import ImagingError, InputRefused, OutputMismatch, OutputNotWritable
-from imaging.nifti import case_name, is_nifti, read_geometry, read_nifti, read_nifti_channels, write_mask
+from imaging.files import whole_file
+from imaging.nifti import case_name, is_nifti, read_geometry, read_nifti, read_nifti_channels, write_mask, write_volume
+from imaging.volume import Volume
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.4) @ np.diag([-0.8, 1.1, 2.0]), [12.0, -30.5, 7.25]
@@ -356,3 +362,81 @@ def test_reading_takes_little_beside_the_volume(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert taken < 1.2 * volume.array.nbytes
+
+
+def as_nibabel_writes(array: NDArray[Any]) -> bytes:
+    """The whole file at once, in memory."""
+    image = nib.Nifti1Image(array, OBLIQUE)
+    image.header.set_xyzt_units("mm")
+    if array.ndim == 5:
+        image.header.set_intent("NIFTI_INTENT_RGB_VECTOR")
+    return bytes(image.to_bytes())
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_slice_by_slice_is_what_nibabel_writes_at_once(
+    tmp_path: Path, channels: int, suffix: str
+) -> None:
+    array_CXYZ = np.random.default_rng(0).standard_normal((channels, 7, 6, 5)).astype(np.float32)
+    path = tmp_path / f"a{suffix}"
+    write_volume(path, Volume(array_CXYZ, OBLIQUE))
+    meant = array_CXYZ[0] if channels == 1 else np.moveaxis(array_CXYZ, 0, 3)[:, :, :, np.newaxis]
+    content = path.read_bytes()
+    assert (gzip.decompress(content) if suffix == ".nii.gz" else content) == as_nibabel_writes(meant)
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), meant)
+
+
+def test_a_mask_is_one_gzip_member_that_itk_reads_too(tmp_path: Path) -> None:
+    itk = pytest.importorskip("SimpleITK")
+    path, affine = tmp_path / "mask.nii.gz", np.diag([-0.5, 0.5, 2.0, 1.0])
+    write_mask(path, MASK, affine)
+    member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    assert len(member.decompress(path.read_bytes())) == 352 + MASK.size
+    assert member.eof and member.unused_data == b""
+    read = itk.ReadImage(str(path))
+    np.testing.assert_array_equal(itk.GetArrayFromImage(read).T, MASK)
+    assert read.GetSpacing() == (0.5, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_is_not_on_the_disk_as_it_was_meant_is_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"old")
+    volume = Volume(np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), OBLIQUE)
+
+    class Damaging:
+        """A disk that does not keep what it was given."""
+
+        def __init__(self, stream: BinaryIO) -> None:
+            self._stream = stream
+
+        def write(self, part: bytes) -> int:
+            return self._stream.write(part[:-2] + bytes(2))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+    @contextmanager
+    def damaging(target: Path) -> Iterator[BinaryIO]:
+        with whole_file(target) as stream:
+            yield cast(BinaryIO, Damaging(stream))
+
+    monkeypatch.setattr(nifti, "whole_file", damaging)
+    with pytest.raises(OutputMismatch):
+        write_volume(path, volume)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_writing_takes_the_memory_of_a_slice(tmp_path: Path) -> None:
+    volume = Volume(np.zeros((1, 64, 64, 400), np.float32), OBLIQUE)
+    tracemalloc.start()
+    try:
+        write_volume(tmp_path / "a.nii.gz", volume)
+        write_mask(tmp_path / "b.nii.gz", volume.array[0].astype(np.uint8), OBLIQUE)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < volume.array.nbytes // 2
