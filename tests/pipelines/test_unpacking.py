@@ -255,12 +255,21 @@ def test_a_fault_while_an_archive_is_unpacked_ends_the_inbox(store: Store) -> No
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+# Stands still where the ninth file is about to get its place in the store.
 KILLED = """
-import sys
+import sys, time
 from pathlib import Path
 from pipelines.store import Store
 from pipelines.unpacking import Unpacking
 root = Path(sys.argv[1])
+placed = []
+def stand_still(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith(".dcm"):
+        placed.append(arguments[1])
+        if len(placed) == 9:
+            print("here", flush=True)
+            time.sleep(600)
+sys.addaudithook(stand_still)
 with Store(root / "store", watching=True) as store:
     Unpacking(store, root / "in").take(root / "in" / "study.zip", source="inbox")
 """
@@ -271,14 +280,12 @@ def test_killed_while_it_unpacks_nothing_is_lost_and_nothing_there_twice(tmp_pat
     members = images(1, 60)
     (tmp_path / "in" / "study.zip").write_bytes(zipped(members))
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "store").rglob("*.dcm"))) < 8:
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(signal.SIGKILL)
+    assert len(list((tmp_path / "store").rglob("*.dcm"))) >= 8
     assert (tmp_path / "in" / "study.zip").exists()
     assert any((tmp_path / "in" / unpacking.FOLDER).rglob("000*"))
     with Store(tmp_path / "store", watching=True) as store:
