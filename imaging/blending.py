@@ -65,7 +65,7 @@ def blocks_of(
     ------
     Block
         Probabilities, averaged over flips and members; together they own each voxel once. The array is used again for
-        the next one.
+        the next one of its strip; who holds one on while asking for the next has two strips in memory.
     """
     least_C = image_CXYZ.reshape(len(image_CXYZ), -1).min(axis=1) if skip_air else None
     asked = [_Asked(ask, layout, least_C) for ask in members]
@@ -73,6 +73,9 @@ def blocks_of(
         views = [_HostView(ask, layout, strip, flip, outputs) for ask, flip in product(asked, layout.flips)]
         for low, block_KXYZ in in_strip(views, image_CXYZ, overlapping=overlapping, batch_size=batch_size):
             yield Block(low, block_KXYZ)
+            del block_KXYZ
+        # What was open of this strip is let go before the next one takes as much.
+        del views
 
 
 def in_strip(
@@ -217,6 +220,8 @@ class View(ABC):
             starts = due[at : at + batch_size]
             for logits_KXYZ, start in zip(self.asked(image_CXYZ, starts), starts, strict=True):
                 self.add(logits_KXYZ, *self._where(start))
+            # An answer of many classes takes more than the network's own work; the next one needs its room.
+            del logits_KXYZ
 
     def within(self, start: Size3) -> tuple[Slices, Slices]:
         """Which part of a tile lies in the image, and where in the image; beyond it a tile is 0."""
@@ -273,6 +278,7 @@ class _HostView(View):
             tile_CXYZ[:, *self._mirror][:, *of_tile] = image_CXYZ[:, *of_image]
         for logits_KXYZ in self._asked(tiles):
             yield logits_KXYZ[:, *self._mirror]
+            del logits_KXYZ
 
     def add(self, logits_KXYZ: NDArray[np.float32], of_tile: Slices, of_open: Slices) -> None:
         axis, weight = self.layout.axis, self._weight_XYZ[of_tile]

@@ -98,6 +98,7 @@ class OnGpu:
                         back.add_regions(low, probability_KXYZ, regions_KXYZ)
                     else:
                         back.add_labels(low, probability_KXYZ, labels_XYZ)
+                    del probability_KXYZ  # with it goes its strip, for which the next one needs the room
         except torch.OutOfMemoryError as error:
             raise GpuMemoryTooSmall(subject, seen="it ran out while the series was labelled") from error
         places = {label.id: label.id - 1 if config.overlapping else label.id for label in config.labels}
@@ -111,6 +112,7 @@ class OnGpu:
                 for engine, flip in product(self._engines, layout.flips)
             ]
             yield from in_strip(views, image, overlapping=overlapping, batch_size=batch_size)
+            del views
 
     def _fitting(self, image_CXYZ: NDArray[np.float32], subject: str) -> tuple[Layout, int]:
         """The tiles, and how many at a time, that the memory of the device has room for."""

@@ -259,6 +259,7 @@ class Predictor:
                     grid.add_regions(block, regions_KXYZ)
                 else:
                     grid.add_labels(block, labels_XYZ)
+            del block  # with it goes its strip, for which the next one needs the room
         return means.found()
 
     def _blocks(self, image_CXYZ: NDArray[np.float32], *, shape: Size3, subject: str) -> Iterator[Block]:

@@ -6,6 +6,7 @@ depend on the tiles beside it.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -43,21 +44,28 @@ class OpenVinoEngine:
         self._compiled = compiled(model, precision)
         # As many tiles at once as OpenVINO sees fit for the cores: each then has its own, and need not wait for others.
         self.batch = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._queue = runtime().AsyncInferQueue(self._compiled, self.batch)
+        self._requests = [self._compiled.create_infer_request() for _ in range(self.batch)]
         self._shape = tuple(self._compiled.output(0).shape)[1:]
-        self._into: NDArray[np.float32] = np.empty(0, dtype=np.float32)
-        self._queue.set_callback(self._take)
+        # Where requests write between calls: nowhere. Pages that nobody touched take no memory.
+        self._nowhere = runtime().Tensor(np.empty((1, *self._shape), dtype=np.float32), shared_memory=True)
         self._one_caller = Lock()
-
-    def _take(self, request: openvino.InferRequest, number: int) -> None:
-        self._into[number] = request.get_output_tensor(0).data[0]
 
     def __call__(self, tiles_BCXYZ: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the network says of some tiles; see `imaging.engines.Engine`."""
         tiles = np.ascontiguousarray(tiles_BCXYZ, dtype=np.float32)
-        with self._one_caller:
-            logits = self._into = np.empty((len(tiles), *self._shape), dtype=np.float32)
+        logits = np.empty((len(tiles), *self._shape), dtype=np.float32)
+        with self._one_caller, ExitStack() as begun:
+            for request in self._requests[: len(tiles)]:
+                begun.callback(self._end, request)
             for number in range(len(tiles)):
-                self._queue.start_async(tiles[number : number + 1], number, share_inputs=True)
-            self._queue.wait_all()
+                request = self._requests[number % self.batch]
+                request.wait()
+                # Read and written where they lie: an answer of many classes is not copied.
+                request.set_output_tensor(runtime().Tensor(logits[number : number + 1], shared_memory=True))
+                request.start_async(tiles[number : number + 1], share_inputs=True)
         return logits
+
+    def _end(self, request: openvino.InferRequest) -> None:
+        """Wait for a request, which then holds on to no answer."""
+        request.wait()
+        request.set_output_tensor(self._nowhere)

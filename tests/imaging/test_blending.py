@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 from typing import Any
 
@@ -177,3 +178,26 @@ def test_own_grid_from_blocks_is_that_from_the_whole(spacing: tuple[float, ...],
     assert np.array_equal(masks[0], masks[1])
     if not overlapping:
         assert np.array_equal(masks[0], restore_labels(certain, np.eye(4), shape=shape, to_affine=to_affine))
+
+
+@pytest.mark.parametrize(("cuts", "flips", "batch"), [((1, 1), (), 1), ((2, 2), (), 1), ((3, 1), (0,), 2)])
+def test_memory_is_that_of_the_layout_and_of_one_answer(
+    cuts: tuple[int, int], flips: tuple[int, ...], batch: int
+) -> None:
+    outputs, size, patch = 40, (28, 28, 40), (16, 16, 16)
+    layout = layout_of(Predict(patch=patch, overlap=0.25, flip_axes=flips, batch_size=batch), size, cuts=cuts)
+    image = np.zeros((1, *size), dtype=np.float32)
+
+    def ask(tiles: Array) -> Array:
+        return np.zeros((len(tiles), outputs, *patch), dtype=np.float32)
+
+    answer = 4 * batch * outputs * 16**3
+    tracemalloc.start()
+    try:
+        for block in blocks_of([ask], image, layout, outputs=outputs, overlapping=False, batch_size=batch):
+            assert block.probability_KXYZ.shape[0] == outputs
+            del block
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert layout.bytes_open(outputs, 1) < most < layout.bytes_open(outputs, 1) + answer + 400_000

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from imaging.engines import Engines, engines_of, runtime
 from imaging.engines.accepted import FILE, Compared, Trial, Trials, elsewhere, trials_of
 from imaging.engines.choice import converted_models, tile_shape
 from imaging.engines.kept import cache_folder, key_of
+from imaging.engines.openvino_engine import OpenVinoEngine
 from imaging.engines.quantized import as_files, files_of_all
 from imaging.errors import CheckpointCorrupt, EngineRefused, MissingPackage, UnknownName
 from imaging.files import shipped
@@ -99,6 +101,20 @@ def test_openvino_says_what_torch_says_of_each_member(
         assert np.abs(said - expected).max() < 1e-3 * np.abs(expected).max()
         assert np.array_equal(engine(tiles[1:2])[0], said[1])
     assert not np.allclose(by_torch[0], by_torch[1])
+
+
+def test_answer_that_is_let_go_takes_no_memory() -> None:
+    openvino = runtime.runtime()
+    tile, weights = openvino.opset13.parameter([1, 1, 8, 8, 8], np.float32), np.ones((4, 1, 1, 1, 1), np.float32)
+    widened = openvino.opset13.convolution(tile, weights, [1] * 3, [0] * 3, [0] * 3, [1] * 3)
+    engine = OpenVinoEngine(openvino.Model([widened], [tile]), precision="fp32")
+    for count in (1, engine.batch, 2 * engine.batch + 1):
+        tiles = np.arange(1, count + 1, dtype=np.float32)[:, None, None, None, None] * np.ones((1, 8, 8, 8))
+        answer = engine(tiles.astype(np.float32))
+        np.testing.assert_array_equal(answer, np.repeat(tiles, 4, axis=1))
+        held = weakref.ref(answer)
+        del answer
+        assert held() is None
 
 
 def test_classifiers_embedding_comes_behind_its_logits(tmp_path: Path) -> None:
