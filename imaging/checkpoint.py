@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-import numpy as np
-
-from imaging.card import model_card
 from imaging.config import (
     AnyConfig,
     ClassifyConfig,
@@ -30,6 +27,7 @@ from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint, 
 from imaging.files import sha256_of, shipped, staged_folder, write_whole
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -301,7 +299,26 @@ def open_texts() -> tuple[list[TextCheckpoint], list[CheckpointCorrupt]]:
 
 def open_network(folder: Path) -> NetworkCheckpoint:
     """The same for a checkpoint of any network; see `open_checkpoint`."""
-    return open_text(folder) if task_of(folder) == "text" else open_checkpoint(folder)
+    config, metrics, sums = _opened(folder)
+    if isinstance(config, FuseConfig):
+        raise WrongTask(f"checkpoint {config.name}", seen=f"its task is {config.task}",
+                        expected="a network was expected", remedy="Give a checkpoint of a network")  # fmt: skip
+    if isinstance(config, TextConfig):
+        return TextCheckpoint(folder, config, metrics, sums[WEIGHTS], sums)
+    return Checkpoint(folder, config, metrics, sums[WEIGHTS], sums)
+
+
+def open_shipped() -> tuple[list[NetworkCheckpoint], list[CheckpointCorrupt]]:
+    """The networks that ship, each verified once, and those that are not what their checksums say."""
+    checkpoints, unusable = [], []
+    for folder in shipped_checkpoints():
+        try:
+            checkpoints.append(open_network(folder))
+        except CheckpointCorrupt as error:
+            unusable.append(error)
+        except WrongTask:
+            continue
+    return checkpoints, unusable
 
 
 def open_fusion(folder: Path) -> FusionCheckpoint:
@@ -363,15 +380,8 @@ def open_checkpoints(names: Sequence[str]) -> tuple[list[Checkpoint], list[Check
         If two of them have one name: their outputs could not be told apart.
     """
     if not names:
-        checkpoints, unusable = [], []
-        for folder in shipped_checkpoints():
-            try:
-                checkpoints.append(open_checkpoint(folder))
-            except CheckpointCorrupt as error:
-                unusable.append(error)
-            except WrongTask:  # it looks at no image
-                continue
-        return checkpoints, unusable
+        shipped, unusable = open_shipped()
+        return [one for one in shipped if isinstance(one, Checkpoint)], unusable
     folders = dict.fromkeys(find_checkpoint(name).resolve() for name in names)
     checkpoints = [open_checkpoint(folder) for folder in folders]
     called = [checkpoint.name for checkpoint in checkpoints]
@@ -445,6 +455,7 @@ def save_fusion(
     folder: Path, config: FuseConfig, weights: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Any]
 ) -> FusionCheckpoint:
     """The same for a fusion, whose weights are arrays."""
+    import numpy as np
     from safetensors.numpy import save
 
     _save(folder, config, save({name: np.ascontiguousarray(array) for name, array in weights.items()}), metrics, {})
@@ -469,6 +480,8 @@ def _save(
 
 
 def _told(config: AnyConfig, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+    from imaging.card import model_card  # with numpy, which a list of checkpoints need not wait for
+
     return {METRICS: (json.dumps(metrics, indent=1) + "\n").encode(), CARD: model_card(config, metrics).encode()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from imaging.checkpoint import NetworkCheckpoint, open_checkpoints, open_texts
+from imaging.checkpoint import open_shipped
 from imaging.config import Class, Label, NetworkConfig, SegmentConfig
 
 
@@ -22,11 +22,9 @@ def models() -> dict[str, Any]:
         in cross-validation, scores on validation, members of an ensemble, folder) and ``refused`` (checkpoints that
         differ from their checksums).
     """
-    images, unusable = open_checkpoints(())
-    texts, broken = open_texts()
-    checkpoints: list[NetworkCheckpoint] = sorted([*images, *texts], key=lambda checkpoint: checkpoint.name)
+    shipped, unusable = open_shipped()
     listed = []
-    for checkpoint in checkpoints:
+    for checkpoint in sorted(shipped, key=lambda checkpoint: checkpoint.name):
         config = checkpoint.config
         listed.append(
             {
@@ -48,7 +46,7 @@ def models() -> dict[str, Any]:
                 "folder": str(checkpoint.folder),
             }
         )
-    return {"models": listed, "refused": [error.as_dict() for error in (*unusable, *broken)]}
+    return {"models": listed, "refused": [error.as_dict() for error in unusable]}
 
 
 def _labels(config: NetworkConfig) -> dict[int, str]:

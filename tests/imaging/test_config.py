@@ -388,3 +388,10 @@ def test_config_is_found_by_path_or_by_shipped_name(written: Path) -> None:
 def test_unknown_config_lists_the_shipped() -> None:
     with pytest.raises(ConfigInvalid, match="hippocampus_mr"):
         find_config("nothing")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 20_000], ids=["list", "mapping", "block"])
+def test_what_is_nested_without_an_end_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigInvalid, match="cannot be read as YAML"):
+        load_any(tmp_path / "a.yaml")

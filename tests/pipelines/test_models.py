@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from imaging import checkpoint as checkpoints
-from imaging.checkpoint import open_network, shipped_checkpoints
+from imaging.checkpoint import find_checkpoint, open_network, shipped_checkpoints
 from imaging.config import SegmentConfig, TextConfig
 from pipelines.models import models
 
@@ -58,6 +58,14 @@ def test_list_for_a_person_names_what_is_taken(invoke: Invoke) -> None:
     assert result.stdout.count("  cross-validated, abnormal: AUC ") == 2  # those that judge texts
     assert "  takes a report in en, beside CR or DX or RG of CHEST or THORAX or LUNG" in result.stdout
     assert "  test, mentions of disease: F1 0.834 [0.810, 0.857]" in result.stdout
+
+
+def test_corrupt_reader_of_texts_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(find_checkpoint("request_text"), tmp_path / "request_text")
+    (tmp_path / "request_text" / "config.yaml").write_text("task: [")
+    monkeypatch.setattr(checkpoints, "shipped", lambda _kind: tmp_path)
+    found = models()
+    assert found["models"] == [] and [error["code"] for error in found["refused"]] == ["checkpoint_corrupt"]
 
 
 def test_corrupt_checkpoint_is_told_and_the_others_are_listed(
