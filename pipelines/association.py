@@ -4,9 +4,10 @@ Invariant: whatever a peer sends, what is held for it in memory is bounded, and 
 longer than any has to be ends its association, and a peer that falls silent is left after the network timeout.
 
 pynetdicom looks for work every millisecond, reads 4 KiB at a time and lets the kernel hold small segments back until
-the other side has answered (Nagle); with small files most of a transfer is waiting. On a busy machine the thread of an
-association sometimes takes the answer that somebody else waits for. What is here wakes it when there is work, leaves
-answers to those who wait for them, and is the only place that reaches into it.
+the other side has answered (Nagle); with small files most of a transfer is waiting. An answer to C-STORE is to it a
+data set like any other, which takes as long to build as an instance takes to be walked and hashed. On a busy machine
+the thread of an association sometimes takes the answer that somebody else waits for. What is here wakes it when there
+is work, leaves answers to those who wait for them, and is the only place that reaches into it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import select
 import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass
 from io import BytesIO
@@ -31,6 +33,8 @@ from pynetdicom._handlers import (
 )
 from pynetdicom._validators import validate_ae
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
 from imaging.errors import ConfigInvalid
@@ -46,6 +50,10 @@ _LONGEST_PDU = 1 << 20
 _LONGEST_COMMAND = 64 * 1024
 # How long to wait for work before looking whether to stop; and between two looks once the connection is closed.
 _IDLE_S, _ENDING_S = 0.1, 0.001
+# The same for the thread that serves requests; who wants it to rest, to ask something itself, waits so long at most.
+_RESTING_S = 0.02
+# What stands before a fragment of a message within a PDU (PS3.8 section 9.3.5.1).
+_PDV_HEAD = 6
 # pynetdicom's own handlers put every message into words, which takes longer than keeping it.
 _WORDY: Any = (
     (evt.EVT_DIMSE_RECV, standard_dimse_recv_handler),
@@ -249,6 +257,10 @@ def quicken(event: evt.Event, kind: type[QuickSocket] = QuickSocket) -> QuickSoc
     quick.waker.setblocking(False)
     dul.to_provider_queue = _Outgoing(quick.waker)
     dul._run_loop_delay = 0
+    serving: Any = event.assoc.dimse
+    serving.__class__ = _Serving
+    serving.news = threading.Event()
+    serving.msg_queue, dul.to_user_queue = _Incoming(serving.news), _Incoming(serving.news)
     assert isinstance(quick, kind)
     return quick
 
@@ -266,6 +278,68 @@ class _Dimse(DIMSEServiceProvider):
         if not block and not self.assoc._reactor_checkpoint.is_set():
             return None, None
         return super().get_msg(block)
+
+
+class _Incoming(queue.Queue[Any]):
+    """What has come for the thread that serves requests; tells it."""
+
+    def __init__(self, news: threading.Event) -> None:
+        super().__init__()
+        self._news = news
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._news.set()
+
+
+class _Serving(_Dimse):
+    """The side that answers: waits for requests instead of looking for them, and answers a C-STORE by hand."""
+
+    news: threading.Event
+
+    def get_msg(self, block: bool = False) -> Any:
+        if not block:
+            # Cleared before it is looked, so that what comes in between is not waited for.
+            self.news.clear()
+            if self.msg_queue.empty() and self.dul.to_user_queue.empty():
+                self.news.wait(_RESTING_S)
+        return super().get_msg(block)
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        if isinstance(primitive, C_STORE) and primitive.MessageIDBeingRespondedTo is not None and primitive.Status == 0:
+            answer = stored(primitive)
+            if not 0 < self.maximum_pdu_size < len(answer) + _PDV_HEAD:
+                data = P_DATA()
+                data.presentation_data_value_list.append((context_id, b"\3" + answer))  # a command, and all of it
+                self.dul.send_pdu(data)
+                return
+        super().send_msg(primitive, context_id)
+
+
+def stored(answer: C_STORE) -> bytes:
+    """The command set that says that an instance was stored (PS3.7 table 9.3-2), little endian and implicit.
+
+    Parameters
+    ----------
+    answer
+        Its status is 0, and it has neither a comment nor anything else that this table allows beside a failure.
+    """
+    elements = b"".join(
+        (
+            _command(0x0002, str(answer.AffectedSOPClassUID).encode("ascii")),
+            _command(0x0100, b"\x01\x80"),
+            _command(0x0120, int(answer.MessageIDBeingRespondedTo or 0).to_bytes(2, "little")),
+            _command(0x0800, b"\x01\x01"),
+            _command(0x0900, b"\0\0"),
+            _command(0x1000, str(answer.AffectedSOPInstanceUID).encode("ascii")),
+        )
+    )
+    return _command(0x0000, len(elements).to_bytes(4, "little")) + elements
+
+
+def _command(number: int, value: bytes) -> bytes:
+    value += b"\0" * (len(value) % 2)
+    return b"\0\0" + number.to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
 
 
 def at_once(event: evt.Event) -> None:
