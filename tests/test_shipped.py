@@ -12,6 +12,9 @@ from monai.transforms import Compose, NormalizeIntensityd, Orientationd, Spacing
 from imaging.checkpoint import WEIGHTS, Checkpoint, find_checkpoint, open_checkpoint
 from imaging.config import SegmentConfig, find_config, load_config
 from imaging.dicom import load_series
+from imaging.engines import engines_of, runtime
+from imaging.engines.accepted import trial_of, trials_of
+from imaging.engines.quantized import files_of
 from imaging.manifest import read_manifest
 from imaging.metrics import dice
 from imaging.predict import Predictor
@@ -46,6 +49,28 @@ def test_no_case_is_on_two_sides(checkpoint: Checkpoint) -> None:
     assert sum(map(len, folds)) == len(set.union(*folds)) == 217
     assert folds[0].isdisjoint(training["names"])  # the network that ships is that of the first fold
     assert len(folds[0]) + len(training["names"]) == 217
+
+
+def test_int8_was_chosen_by_cases_that_trained_and_accepted_by_others(checkpoint: Checkpoint) -> None:
+    trial = trial_of(trials_of(checkpoint), "openvino", "int8")
+    assert trial is not None
+    assert (trial.why_not(), trial.unseen, trial.side, trial.cases) == ("", (), "validation", 44)
+    trained = set(checkpoint.metrics["training"]["names"])
+    assert set(trial.calibrated).isdisjoint(trial.chosen_by)
+    assert {*trial.calibrated, *trial.chosen_by} <= trained
+    assert set(files_of(0)) <= checkpoint.sums.keys()
+    assert sum((checkpoint.folder / name).stat().st_size for name in files_of(0)) < 6_000_000
+
+
+@pytest.mark.skipif(not (runtime.installed() and runtime.has_int8()), reason="this processor has no int8")
+def test_int8_is_taken_and_says_what_torch_says(checkpoint: Checkpoint, data: Path) -> None:
+    engines = engines_of(checkpoint, wanted="openvino", device="cpu")
+    assert (engines.choice.name, engines.choice.precision) == ("openvino", "int8")
+    reference = engines_of(checkpoint, wanted="torch", device="cpu", precision="fp32")
+    image, _ = load_case(read_manifest(data / "hippocampus")[0], values=(1, 2))
+    found, expected = (Predictor(checkpoint, engine=each)(image).mask_XYZ for each in (engines, reference))
+    assert min(dice(found, expected, label) for label in (1, 2)) > 0.99
+    assert not np.array_equal(found, expected)  # it is not torch that was asked twice
 
 
 def test_it_labels_the_cases_that_ship(predictor: Predictor, data: Path) -> None:
