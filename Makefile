@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-library test-pipelines test-long soak lint docs fuzz bench clean
+.PHONY: help demo test test-rest test-verbs test-long soak lint docs fuzz bench clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), which takes minutes"
@@ -29,12 +29,12 @@ lint: $(VENV)/installed-test  ## Linters and the type checker
 test: lint  ## Linters, the type checker and all tests
 	$(BIN)/pytest
 
-# The tests in two halves, for two cores: `make -k -j2 test-pipelines lint test-library` is `make test` in less time.
-test-library: $(VENV)/installed-test  ## All tests but those of the verbs
-	$(BIN)/pytest -p no:cacheprovider --ignore=tests/pipelines
+# The tests in two halves, for two cores: `make -k -j2 test-verbs lint test-rest` is `make test` in less time.
+test-verbs: $(VENV)/installed-test  ## The half of the tests that calls the verbs
+	$(BIN)/pytest -p no:cacheprovider tests/pipelines/test_*.py
 
-test-pipelines: $(VENV)/installed-test  ## Tests of the verbs, the watcher, the cluster
-	$(BIN)/pytest -p no:cacheprovider tests/pipelines
+test-rest: $(VENV)/installed-test  ## All other tests
+	$(BIN)/pytest -p no:cacheprovider --ignore-glob='tests/pipelines/test_*.py'
 
 test-long: $(VENV)/installed-test  ## Tests that take minutes: runs killed at random moments, and continued
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long

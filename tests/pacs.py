@@ -121,7 +121,7 @@ def started(server: Orthanc) -> Iterator[None]:
 
 
 def _await(server: Orthanc, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         try:
             server.get("/system")

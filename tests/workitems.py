@@ -61,7 +61,7 @@ class Archive:
 
     @property
     def web(self) -> Web:
-        return Web(self.url, timeout_s=5)
+        return Web(self.url, timeout_s=30)
 
     def add(self, item: dict[str, Any]) -> str:
         uid = str(item["00080018"]["Value"][0])
@@ -220,4 +220,4 @@ def worklist() -> Iterator[Archive]:
         yield archive
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)

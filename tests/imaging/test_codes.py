@@ -32,7 +32,7 @@ def dictionary(scheme: str) -> dict[str, set[str]]:
 
 
 def test_each_row_is_what_dicoms_dictionary_says_or_names_another_source():
-    of = {entry.code.scheme: dictionary(entry.code.scheme) for entry in shipped_codes().entries}
+    of = {scheme: dictionary(scheme) for scheme in {entry.code.scheme for entry in shipped_codes().entries}}
     for entry in shipped_codes().entries:
         theirs = of[entry.code.scheme].get(entry.code.value)
         assert entry.source in SOURCES

@@ -124,7 +124,7 @@ def server(answer: Answer) -> Iterator[Web]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield Web(f"http://127.0.0.1:{http.server_port}/web", timeout_s=3)
+        yield Web(f"http://127.0.0.1:{http.server_port}/web", timeout_s=30)
         http.shutdown()
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_says_yes_and_has_nothing_is_found_out(tmp_path: Path) -> 
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    web = Web(f"http://127.0.0.1:{free_port()}/web", timeout_s=3)
+    web = Web(f"http://127.0.0.1:{free_port()}/web", timeout_s=30)
     (file,) = stow(written(tmp_path, [ct(1)]), web).files
     assert isinstance(file.error, PeerUnreachable)
     with Client(web) as client, pytest.raises(PeerUnreachable):

@@ -114,11 +114,11 @@ def test_files_are_found_by_events_and_by_polling(tmp_path: Path, poll_s: float 
         for number in (1, 2):
             (tmp_path / "in" / "deep" / "er").mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / "deep" / "er" / f"IM{number}").write_bytes(instance(1, number))
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while list((tmp_path / "in").rglob("IM*")) and time.monotonic() < deadline:
                 time.sleep(0.02)
         stop.set()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
         [job] = store.jobs.all()
         assert job.study_uid == study_uid(1)

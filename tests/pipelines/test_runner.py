@@ -96,7 +96,7 @@ def running(store: Store) -> list[int]:
 
 def until(runner: Runner, store: Store, jobs: list[int]) -> None:
     """Go on until these run; what went wrong waits a moment before it is tried again."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while running(store) != jobs:
         assert time.monotonic() < deadline, running(store)
         runner.tick()

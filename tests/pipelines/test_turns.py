@@ -40,7 +40,7 @@ def test_one_is_read_while_the_network_is_asked_of_another_and_never_two_of_a_ki
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert (most["in"], most["network"], most["out"]) == (1, 1, 1)
     assert most["all"] > 1
     for number in range(4):
@@ -50,20 +50,22 @@ def test_one_is_read_while_the_network_is_asked_of_another_and_never_two_of_a_ki
 
 
 def test_waiting_for_a_turn_counts_for_no_stage() -> None:
-    turns, begun = Turns(), threading.Event()
+    turns, begun, waiting = Turns(), threading.Event(), threading.Event()
 
     def first() -> None:
         with taking_turns(turns.of(lambda _: None)), stage("network"):
             begun.set()
-            time.sleep(0.3)
+            assert waiting.wait(60)
+            time.sleep(0.5)
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert begun.wait(20)
-    with listening() as heard, taking_turns(turns.of(lambda _: None)), stage("network"):
+    assert begun.wait(60)
+    with listening() as heard, taking_turns(turns.of(lambda _: waiting.set())), stage("network"):
         pass
     thread.join()
-    assert heard.seconds()["network"] < 0.2
+    assert waiting.is_set()
+    assert heard.seconds()["network"] < 0.5
 
 
 def test_a_study_is_read_while_the_network_is_asked_of_another_whose_checkpoint_it_shares() -> None:
@@ -78,7 +80,7 @@ def test_a_study_is_read_while_the_network_is_asked_of_another_whose_checkpoint_
 
         thread = threading.Thread(target=second)
         thread.start()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
     assert waited == []
 

@@ -136,7 +136,7 @@ def test_a_process_forked_while_another_thread_reads_can_read(lock: AbstractCont
     held.wait()
     child = os.fork()
     if child == 0:
-        os._exit(0 if lock.acquire(timeout=5) else 1)  # type: ignore[attr-defined]
+        os._exit(0 if lock.acquire(timeout=30) else 1)  # type: ignore[attr-defined]
     forked.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -200,7 +200,7 @@ def test_the_name_of_a_new_studys_folder_is_waited_for_by_all_who_put_into_it_fi
 
     def sync(path: Path) -> None:
         if path.parent.name == "instances":
-            both.wait(20)  # the name is not on disk before both have come to wait for it
+            both.wait(60)  # the name is not on disk before both have come to wait for it
             shard.append(path)
         folder(path)
 
@@ -286,7 +286,7 @@ def test_threads_share_transactions(tmp_path: Path) -> None:
         threads = [threading.Thread(target=put, args=(store, 1, number)) for number in range(8)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(store._taking._waiting) < 8 and time.monotonic() < deadline:
             time.sleep(0.001)
         store._taking._settling.release()

@@ -39,7 +39,7 @@ def images(root: Path) -> list[Path]:
 
 
 def soon(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -53,7 +53,7 @@ class Disk:
 
     def sync(self, path: Path) -> None:
         self.asked += 1
-        assert self.may.wait(20)
+        assert self.may.wait(60)
         if self.fails:
             raise OSError(5, "Input/output error")
 
@@ -87,7 +87,7 @@ def test_file_folder_and_row_are_waited_for_at_once_and_all_three_before_it_retu
     all_begun = threading.Barrier(4)
 
     def met(what: str) -> None:
-        all_begun.wait(20)
+        all_begun.wait(60)
         done.append(what)
 
     record = taking_module.record
