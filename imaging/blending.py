@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.config import Size3
+from imaging.resampling import threads_here
 from imaging.restore import Block
 from imaging.tiles import Layout, Span, gaussian
 
@@ -29,6 +31,10 @@ Strip = tuple[Span, Span, Span]
 
 # The slices of a 2D network lie across the last axis of `preprocess.orientation`.
 ACROSS = 2
+# So many layers of a tile are weighted at a time: they stay in a processor's cache, and take little memory.
+_WEIGHED = 8
+# So many numbers of a tile are added in about a millisecond; fewer are not worth waking threads for.
+_WORTH_THREADS = 2**20
 
 
 def blocks_of(
@@ -69,13 +75,14 @@ def blocks_of(
     """
     least_C = image_CXYZ.reshape(len(image_CXYZ), -1).min(axis=1) if skip_air else None
     asked = [_Asked(ask, layout, least_C) for ask in members]
-    for strip in layout.strips():
-        views = [_HostView(ask, layout, strip, flip, outputs) for ask, flip in product(asked, layout.flips)]
-        for low, block_KXYZ in in_strip(views, image_CXYZ, overlapping=overlapping, batch_size=batch_size):
-            yield Block(low, block_KXYZ)
-            del block_KXYZ
-        # What was open of this strip is let go before the next one takes as much.
-        del views
+    with ThreadPoolExecutor(threads_here()) as pool:
+        for strip in layout.strips():
+            views = [_HostView(ask, layout, strip, flip, outputs, pool) for ask, flip in product(asked, layout.flips)]
+            for low, block_KXYZ in in_strip(views, image_CXYZ, overlapping=overlapping, batch_size=batch_size):
+                yield Block(low, block_KXYZ)
+                del block_KXYZ
+            # What was open of this strip is let go before the next one takes as much.
+            del views
 
 
 def in_strip(
@@ -254,14 +261,22 @@ class View(ABC):
 
 
 class _HostView(View):
-    """A view in numpy."""
+    """A view in numpy; threads share the outputs of a large tile, each of which is added to by one of them."""
 
     # One layer after another stays in a processor's cache.
     at_once = 1
 
-    def __init__(self, asked: _Asked, layout: Layout, strip: Strip, flip: tuple[int, ...], outputs: int) -> None:
+    def __init__(
+        self,
+        asked: _Asked,
+        layout: Layout,
+        strip: Strip,
+        flip: tuple[int, ...],
+        outputs: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
         super().__init__(layout, strip, flip, outputs)
-        self._asked = asked
+        self._asked, self._pool = asked, pool
         self._weight_XYZ = gaussian(layout.patch)
         self._mirror = tuple(slice(None, None, -1 if axis in flip else 1) for axis in range(3))
 
@@ -283,10 +298,20 @@ class _HostView(View):
     def add(self, logits_KXYZ: NDArray[np.float32], of_tile: Slices, of_open: Slices) -> None:
         axis, weight = self.layout.axis, self._weight_XYZ[of_tile]
         np.moveaxis(self.weights_LAB, 0, axis)[of_open] += weight
-        weighted = np.empty_like(weight)
-        for logits_XYZ, sums_LAB in zip(logits_KXYZ, self.sums_KLAB, strict=True):
-            np.multiply(logits_XYZ[of_tile], weight, out=weighted)
-            np.moveaxis(sums_LAB, 0, axis)[of_open] += weighted
+        sums_KXYZ = np.moveaxis(self.sums_KLAB, 1, axis + 1)
+        # Each is taken out, for a thread lets go of its task only a little after that is done.
+        todo = list(zip(logits_KXYZ[:, *of_tile], sums_KXYZ[:, *of_open], strict=True))
+
+        def add_one(_: int) -> None:
+            logits_XYZ, sums_XYZ = todo.pop()
+            for first in range(0, len(weight), _WEIGHED):
+                layers = slice(first, first + _WEIGHED)
+                sums_XYZ[layers] += logits_XYZ[layers] * weight[layers]
+
+        # What `map` gives is asked for, so that what went wrong in a thread is raised here.
+        in_turn = self._pool.map if len(todo) * weight.size >= _WORTH_THREADS else map
+        for _ in in_turn(add_one, range(len(todo))):
+            pass
 
     def finished(self, layers: slice, *, overlapping: bool) -> NDArray[np.float32]:
         found_KLAB: NDArray[np.float32] = self.sums_KLAB[:, layers]

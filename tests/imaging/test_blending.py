@@ -102,6 +102,32 @@ def test_slices_of_a_thin_network_come_in_full_batches() -> None:
     assert asked == [6, 6, 6, 2]
 
 
+@pytest.mark.parametrize("flips", [(), (0, 2)])
+def test_threads_change_no_bit(flips: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Predict(patch=(12, 10, 9), overlap=0.5, batch_size=2, precision="32", flip_axes=flips)
+    image = np.random.default_rng(2).normal(size=(1, 23, 17, 19)).astype(np.float32)
+    monkeypatch.setattr("imaging.blending._WORTH_THREADS", 0)
+    found = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(joined([network_of(0, 3)], image, config))
+    monkeypatch.undo()
+    assert found[0].std() > 0.01
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], joined([network_of(0, 3)], image, config))
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imaging.blending._WORTH_THREADS", 0)
+
+    def too_small(tiles: Array) -> Array:
+        return np.zeros((len(tiles), 2, 7, 8, 8), np.float32)
+
+    with pytest.raises(ValueError, match="broadcast"):
+        list(blocks_of([too_small], np.ones((1, 8, 8, 8), np.float32), layout_of(Predict(patch=(8, 8, 8)), (8, 8, 8)),
+                       outputs=2, overlapping=False))  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------------------ air
 
 
