@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from arriving import instance, study_uid, told
 from certified import certificates
-from pacs import Orthanc, data_set, free_port, orthanc, storescu
+from pacs import DICOMWEB_PLUGIN, Orthanc, data_set, free_port, orthanc, required, storescu
 from pydicom import dcmread
-from pydicom.uid import RLELossless
+from pydicom.uid import Comprehensive3DSRStorage, RLELossless, SegmentationStorage
 from watching import Stub, read_report
 
 from pipelines.association import Peer
@@ -28,6 +36,7 @@ from pipelines.watch import In, Out, watch
 from pipelines.watcher import Rules
 from pipelines.worker import Reading, Reporting
 
+ROOT = Path(__file__).parents[2]
 RULES = Rules(
     complete=Completeness(series_quiet_s=0.2, study_quiet_s=1),
     retries=Retries(first_s=0.2),
@@ -194,3 +203,39 @@ def test_fetched_over_dicomweb_and_stored_back_our_own_outputs_begin_nothing(pac
     finally:
         watching.end()
     assert (tmp_path / "log").read_text().split("\n")[:2] == [f"{study_uid(1)} 1 2", f"{study_uid(1)} 2 3"]
+
+
+@pytest.mark.long
+def test_five_minutes_of_the_page_are_as_they_are_written_there(tmp_path: Path) -> None:
+    """Its commands, word for word but for the ports; the result is in Orthanc and in the outbox."""
+    required("/usr/sbin/Orthanc", str(DICOMWEB_PLUGIN), "/usr/bin/curl")
+    ports = {old: str(free_port()) for old in ("4242", "8042", "11112")}
+    page = re.sub(r"\b(4242|8042|11112)\b", lambda found: ports[found[0]], (ROOT / "docs/pacs.md").read_text())
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "orthanc.json").write_text(next(text for language, text in blocks if language == "json"))
+    commands = next(text for language, text in blocks if not language)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        # `sleep` goes on where the page ends, so that what it has begun can be ended as one group.
+        shell = subprocess.Popen(["bash", "-c", f"{commands}\nexec sleep 600"], cwd=tmp_path, env=environment,
+                                 stdout=out, stderr=out, start_new_session=True)  # fmt: skip
+    server = Orthanc(tmp_path, int(ports["4242"]), int(ports["8042"]))
+    try:
+        deadline = time.monotonic() + 400
+        classes: set[str] = set()
+        while not (
+            {SegmentationStorage, Comprehensive3DSRStorage} <= classes and [*tmp_path.glob("out/*/report.json")]
+        ):
+            assert time.monotonic() < deadline, log.read_text(errors="replace")
+            time.sleep(1)
+            with suppress(OSError):
+                kept = [server.raw(f"/instances/{name}/file") for name in server.get("/instances")]
+                classes = {dcmread(BytesIO(file)).SOPClassUID for file in kept}
+    finally:
+        os.killpg(shell.pid, signal.SIGTERM)
+        shell.wait(60)
+    (report,) = tmp_path.glob("out/*/report.json")
+    assert json.loads(report.read_text())["findings"]
+    assert "  receiving " in log.read_text(errors="replace")  # what `imgpipe jobs list` said
