@@ -13,8 +13,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
-from typing import Any
+from itertools import groupby, product
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,11 +111,13 @@ def in_strip(
     total_KLAB, begun = first_view.zeros((first_view.outputs, 1 + first_view.layers, *first_view.across)), 0
     for view in views:
         view.open(total_KLAB[:, 1:] if view is first_view else None)
+    networks = [list(same) for _, same in groupby(views, key=lambda view: id(view.network))]
     low = [span[0] for span in strip]
     for end in layout.ends:
         depth = end - begun
+        for same in networks:
+            _advance(same, image_CXYZ, end, batch_size)
         for view in views:
-            view.advance(image_CXYZ, end, batch_size)
             for layer in range(0, depth, view.at_once):
                 layers = slice(layer, min(layer + view.at_once, depth))
                 found_KLAB = view.finished(layers, overlapping=overlapping)
@@ -132,6 +134,20 @@ def in_strip(
         for view in views:
             view.shift(depth)
         begun = end
+
+
+def _advance(views: Sequence[View], image_CXYZ: Any, end: int, batch_size: int) -> None:
+    """Ask for every tile that begins before a layer, after which all layers below it are finished.
+
+    All views are of one network. Their tiles go together: a small volume is one tile, seen through each flip.
+    """
+    due = [(view, start) for view in views for start in view.due(end)]
+    for at in range(0, len(due), batch_size):
+        tiles = due[at : at + batch_size]
+        for logits_KXYZ, (view, start) in zip(views[0].asked(image_CXYZ, tiles), tiles, strict=True):
+            view.add(logits_KXYZ, *view.where(start))
+        # An answer of many classes takes more than the network's own work; the next one needs its room.
+        del logits_KXYZ
 
 
 class _Asked:
@@ -181,9 +197,12 @@ class View(ABC):
     ----------
     at_once
         How many layers are best finished at a time.
+    network
+        What answers; views of one network share it.
     """
 
     at_once: int
+    network: Any
 
     def __init__(self, layout: Layout, strip: Strip, flip: tuple[int, ...], outputs: int) -> None:
         self.layout, self.strip, self.flip, self.outputs = layout, strip, flip, outputs
@@ -202,8 +221,8 @@ class View(ABC):
         """An array with its axes in another order, not copied."""
 
     @abstractmethod
-    def asked(self, image_CXYZ: Any, starts: Sequence[Size3]) -> Iterable[Any]:
-        """Logits (K, X, Y, Z) of each of some tiles, as they lie in the image."""
+    def asked(self, image_CXYZ: Any, tiles: Sequence[tuple[Self, Size3]]) -> Iterable[Any]:
+        """Logits (K, X, Y, Z) of each of some tiles, as they lie in the image; each is seen through its own view."""
 
     @abstractmethod
     def add(self, logits_KXYZ: Any, of_tile: Slices, of_open: Slices) -> None:
@@ -219,16 +238,11 @@ class View(ABC):
         self.weights_LAB = self.zeros(shape)
         self.sums_KLAB = self.zeros((self.outputs, *shape)) if sums_KLAB is None else sums_KLAB
 
-    def advance(self, image_CXYZ: Any, end: int, batch_size: int) -> None:
-        """Ask for every tile that begins before a layer, after which all layers below it are finished."""
+    def due(self, end: int) -> list[Size3]:
+        """The tiles that begin before a layer and were not asked for yet; they are taken as asked for now."""
         count = sum(start[self.layout.axis] < end for start in self._todo)
         due, self._todo = self._todo[:count], self._todo[count:]
-        for at in range(0, len(due), batch_size):
-            starts = due[at : at + batch_size]
-            for logits_KXYZ, start in zip(self.asked(image_CXYZ, starts), starts, strict=True):
-                self.add(logits_KXYZ, *self._where(start))
-            # An answer of many classes takes more than the network's own work; the next one needs its room.
-            del logits_KXYZ
+        return due
 
     def within(self, start: Size3) -> tuple[Slices, Slices]:
         """Which part of a tile lies in the image, and where in the image; beyond it a tile is 0."""
@@ -238,7 +252,7 @@ class View(ABC):
         inside = tuple(slice(low - first, high - first) for (low, high), first in zip(spans, start, strict=True))
         return inside, tuple(slice(*span) for span in spans)
 
-    def _where(self, start: Size3) -> tuple[Slices, Slices]:
+    def where(self, start: Size3) -> tuple[Slices, Slices]:
         """Which part of a tile is open, and where in what is open: (X, Y, Z) both."""
         bounds = list(self.strip)
         bounds[self.layout.axis] = (self._begun, self._begun + self.layers)
@@ -276,9 +290,9 @@ class _HostView(View):
         pool: ThreadPoolExecutor,
     ) -> None:
         super().__init__(layout, strip, flip, outputs)
-        self._asked, self._pool = asked, pool
+        self.network, self._pool = asked, pool
         self._weight_XYZ = gaussian(layout.patch)
-        self._mirror = tuple(slice(None, None, -1 if axis in flip else 1) for axis in range(3))
+        self.mirror = tuple(slice(None, None, -1 if axis in flip else 1) for axis in range(3))
 
     def zeros(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         return np.zeros(shape, dtype=np.float32)
@@ -286,13 +300,15 @@ class _HostView(View):
     def turned(self, array: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
         return array.transpose(axes)
 
-    def asked(self, image_CXYZ: NDArray[np.float32], starts: Sequence[Size3]) -> Iterator[NDArray[np.float32]]:
-        tiles = np.zeros((len(starts), len(image_CXYZ), *self.layout.patch), dtype=np.float32)
-        for tile_CXYZ, start in zip(tiles, starts, strict=True):
-            of_tile, of_image = self.within(start)
-            tile_CXYZ[:, *self._mirror][:, *of_tile] = image_CXYZ[:, *of_image]
-        for logits_KXYZ in self._asked(tiles):
-            yield logits_KXYZ[:, *self._mirror]
+    def asked(
+        self, image_CXYZ: NDArray[np.float32], tiles: Sequence[tuple[Self, Size3]]
+    ) -> Iterator[NDArray[np.float32]]:
+        seen_NCXYZ = np.zeros((len(tiles), len(image_CXYZ), *self.layout.patch), dtype=np.float32)
+        for seen_CXYZ, (view, start) in zip(seen_NCXYZ, tiles, strict=True):
+            of_tile, of_image = view.within(start)
+            seen_CXYZ[:, *view.mirror][:, *of_tile] = image_CXYZ[:, *of_image]
+        for logits_KXYZ, (view, _) in zip(self.network(seen_NCXYZ), tiles, strict=True):
+            yield logits_KXYZ[:, *view.mirror]
             del logits_KXYZ
 
     def add(self, logits_KXYZ: NDArray[np.float32], of_tile: Slices, of_open: Slices) -> None:

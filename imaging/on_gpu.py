@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Self
 
 import numpy as np
 import torch
@@ -155,9 +156,9 @@ class _DeviceView(View):
 
     def __init__(self, engine: TorchEngine, layout: Layout, strip: Strip, flip: tuple[int, ...], outputs: int) -> None:
         super().__init__(layout, strip, flip, outputs)
-        self._engine, self._device = engine, engine.device
+        self.network, self._device = engine, engine.device
         self._weight_XYZ = torch.from_numpy(gaussian(layout.patch)).to(self._device)
-        self._mirrored = [axis - 3 for axis in flip]
+        self.mirrored = [axis - 3 for axis in flip]
 
     def zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros(shape, device=self._device)
@@ -165,17 +166,17 @@ class _DeviceView(View):
     def turned(self, array: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         return array.permute(axes)
 
-    def asked(self, image_CXYZ: torch.Tensor, starts: Sequence[Size3]) -> Iterator[torch.Tensor]:
-        tiles = self.zeros((len(starts), len(image_CXYZ), *self.layout.patch))
-        for tile_CXYZ, start in zip(tiles, starts, strict=True):
-            of_tile, of_image = self.within(start)
-            tile_CXYZ[:, *of_tile] = image_CXYZ[:, *of_image]
-        if self._mirrored:
-            tiles = tiles.flip(self._mirrored)
+    def asked(self, image_CXYZ: torch.Tensor, tiles: Sequence[tuple[Self, Size3]]) -> Iterator[torch.Tensor]:
+        seen_NCXYZ = self.zeros((len(tiles), len(image_CXYZ), *self.layout.patch))
+        for seen_CXYZ, (view, start) in zip(seen_NCXYZ, tiles, strict=True):
+            of_tile, of_image = view.within(start)
+            seen_CXYZ[:, *of_tile] = image_CXYZ[:, *of_image]
+            if view.mirrored:
+                seen_CXYZ.copy_(seen_CXYZ.flip(view.mirrored))
         flat = self.layout.patch[ACROSS] == 1
-        logits = self._engine.logits(tiles[..., 0] if flat else tiles)
-        logits = logits[..., None] if flat else logits
-        yield from logits.flip(self._mirrored) if self._mirrored else logits
+        logits = self.network.logits(seen_NCXYZ[..., 0] if flat else seen_NCXYZ)
+        for logits_KXYZ, (view, _) in zip(logits[..., None] if flat else logits, tiles, strict=True):
+            yield logits_KXYZ.flip(view.mirrored) if view.mirrored else logits_KXYZ
 
     def add(self, logits_KXYZ: torch.Tensor, of_tile: Slices, of_open: Slices) -> None:
         axis, weight = self.layout.axis, self._weight_XYZ[of_tile]

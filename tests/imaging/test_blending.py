@@ -131,6 +131,24 @@ def test_what_goes_wrong_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) 
 # ------------------------------------------------------------------------------------------------------------------ air
 
 
+def test_mirrored_tiles_of_a_network_go_with_the_others() -> None:
+    config = Predict(patch=(8, 8, 8), flip_axes=(0, 1), batch_size=3)
+    asked: list[tuple[int, int]] = []
+
+    def ask_by(member: int) -> Ask:
+        def ask(tiles: Array) -> Array:
+            asked.append((member, len(tiles)))
+            return np.zeros((len(tiles), 3, 8, 8, 8), dtype=np.float32)
+
+        return ask
+
+    image = np.zeros((1, 7, 8, 5), dtype=np.float32)
+    blocks = blocks_of([ask_by(0), ask_by(1)], image, layout_of(config, (7, 8, 5)), outputs=3, overlapping=False,
+                       batch_size=3)  # fmt: skip
+    assert len(list(blocks)) == 1
+    assert asked == [(0, 3), (0, 1), (1, 3), (1, 1)]
+
+
 def body_in_air(shape: tuple[int, ...] = (40, 24, 24)) -> Array:
     image = np.full((1, *shape), -1.5, np.float32)
     image[0, :9, 5:15, 5:15] = np.random.default_rng(0).random((9, 10, 10))
