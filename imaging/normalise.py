@@ -109,6 +109,8 @@ def _moments(values: NDArray[Any]) -> tuple[float, float]:
         part -= own
         apart, whole = own - mean, count + part.size
         mean += apart * part.size / whole
-        squares += float(np.dot(part, part)) + apart * apart * count * part.size / whole
+        # Not a dot product: the threads of a BLAS go on spinning for 30 ms, on the cores that the network wants next.
+        np.multiply(part, part, out=part)
+        squares += float(part.sum()) + apart * apart * count * part.size / whole
         count = whole
     return mean, float(np.sqrt(squares / count)) if count else 0.0
