@@ -24,7 +24,11 @@ _ELSEWHERE = re.compile(
     r"|heart|cardi|spin(?:e|al)(?![a-z])|cervic|lumb[ao]|sacr(?:um|al|o)|abdo|abdpel|(?<![a-z])abd(?![a-z])|pelvi"
     r"|(?<![a-z])(?:liver|uter[ui]|colon|rect(?:um|al)|testi[sc])|hepat|biliar|gallbladder|pancrea|spleen|kidney|renal"
     r"|bladder|prostat|ovar|bowel|breast|mammo|scrot|shoulder|clavic|humer|elbow|forearm|wrist|finger|femur|thigh|knee"
-    r"|(?<![a-z])(?:hand|hip|leg|toe)s?(?![a-z])|tibia|ankle|foot|feet|extremit|whole ?body",
+    r"|(?<![a-z])(?:hand|hip|leg|toe)s?(?![a-z])|tibia|ankle|foot|feet|extremit|whole ?body"
+    r"|cereb|mandib|maxilla|mastoid|zygoma|parotid|laryn|pharyn|stomach|duoden|jejun|intestin|ureter|urethr|vagin"
+    r"|vulva|penis|groin|inguin|buttock|coccyx|calcane|patell|upper (?:arm|limb)|lower limb"
+    r"|(?<![a-z])(?:ear|eye|eyelid|jaw|tmj|kub|nose|mouth|tongue|cornea|cheek|scalp|anus|ileum|ilium|calf|thumb|limb"
+    r"|radius|ulna)s?(?![a-z])",
     re.I,
 )
 # Mammography, teeth, eyes.

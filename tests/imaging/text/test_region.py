@@ -42,6 +42,11 @@ def test_a_text_says_itself_what_it_is_of(text: str, expected: str | None) -> No
         ({"body_part": "CHESTABDPELVIS"}, "elsewhere"),
         ({"body_part": "TSPINE"}, "elsewhere"),
         ({"body_part": "HEART"}, "elsewhere"),  # its edema is none of the lung
+        ({"body_part": "STOMACH"}, "elsewhere"),
+        ({"body_part": "JAW"}, "elsewhere"),
+        ({"body_part": "CEREBRAL"}, "elsewhere"),
+        ({"body_part": "KUB"}, "elsewhere"),
+        ({"description": "Chest, linear reformat, early phase"}, "chest"),  # no ear
         ({"body_part": "ABDOMEN", "description": "Chest 5 mm"}, "elsewhere"),
         ({"body_part": "SUPINE", "description": "Lung 1.0 B60f"}, "chest"),
         ({"description": "hippo_crop"}, "elsewhere"),
