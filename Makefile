@@ -26,15 +26,17 @@ lint: $(VENV)/installed-test  ## Linters and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tests in two halves, on two cores, the longest first; no part is left out because another has failed.
+# The tests in two halves, on two cores, the longest first; no part is left out because another has failed. What is not
+# in the first is in the second.
+VERBS := tests/pipelines/test_*.py
 test: $(VENV)/installed-test  ## Linters, the type checker and all tests
 	$(MAKE) --no-print-directory --keep-going --jobs=2 test-verbs lint test-rest
 
 test-verbs: $(VENV)/installed-test  ## The half of the tests that calls the verbs
-	$(BIN)/pytest -p no:cacheprovider tests/pipelines/test_*.py
+	$(BIN)/pytest -p no:cacheprovider $(VERBS)
 
 test-rest: $(VENV)/installed-test  ## All other tests
-	$(BIN)/pytest -p no:cacheprovider --ignore-glob='tests/pipelines/test_*.py'
+	$(BIN)/pytest -p no:cacheprovider --ignore-glob='$(VERBS)'
 
 test-long: $(VENV)/installed-test  ## Tests that take minutes: runs killed at random moments, and continued
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -23,7 +24,7 @@ from imaging.config import (
     TextConfig,
     load_any,
 )
-from imaging.errors import CheckpointCorrupt, DuplicateName, UnknownCheckpoint, WrongTask
+from imaging.errors import CheckpointCorrupt, ConfigInvalid, DuplicateName, UnknownCheckpoint, UnknownKey, WrongTask
 from imaging.files import sha256_of, shipped, staged_folder, write_whole
 
 if TYPE_CHECKING:
@@ -290,8 +291,10 @@ def open_texts() -> tuple[list[TextCheckpoint], list[CheckpointCorrupt]]:
     checkpoints, unusable = [], []
     for folder in shipped_checkpoints():
         try:
-            if task_of(folder) == "text":
-                checkpoints.append(open_text(folder))
+            with suppress(ConfigInvalid, UnknownKey):  # what cannot be read is told by its checksums
+                if task_of(folder) != "text":
+                    continue
+            checkpoints.append(open_text(folder))
         except CheckpointCorrupt as error:
             unusable.append(error)
     return checkpoints, unusable

@@ -19,6 +19,7 @@ from imaging.checkpoint import (
     find_checkpoint,
     open_checkpoints,
     open_fusion,
+    open_shipped,
     open_text,
     open_texts,
     task_of,
@@ -88,10 +89,16 @@ def choose(names: Sequence[str]) -> Chosen:
     if len(fusions) > 1:
         raise DuplicateName("fusion", seen=f"{len(fusions)} fusions are named, and a study is fused once")
     texts = [open_text(find_checkpoint(name)) for name in by_task.pop("text", [])]
+    named = [name for names in by_task.values() for name in names]
+    fusion = fusions[0] if fusions else None
+    if not named and not texts:
+        # Together, so that each is verified once, and told once where it is damaged.
+        shipped, unusable = open_shipped()
+        images = [one for one in shipped if isinstance(one, Checkpoint)]
+        texts = [one for one in shipped if isinstance(one, TextCheckpoint)]
+        return Chosen(tuple(images), False, tuple(texts), fusion, tuple(unusable))
+    images, unusable = open_checkpoints(named)
     unread: list[CheckpointCorrupt] = []
     if not texts:
         texts, unread = open_texts()
-    named = [name for names in by_task.values() for name in names]
-    images, unusable = open_checkpoints(named)
-    fusion = fusions[0] if fusions else None
     return Chosen(tuple(images), bool(named), tuple(texts), fusion, (*unusable, *unread))

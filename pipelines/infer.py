@@ -77,8 +77,8 @@ class Listed:
     ----------
     sources
         The studies.
-    unusable, doubles
-        Checkpoints that were left out, with the parts of results that were removed, and files that cannot be told apart
+    unusable, removed, doubles
+        Checkpoints that were left out, parts of results that a killed run had left, and files that cannot be told apart
         by their outputs.
     scan
         What was found; it keeps the files of archives, without which the sources cannot be read.
@@ -86,6 +86,7 @@ class Listed:
 
     sources: tuple[Source, ...]
     unusable: tuple[ImagingError, ...]
+    removed: tuple[PartRemoved, ...]
     doubles: tuple[DuplicateName, ...]
     scan: Scan
 
@@ -98,7 +99,7 @@ class Listed:
     ) -> Inferred:
         """What became of the call; `beside` are further refusals that are of no study."""
         stale = stale_results(out, [error.subject.removeprefix("study ") for error in self.scan.refused])
-        refused = (*self.unusable, *self.scan.refused, *self.doubles, *stale, *beside)
+        refused = (*self.unusable, *self.removed, *self.scan.refused, *self.doubles, *stale, *beside)
         return Inferred(tuple(results), refused, stages)
 
 
@@ -289,14 +290,14 @@ class Inference:
         if text is None and text_role is not None:
             raise TextRole("text_role", seen=f"{text_role}, and no text", remedy="Give the text with --text FILE")
         _check_writable(out)
-        left = tuple(PartRemoved(part, seen="what a run that was killed has left") for part in sweep_folder(out))
+        removed = tuple(PartRemoved(part, seen="what a run that was killed has left") for part in sweep_folder(out))
         with stage("scan"):
             inputs, texts = _with_texts(gather(paths, leave_out=out), paths, named=text)
             sources, doubles = _sources(inputs, self.checkpoints, named=self._named, policy=self._policy)
             sources = [_told(source, texts.get(source.entry.uid)) for source in sources]
             if text is not None:
                 sources = [_with_text(sources, inputs, text, text_role)]
-        return Listed(tuple(sources), (*self._unusable, *left), tuple(doubles), inputs.scan)
+        return Listed(tuple(sources), self._unusable, removed, tuple(doubles), inputs.scan)
 
 
 def _opened(

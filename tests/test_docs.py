@@ -105,3 +105,11 @@ def test_readme_says_what_every_extra_is_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = set(re.findall(r"imgpipe\[([a-z0-9]+)\]", (ROOT / "README.md").read_text()))
     assert named == set(project["optional-dependencies"]) - {"test"}
+
+
+def test_readme_names_what_is_for_tests_only() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["test"]
+    names = {re.split(r"[\[>]", package)[0] for package in extra} - {"imgpipe"}
+    readme = (ROOT / "README.md").read_text()
+    assert len(names) > 10
+    assert {name for name in names if name not in readme and not name.startswith("pylibjpeg-")} == set()

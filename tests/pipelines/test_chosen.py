@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imaging.checkpoint import CARD, METRICS, SUMS, find_checkpoint
+from imaging import checkpoint as checkpoints
+from imaging.checkpoint import CARD, CONFIG, METRICS, SUMS, find_checkpoint
 from imaging.files import sha256_of
 from pipelines.chosen import choose
 from pipelines.infer import Inference
@@ -44,3 +45,29 @@ def test_another_card_is_the_same_checkpoint(tmp_path: Path) -> None:
     before = choose([str(whole)]).digests()
     rewrite(whole, CARD, "# Said in other words\n")
     assert choose([str(whole)]).digests() == before
+
+
+@pytest.mark.parametrize("file", [CONFIG, METRICS])
+def test_a_damaged_reader_of_texts_is_left_out_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    films = str(find_checkpoint("chest_xray"))
+    (copied(tmp_path / "request_text", "request_text") / file).write_text("task: [")
+    monkeypatch.setattr(checkpoints, "shipped", lambda _kind: tmp_path)
+    for names in ((), (films,)):
+        chosen = choose(names)
+        assert (len(chosen.images), chosen.texts) == (len(names), ())
+        assert [error.code for error in chosen.unusable] == ["checkpoint_corrupt"]
+
+
+def test_of_what_ships_each_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    verified = checkpoints._opened
+
+    def opening(folder: Path) -> object:
+        opened.append(folder.name)
+        return verified(folder)
+
+    monkeypatch.setattr(checkpoints, "_opened", opening)
+    chosen = choose(())
+    assert sorted(opened) == sorted(one.name for one in (*chosen.images, *chosen.texts))
