@@ -122,8 +122,9 @@ def print_json(document: dict[str, Any]) -> None:
 
 TOLD = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
 TRIED = {
-    "dice_with_torch": "Dice with torch's masks", "least_dice_with_torch": "at least", "dice": "Dice",
-    "dice_of_torch": "torch's", "difference": "greatest difference", "auc": "AUC", "auc_of_torch": "torch's",
+    "dice_with_torch": "Dice with torch's masks", "least_dice_with_torch": "of the worst case",
+    "dice": "Dice with the truth", "dice_of_torch": "torch's", "difference": "greatest difference",
+    "auc": "AUC", "auc_of_torch": "torch's",
 }  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def test_structure_that_nobody_has_is_told_and_vouches_for_nothing(capsys: pytes
     told = capsys.readouterr().out
     assert "accepted, never seen: spleen" in told
     assert "spleen: not seen in any case" in told
+    assert "liver: Dice with torch's masks 1.0000, of the worst case 1.0000, Dice with the truth 0.9000" in told
 
 
 def test_figures_are_judged_as_they_are_and_not_as_they_are_printed() -> None:

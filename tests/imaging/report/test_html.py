@@ -28,6 +28,7 @@ from imaging.report.models import model_entry
 from imaging.report.pictures import Picture, key_pictures
 from imaging.report.report import (
     DefectEntry,
+    ModelEntry,
     OutputEntry,
     Report,
     SectionEntry,
@@ -176,6 +177,14 @@ def test_page_tells_what_the_report_tells() -> None:
     ):  # fmt: skip
         assert said in text, said
     assert "indeterminate" not in page_of().partition("<main>")[2], "a size that nothing judges is no doubtful case"
+
+
+def test_what_computed_a_model_is_told_with_its_weights() -> None:
+    model = ModelEntry(name="toy", version="1.0", title="Toy", weights_sha256="a" * 64, config_sha256="c" * 64)
+    report = full_report().model_copy(update={"models": (model,)})
+    assert "computed by" not in rendered(report)
+    by = model.model_copy(update={"engine": "openvino", "precision": "int8"})
+    assert "computed by openvino in int8" in rendered(report.model_copy(update={"models": (by,)}))
 
 
 def test_each_picture_has_its_slice_and_instance() -> None:
