@@ -59,7 +59,8 @@ class OpenVinoEngine:
                 begun.callback(self._end, request)
             for number in range(len(tiles)):
                 request = self._requests[number % self.batch]
-                request.wait()
+                if number >= self.batch:
+                    request.wait()
                 # Read and written where they lie: an answer of many classes is not copied.
                 request.set_output_tensor(runtime().Tensor(logits[number : number + 1], shared_memory=True))
                 request.start_async(tiles[number : number + 1], share_inputs=True)
@@ -67,5 +68,7 @@ class OpenVinoEngine:
 
     def _end(self, request: openvino.InferRequest) -> None:
         """Wait for a request, which then holds on to no answer."""
-        request.wait()
-        request.set_output_tensor(self._nowhere)
+        try:
+            request.wait()
+        finally:
+            request.set_output_tensor(self._nowhere)

@@ -117,6 +117,40 @@ def test_answer_that_is_let_go_takes_no_memory() -> None:
         assert held() is None
 
 
+def test_call_that_failed_leaves_the_engine_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = runtime.runtime()
+    tile = openvino.opset13.parameter([1, 1, 4, 4, 4], np.float32)
+    engine = OpenVinoEngine(openvino.Model([openvino.opset13.relu(tile)], [tile]), precision="fp32")
+
+    class Failing:
+        """A request that failed, and says so whenever it is waited for until it is begun again."""
+
+        def __init__(self, request: Any) -> None:
+            self.request, self.failed = request, True
+
+        def start_async(self, *inputs: Any, **options: Any) -> None:
+            if not self.failed:
+                self.request.start_async(*inputs, **options)
+
+        def wait(self) -> None:
+            if self.failed:
+                raise RuntimeError("out of memory")
+            self.request.wait()
+
+        def set_output_tensor(self, tensor: Any) -> None:
+            self.request.set_output_tensor(tensor)
+
+    failing = Failing(engine._requests[0])
+    monkeypatch.setattr(engine, "_requests", [failing, *engine._requests[1:]])
+    asked = np.full((1, 1, 4, 4, 4), 2, dtype=np.float32)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine(asked)
+    start = failing.request.start_async
+    monkeypatch.setattr(failing, "start_async", lambda *given, **options: (setattr(failing, "failed", False),
+                                                                           start(*given, **options)))  # fmt: skip
+    np.testing.assert_array_equal(engine(asked), asked)
+
+
 def test_classifiers_embedding_comes_behind_its_logits(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     torch.manual_seed(0)
